@@ -1,0 +1,132 @@
+"""The state of a pruner as plain numbers and tensors, which ``torch.load(weights_only=True)`` accepts.
+
+Masks travel as bits, pruned-away values as one tensor a parameter. A state is checked as a whole before any of it is
+used, so that a damaged one never leaves a model half restored.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.errors import CheckpointError
+from lightning_prune.plan import PrunedParameter
+
+__all__ = ["FORMAT_VERSION", "ParameterState", "dump_state", "parse_state"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """What is remembered of one pruned parameter.
+
+    Attributes:
+        sparsity: Fraction of zeros that the schedule asked for last.
+        mask: Bytes 0 and 1 that broadcast over the weight.
+        pruned_values: Dense values where the mask is 0, in its order; None if they are forgotten or all zero.
+    """
+
+    sparsity: float
+    mask: Tensor
+    pruned_values: Tensor | None
+
+
+def dump_state(step_count: int, parameters: Sequence[tuple[PrunedParameter, ParameterState]]) -> dict[str, Any]:
+    """Turn the state of a pruner into plain values."""
+    entries = {one.name: _dump_parameter(one, state) for one, state in parameters}
+    return {"version": FORMAT_VERSION, "step_count": step_count, "parameters": entries}
+
+
+def parse_state(
+    state: Mapping[str, Any], parameters: Sequence[PrunedParameter], *, allow_config_change: bool = False
+) -> tuple[int, list[ParameterState]]:
+    """Check a state against the parameters that it must fit, and read it.
+
+    Args:
+        state: What :func:`dump_state` gave.
+        parameters: The parameters that are pruned now.
+        allow_config_change: Accept that a rule (a target, a schedule) differs from the one that the state was saved
+            with; names and shapes must fit all the same.
+
+    Returns:
+        The step count, and one :class:`ParameterState` for each of ``parameters``.
+
+    Raises:
+        CheckpointError: The state is damaged, of an unknown version, or belongs to another model or configuration.
+    """
+    try:
+        version, step_count, entries = state["version"], int(state["step_count"]), dict(state["parameters"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The pruning state is damaged: {error!r} while reading it.") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"The pruning state has format version {version}, this version of lightning_prune reads {FORMAT_VERSION}. "
+            "Load it with the version that wrote it."
+        )
+    names = [one.name for one in parameters]
+    lost, new = [name for name in entries if name not in names], [name for name in names if name not in entries]
+    if lost or new:
+        parts = [f"the checkpoint pruned {', '.join(lost)}, which are not pruned now"] if lost else []
+        parts += [f"{', '.join(new)} are pruned now, but were not in the checkpoint"] if new else []
+        raise CheckpointError(
+            f"The pruning state belongs to another model or configuration: {'; '.join(parts)}. Resume with the model and "
+            "rules of the checkpoint, or load only its weights and start a new fit, which continues from their sparsity."
+        )
+    if not allow_config_change:
+        for one in parameters:
+            _check_rule(one, entries[one.name])
+    return step_count, [_parse_parameter(one, entries[one.name]) for one in parameters]
+
+
+def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, Any]:
+    packed = torch.from_numpy(np.packbits(state.mask.cpu().contiguous().numpy().reshape(-1)))
+    values = None if state.pruned_values is None else state.pruned_values.cpu()
+    return {
+        "shape": list(one.shape),
+        "rule": json.dumps(one.config.as_dict(), default=repr),
+        "sparsity": state.sparsity,
+        "mask": packed,
+        "mask_shape": list(state.mask.shape),
+        "pruned_values": values,
+        "digest": _digest(packed, values),
+    }
+
+
+def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any]) -> ParameterState:
+    try:
+        if list(entry["shape"]) != list(one.shape):
+            raise CheckpointError(
+                f"{one.name} has shape {list(entry['shape'])} in the pruning state and {list(one.shape)} in the model. "
+                "Resume with the model of the checkpoint."
+            )
+        packed, values, shape = entry["mask"], entry["pruned_values"], tuple(entry["mask_shape"])
+        if _digest(packed, values) != entry["digest"]:
+            raise CheckpointError(f"The pruning state of {one.name} is damaged: its digest does not fit its content.")
+        count = int(np.prod(shape, dtype=np.int64))
+        mask = torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).reshape(shape)
+        return ParameterState(float(entry["sparsity"]), mask, values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"The pruning state of {one.name} is damaged: {error!r} while reading it.") from error
+
+
+def _check_rule(one: PrunedParameter, entry: Mapping[str, Any]) -> None:
+    before, now = json.loads(entry.get("rule", "{}")), json.loads(json.dumps(one.config.as_dict(), default=repr))
+    for field in now:
+        if before.get(field) != now[field]:
+            raise CheckpointError(
+                f"{one.name}: {field} was {before.get(field)} in the checkpoint and is {now[field]} now. Resume with the "
+                "configuration of the checkpoint, or pass allow_config_change=True to go on by the new one."
+            )
+
+
+def _digest(packed: Tensor, values: Tensor | None) -> int:
+    digest = zlib.crc32(packed.numpy().tobytes())
+    return digest if values is None else zlib.crc32(values.contiguous().view(torch.uint8).numpy().tobytes(), digest)

@@ -1,0 +1,446 @@
+"""Configuration: what is pruned, how, and by which schedule. Every value is checked when it is set.
+
+Three levels, the nearer wins: ``module_name_configs`` (regular expressions that match whole names) over
+``module_type_configs`` over ``global_config``. ``None`` at any level leaves what it matches dense.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast, get_args
+
+import yaml
+from torch import nn
+
+from lightning_prune.errors import ConfigError
+from lightning_prune.masks import Granularity
+from lightning_prune.schedules import ConstantSparsityScheduler, PolynomialDecayScheduler, PruningScheduler
+
+__all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "did_you_mean", "load_config"]
+
+_Leaf = TypeVar("_Leaf", bound="ModuleMagnitudePrunerConfig")
+
+
+@dataclass
+class ModuleMagnitudePrunerConfig:
+    """How the weights that one rule matches are pruned.
+
+    Args:
+        scheduler: When and how far. A :class:`~lightning_prune.schedules.PruningScheduler`, or a dict of its arguments:
+            ``{"update_steps": [3, 5, 7], "power": 3}``, ``{"begin": 0.1, "end": 0.6, "frequency": 100}``,
+            ``{"begin_step": 100}``, ``{"class_path": "my.Schedule", "init_args": {...}}``.
+        initial_sparsity: Fraction of zeros in [0, 1] that holds from ``prepare`` on.
+        target_sparsity: Fraction of zeros in [0, 1] at the end of the schedule. With ``n_m_ratio`` it is ``n / m``.
+        granularity: What is zeroed as one: ``"per_scalar"``, ``"per_kernel"`` (rank 3 and more: one input channel of
+            one output channel) or ``"per_channel"`` (rank 3 and more: one output channel).
+        block_size: Consecutive output channels zeroed together; at most half of them. 1 is no blocks.
+        n_m_ratio: ``(n, m)``: of every ``m`` weights along ``dim``, **n are zero**. Excludes blocks, other
+            granularities and an initial sparsity.
+        dim: Dimension of the groups of ``m``: 1 (input channels) or 0 (output channels).
+        param_name: The parameter of the module that is pruned; a regular expression may match several whole names
+            (``"weight_(ih|hh)_l0"`` of an LSTM).
+
+    Raises:
+        ConfigError: A value, or two values together, cannot work. Raised by a later assignment too.
+
+    Example:
+        >>> config = ModuleMagnitudePrunerConfig({"update_steps": "range(100, 500, 100)"}, target_sparsity=0.75)
+        >>> config.scheduler.update_steps
+        (100, 200, 300, 400)
+    """
+
+    scheduler: PruningScheduler | Mapping[str, Any] = field(default_factory=lambda: ConstantSparsityScheduler(0))
+    initial_sparsity: float = 0.0
+    target_sparsity: float = 0.5
+    granularity: Granularity = "per_scalar"
+    block_size: int = 1
+    n_m_ratio: tuple[int, int] | None = None
+    dim: int = 1
+    param_name: str = "weight"
+
+    def __post_init__(self) -> None:
+        """Check and settle the values, then watch over later assignments."""
+        settle = self.__dict__
+        if isinstance(self.scheduler, Mapping):
+            settle["scheduler"] = _build_scheduler(self.scheduler)
+        if self.n_m_ratio is not None:
+            settle["n_m_ratio"] = _pair(self.n_m_ratio)
+        self._check_values()
+        self._check_together()
+        settle["initial_sparsity"] = float(self.initial_sparsity)
+        settle["target_sparsity"] = float(self.target_sparsity)
+        if self.n_m_ratio is not None:
+            settle["target_sparsity"] = self.n_m_ratio[0] / self.n_m_ratio[1]
+        settle["_is_checked"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_is_checked"):
+            if name not in self.__dataclass_fields__:
+                raise ConfigError(f"{name} is not a setting.{did_you_mean(name, self.__dataclass_fields__)}")
+            value = getattr(replace(self, **{name: value}), name)  # the constructor checks
+        super().__setattr__(name, value)
+
+    def _check_values(self) -> None:
+        if not isinstance(self.scheduler, PruningScheduler):
+            raise ConfigError(
+                f"scheduler must be a PruningScheduler or a dict of its arguments, got {self.scheduler!r}. "
+                "Write PolynomialDecayScheduler(update_steps=[...])."
+            )
+        for name in ("initial_sparsity", "target_sparsity"):
+            _check_fraction(name, getattr(self, name))
+        allowed = get_args(Granularity)
+        if self.granularity not in allowed:
+            raise ConfigError(f"granularity must be one of {', '.join(allowed)}, got {self.granularity!r}.")
+        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 1:
+            raise ConfigError(
+                f"block_size must be a whole number of output channels of at least 1, got {self.block_size!r}. "
+                "Write 1 for no blocks."
+            )
+        if self.dim not in (0, 1) or isinstance(self.dim, bool):
+            raise ConfigError(f"dim must be 0 (output channels) or 1 (input channels), got {self.dim!r}.")
+        try:
+            re.compile(self.param_name)
+        except (re.error, TypeError) as error:
+            raise ConfigError(
+                f'param_name must be the name of a parameter such as "weight", got {self.param_name!r}: {error}.'
+            ) from error
+
+    def _check_together(self) -> None:
+        if self.n_m_ratio is None:
+            return
+        ratio = f"n_m_ratio={self.n_m_ratio}"
+        if self.block_size > 1:
+            raise ConfigError(f"block_size must be 1 with {ratio}, got {self.block_size}. Leave one of the two out.")
+        if self.granularity != "per_scalar":
+            raise ConfigError(f'granularity must be "per_scalar" with {ratio}, got {self.granularity!r}.')
+        if self.initial_sparsity != 0.0:
+            raise ConfigError(f"initial_sparsity must be 0.0 with {ratio}, got {self.initial_sparsity}.")
+        n, m = self.n_m_ratio
+        if self.target_sparsity not in (_DEFAULT_TARGET, n / m):
+            raise ConfigError(
+                f"target_sparsity is {n / m:g} by {ratio}, got {self.target_sparsity}. Leave one of the two out."
+            )
+
+    @property
+    def schedule(self) -> PruningScheduler:
+        """The scheduler, by its type: a dict was turned into one when the configuration was built."""
+        return cast(PruningScheduler, self.scheduler)
+
+    @classmethod
+    def from_dict(cls: type[_Leaf], config: Mapping[str, Any]) -> _Leaf:
+        """Build from plain values; an unknown key is a ConfigError."""
+        _check_keys(config, (entry.name for entry in fields(cls)))
+        return cls(**config)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the values as plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        values["scheduler"] = _describe_scheduler(self.schedule)
+        if self.n_m_ratio is not None:
+            values["n_m_ratio"] = list(self.n_m_ratio)
+        return values
+
+
+_DEFAULT_TARGET = 0.5
+_Rule = ModuleMagnitudePrunerConfig | None
+
+
+@dataclass(eq=False)
+class MagnitudePrunerConfig:
+    """What of a model is pruned, and how.
+
+    Args:
+        global_config: For every Linear, Conv1d, Conv2d and Conv3d that no other rule matches. None leaves them dense.
+        module_type_configs: By class, or by name of a class (``"Conv2d"``, ``"my.package.Layer"``); subclasses match
+            too, the nearest class first. None leaves the type dense.
+        module_name_configs: By regular expression that matches the whole name of a module. None leaves it dense.
+
+    With no rule at all, ``global_config`` is a default :class:`ModuleMagnitudePrunerConfig`. Values may be dicts.
+
+    Raises:
+        ConfigError: A key or a value cannot work; the message starts with its path.
+
+    Example:
+        >>> config = MagnitudePrunerConfig.from_dict({
+        ...     "global_config": {"scheduler": {"update_steps": [3, 5, 7]}, "target_sparsity": 0.75},
+        ...     "module_name_configs": {"head": None},
+        ... })
+        >>> config.get_module_config("head", nn.Linear(4, 2)) is None
+        True
+        >>> config.get_module_config("body.0", nn.Linear(4, 2)).target_sparsity
+        0.75
+    """
+
+    global_config: _Rule = None
+    module_type_configs: dict[type[nn.Module] | str, _Rule] = field(default_factory=dict)
+    module_name_configs: dict[str, _Rule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the rules."""
+        types, names = self.module_type_configs or {}, self.module_name_configs or {}
+        for level, rules in (("module_type_configs", types), ("module_name_configs", names)):
+            if not isinstance(rules, Mapping):
+                raise ConfigError(f"{level} must be a dict of rules, got {rules!r}.")
+        self.module_type_configs, self.module_name_configs = {}, {}
+        self.set_global(self.global_config)
+        for key, rule in types.items():
+            self.set_module_type(key, rule)
+        for key, rule in names.items():
+            self.set_module_name(key, rule)
+        if self.global_config is None and not types and not names:
+            self.global_config = ModuleMagnitudePrunerConfig()
+
+    def set_global(self, global_config: _Rule | Mapping[str, Any]) -> MagnitudePrunerConfig:
+        """Set the rule for supported modules that no other rule matches; returns self."""
+        self.global_config = _build_rule(global_config, "global_config")
+        return self
+
+    def set_module_type(
+        self, object_type: type[nn.Module] | str, opt_config: _Rule | Mapping[str, Any]
+    ) -> MagnitudePrunerConfig:
+        """Set the rule for a class of modules, or for the name of one; returns self."""
+        if not isinstance(object_type, (str, type)):
+            raise ConfigError(f"module_type_configs is keyed by classes or their names, got {object_type!r}.")
+        for other in self.module_type_configs:
+            if other != object_type and _type_name(other) == _type_name(object_type):
+                del self.module_type_configs[other]  # the same type, spelled the other way: the later rule holds
+                break
+        path = f'module_type_configs["{_type_name(object_type)}"]'
+        self.module_type_configs[object_type] = _build_rule(opt_config, path)
+        return self
+
+    def set_module_name(self, module_name: str, opt_config: _Rule | Mapping[str, Any]) -> MagnitudePrunerConfig:
+        """Set the rule for modules whose whole name matches a regular expression; returns self."""
+        path = f'module_name_configs["{module_name}"]'
+        try:
+            re.compile(module_name)
+        except (re.error, TypeError) as error:
+            raise ConfigError(
+                f"{path}: the name must be a regular expression, got {module_name!r}: {error}."
+            ) from error
+        self.module_name_configs[module_name] = _build_rule(opt_config, path)
+        return self
+
+    def match(self, name: str, module: nn.Module) -> tuple[str, _Rule] | None:
+        """Find the rule for a module.
+
+        Returns:
+            The path of the rule (``'module_name_configs["head"]'``, ``"global_config"``) and what it says;
+            None where no rule by name or type matches and ``global_config`` is not set.
+        """
+        for pattern, rule in self.module_name_configs.items():
+            if re.fullmatch(pattern, name):
+                return f'module_name_configs["{pattern}"]', rule
+        for cls in type(module).__mro__:
+            for key in (cls, cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
+                if key in self.module_type_configs:
+                    return f'module_type_configs["{_type_name(key)}"]', self.module_type_configs[key]
+        return None if self.global_config is None else ("global_config", self.global_config)
+
+    def get_module_config(self, name: str, module: nn.Module) -> _Rule:
+        """Give what the nearest rule says of a module; None is dense."""
+        found = self.match(name, module)
+        return None if found is None else found[1]
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> MagnitudePrunerConfig:
+        """Build from nested plain values; an unknown key is a ConfigError that names the nearest known one."""
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"A configuration must be a dict, got {config!r}.")
+        _check_keys(config, (entry.name for entry in fields(cls)))
+        return cls(**config)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give nested plain values, from which :meth:`from_dict` builds an equal configuration."""
+        return {
+            "global_config": _describe_rule(self.global_config),
+            "module_type_configs": {
+                _type_name(key): _describe_rule(rule) for key, rule in self.module_type_configs.items()
+            },
+            "module_name_configs": {key: _describe_rule(rule) for key, rule in self.module_name_configs.items()},
+        }
+
+    @classmethod
+    def from_yaml(cls, yml: str | os.PathLike[str] | IO[str]) -> MagnitudePrunerConfig:
+        """Build from YAML: a path, a text, or an open file."""
+        text = _yaml_text(yml) if isinstance(yml, (str, os.PathLike)) else yml.read()
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The configuration is not valid YAML: {error}") from error
+        return cls.from_dict({} if values is None else values)
+
+    def as_yaml(self) -> str:
+        """Give the configuration as YAML text, from which :meth:`from_yaml` builds an equal one."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal rules; a class and its name are the same rule."""
+        return self.as_dict() == other.as_dict() if isinstance(other, MagnitudePrunerConfig) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it can change
+
+
+def load_config(source: object) -> MagnitudePrunerConfig:
+    """Read a configuration in any form that a user may hold.
+
+    Args:
+        source: A :class:`MagnitudePrunerConfig`, one :class:`ModuleMagnitudePrunerConfig` for the whole model, a nested
+            dict, a path of a YAML file or its text, None for the default, or the configuration object of the same name
+            of Core ML Tools.
+
+    Raises:
+        ConfigError: It is none of these, or does not hold together.
+    """
+    if source is None:
+        return MagnitudePrunerConfig()
+    if isinstance(source, MagnitudePrunerConfig):
+        return source
+    if isinstance(source, ModuleMagnitudePrunerConfig):
+        return MagnitudePrunerConfig(global_config=source)
+    if isinstance(source, Mapping):
+        return MagnitudePrunerConfig.from_dict(source)
+    if isinstance(source, (str, os.PathLike)):
+        return MagnitudePrunerConfig.from_yaml(source)
+    if type(source).__module__.startswith("coremltools."):
+        return _from_coremltools(source)
+    raise ConfigError(
+        f"config must be a MagnitudePrunerConfig, a dict or the path of a YAML file, got {type(source).__name__}."
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Give the end of an error message that lists the known names nearest to a wrong one, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+
+
+def _check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in config:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f" Known are {', '.join(known)}."
+            raise ConfigError(f"{key} is not a known key.{hint}")
+
+
+def _check_fraction(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        percent = isinstance(value, (int, float)) and 1 < value <= 100
+        hint = f" Write {value / 100:g} for {value:g} %." if percent else " Write 0.75 for 75 %."
+        raise ConfigError(f"{name} must be a fraction in [0, 1], got {value!r}.{hint}")
+
+
+def _pair(ratio: Any) -> tuple[int, int]:
+    is_pair = isinstance(ratio, (list, tuple)) and len(ratio) == 2
+    if not is_pair or any(isinstance(number, bool) or not isinstance(number, int) for number in ratio):
+        raise ConfigError(f"n_m_ratio must be two whole numbers (n, m), got {ratio!r}. Write (2, 4).")
+    n, m = ratio
+    if not 1 <= n < m:
+        raise ConfigError(
+            f"n_m_ratio must have 1 <= n < m, where n of every m weights are zero, got {(n, m)}. Write (2, 4)."
+        )
+    return n, m
+
+
+def _build_rule(rule: Any, path: str) -> _Rule:
+    if rule is None or isinstance(rule, ModuleMagnitudePrunerConfig):
+        return rule
+    if not isinstance(rule, Mapping):
+        raise ConfigError(f"{path} must be a ModuleMagnitudePrunerConfig, a dict of its values or None, got {rule!r}.")
+    try:
+        return ModuleMagnitudePrunerConfig.from_dict(rule)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error}") from error
+
+
+def _describe_rule(rule: _Rule) -> dict[str, Any] | None:
+    return None if rule is None else rule.as_dict()
+
+
+def _type_name(key: type | str) -> str:
+    if isinstance(key, str):
+        return key
+    return key.__name__ if key.__module__.startswith("torch.") else f"{key.__module__}.{key.__qualname__}"
+
+
+def _build_scheduler(values: Mapping[str, Any]) -> PruningScheduler:
+    try:
+        if "class_path" in values:
+            _check_keys(values, ("class_path", "init_args"))
+            return _import_scheduler(values["class_path"])(**(values.get("init_args") or {}))
+        cls = ConstantSparsityScheduler if "begin_step" in values else PolynomialDecayScheduler
+        _check_keys(values, (entry.name for entry in fields(cls)))
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"scheduler.{error}") from error
+    except TypeError as error:
+        raise ConfigError(f"scheduler cannot be built from {dict(values)}: {error}.") from error
+
+
+def _import_scheduler(class_path: Any) -> type[PruningScheduler]:
+    module_name, _, name = str(class_path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name or PruningScheduler.__module__), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"class_path must be an importable schedule such as my.module.Schedule: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, PruningScheduler)):
+        raise ConfigError(f"class_path must name a subclass of PruningScheduler, got {class_path!r}.")
+    return found
+
+
+def _describe_scheduler(scheduler: PruningScheduler) -> dict[str, Any]:
+    arguments = (
+        {entry.name: getattr(scheduler, entry.name) for entry in fields(scheduler) if entry.init}
+        if is_dataclass(scheduler)
+        else dict(vars(scheduler))
+    )
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
+    values = {name: value for name, value in values.items() if value is not None}
+    cls = type(scheduler)
+    if cls in (ConstantSparsityScheduler, PolynomialDecayScheduler):
+        return values
+    is_ours = cls.__module__ == PruningScheduler.__module__
+    return {"class_path": cls.__name__ if is_ours else f"{cls.__module__}.{cls.__qualname__}", "init_args": values}
+
+
+def _yaml_text(source: str | os.PathLike[str]) -> str:
+    is_text = isinstance(source, str) and ("\n" in source or ":" in source) and not Path(source).is_file()
+    if is_text:
+        return str(source)
+    try:
+        return Path(source).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"The configuration file {os.fspath(source)!r} cannot be read: {error.strerror}.") from error
+
+
+def _from_coremltools(source: Any) -> MagnitudePrunerConfig:
+    """Copy a Core ML Tools configuration value by value; it has the same names at all levels."""
+    if type(source).__name__ == "ModuleMagnitudePrunerConfig":
+        return MagnitudePrunerConfig(global_config=_rule_from_coremltools(source))
+    if type(source).__name__ != "MagnitudePrunerConfig":
+        raise ConfigError(
+            f"config is a {type(source).__name__} of Core ML Tools; only its MagnitudePrunerConfig describes pruning."
+        )
+    return MagnitudePrunerConfig(
+        _rule_from_coremltools(source.global_config),
+        {key: _rule_from_coremltools(rule) for key, rule in source.module_type_configs.items()},
+        {key: _rule_from_coremltools(rule) for key, rule in source.module_name_configs.items()},
+    )
+
+
+def _rule_from_coremltools(rule: Any) -> _Rule:
+    if rule is None:
+        return None
+    values = {entry.name: getattr(rule, entry.name) for entry in fields(ModuleMagnitudePrunerConfig)}
+    schedule = rule.scheduler
+    names = ("begin_step",) if hasattr(schedule, "begin_step") else ("update_steps", "power")
+    values["scheduler"] = {name: getattr(schedule, name) for name in names}
+    if values["n_m_ratio"] is not None:
+        values["target_sparsity"] = _DEFAULT_TARGET  # Core ML Tools ignores it there
+    return ModuleMagnitudePrunerConfig.from_dict(values)

@@ -1,0 +1,337 @@
+"""The plan: which parameters of a model a configuration prunes, by which rule, and which it leaves dense and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize, prune
+
+from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean
+from lightning_prune.errors import ConfigError
+from lightning_prune.masks import mask_shape
+from lightning_prune.selection import pruned_count
+
+__all__ = ["SUPPORTED_MODULES", "PrunedParameter", "PruningPlan", "SkippedModule", "plan_pruning"]
+
+SUPPORTED_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What ``global_config`` and regular expressions prune; other modules are pruned where their type or name is given."""
+
+_ORIGINALS = {"_WeightNorm": "original1", "_SpectralNorm": "original"}
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A place where a parameter hangs: ``getattr(module, attribute)``."""
+
+    module: nn.Module = field(repr=False)
+    attribute: str
+
+
+@dataclass(frozen=True)
+class PrunedParameter:
+    """One parameter that is pruned: where it is, and by which rule.
+
+    Attributes:
+        name: Its name in the state dict, such as ``"body.0.weight"``.
+        label: What reports call it: the name of its module, or of the parameter where a module has several.
+        owners: The places where it hangs; more than one for a tied parameter.
+        config: What the rule says.
+        rule: The path of the rule in the configuration.
+        shape: Shape of the weight, ``(C_out, C_in, *K)``.
+    """
+
+    name: str
+    label: str
+    owners: tuple[Owner, ...]
+    config: ModuleMagnitudePrunerConfig
+    rule: str
+    shape: tuple[int, ...]
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter itself, as it hangs before masks are attached."""
+        return getattr(self.owners[0].module, self.owners[0].attribute)  # type: ignore[no-any-return]
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return _product(self.shape)
+
+    @property
+    def target_zeros(self) -> int:
+        """Weights that are zero at the target; an upper bound for blocks and for n:m with padded rows."""
+        groups = _product(mask_shape(self.shape, granularity=self.config.granularity))
+        return pruned_count(groups, self.config.target_sparsity) * (self.numel // groups)
+
+    @property
+    def structure(self) -> str:
+        """The structure of its zeros, in words."""
+        if self.config.n_m_ratio is not None:
+            return "{}:{} zeros, dim {}".format(*self.config.n_m_ratio, self.config.dim)
+        block = f", block {self.config.block_size}" if self.config.block_size > 1 else ""
+        return self.config.granularity + block
+
+
+@dataclass(frozen=True)
+class SkippedModule:
+    """A module with parameters that stays dense, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What a configuration does to a model. Prints as a table; iterates over the pruned parameters."""
+
+    parameters: tuple[PrunedParameter, ...]
+    skipped: tuple[SkippedModule, ...]
+
+    def __iter__(self) -> Iterator[PrunedParameter]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict of plain values a module, pruned ones first."""
+        pruned = [
+            {
+                "module": one.label,
+                "rule": one.rule,
+                "shape": list(one.shape),
+                "structure": one.structure,
+                "target_sparsity": one.config.target_sparsity,
+                "zeros": one.target_zeros,
+                "weights": one.numel,
+                "reason": None,
+            }
+            for one in self.parameters
+        ]
+        nothing = dict.fromkeys(("rule", "shape", "structure", "target_sparsity", "zeros", "weights"))
+        return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
+
+    def __rich__(self) -> Table:
+        """Table for a terminal or a notebook."""
+        table = Table(title="Pruning plan", title_justify="left", caption_justify="left")
+        for heading in ("module", "shape", "structure"):
+            table.add_column(heading)
+        for heading in ("target", "zeros / weights"):
+            table.add_column(heading, justify="right")
+        table.add_column("rule, or why it stays dense", overflow="fold")
+        for one in self.parameters:
+            shape = " x ".join(map(str, one.shape))
+            counts = f"{one.target_zeros:,} / {one.numel:,}"
+            table.add_row(one.label, shape, one.structure, f"{one.config.target_sparsity:.1%}", counts, one.rule)
+        for skipped in self.skipped:
+            table.add_row(skipped.name, "", f"[dim]{skipped.kind}[/]", "", "", f"[dim]{skipped.reason}[/]")
+        zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
+        table.caption = f"{zeros:,} of {weights:,} weights in {len(self)} layers will be zero ({zeros / weights:.1%})."
+        return table
+
+
+def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan:
+    """Decide for each module of a model whether and how it is pruned. Nothing is changed.
+
+    Raises:
+        ConfigError: A rule matches nothing, does not fit the weight that it matches, or nothing at all is pruned.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> plan = plan_pruning(model, MagnitudePrunerConfig(module_name_configs={"0": {"target_sparsity": 0.75}}))
+        >>> [(one.name, one.target_zeros) for one in plan]
+        [('0.weight', 24)]
+        >>> plan.skipped
+        (SkippedModule(name='2', kind='Linear', reason='no rule matches it'),)
+    """
+    modules = {_plain_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
+    _check_rules_match(modules, config)
+    found: dict[int, PrunedParameter] = {}
+    skipped: list[SkippedModule] = []
+    for name, module in modules.items():
+        chosen, reason = _choose(name, module, config)
+        for one in chosen:
+            key = id(one.parameter)
+            found[key] = _tie(found[key], one) if key in found else one
+        if not chosen and (next(module.parameters(recurse=False), None) is not None or _is_parametrized(module)):
+            skipped.append(SkippedModule(name, type(module).__name__, reason))
+    if not found:
+        raise ConfigError(
+            "The configuration prunes nothing of this model. Its modules with parameters: "
+            + "; ".join(f"{one.name or '(root)'} ({one.kind}): {one.reason}" for one in skipped[:20])
+            + ". Give the modules to prune in module_type_configs or module_name_configs."
+        )
+    return PruningPlan(tuple(found.values()), tuple(skipped))
+
+
+def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tuple[list[PrunedParameter], str]:
+    """Parameters of one module that are pruned, or why there are none."""
+    kind = type(module).__name__
+    match = config.match(name, module)
+    if match is None:
+        return [], "no rule matches it"
+    rule, leaf = match
+    if leaf is None:
+        return [], f"left dense by {rule}"
+    is_named = rule == f'module_name_configs["{name}"]' or rule.startswith("module_type_configs")
+    if not isinstance(module, SUPPORTED_MODULES) and not is_named:
+        return [], f"{kind} is pruned only where its type or its full name is given"
+    attributes = _find_attributes(module, leaf.param_name)
+    if not attributes and is_named:
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        hint = did_you_mean(leaf.param_name, own) or (
+            f" It has {', '.join(own)}." if own else " It has none of its own."
+        )
+        raise ConfigError(f'{rule}.param_name: {_called(name, kind)} has no parameter "{leaf.param_name}".{hint}')
+    chosen = []
+    for attribute in attributes:
+        label = name if attribute == leaf.param_name else ".".join(filter(None, (name, attribute)))
+        owner, path = _resolve(module, attribute, rule, _called(name, kind))
+        parameter = getattr(owner.module, owner.attribute)
+        full_name = ".".join(filter(None, (name, path)))
+        one = PrunedParameter(full_name, label, (owner,), leaf, rule, ())
+        _check_prunable(parameter, one, module)
+        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape))
+        _check_fits(one, _called(name, kind))
+        chosen.append(one)
+    return chosen, f'it has no parameter "{leaf.param_name}"'
+
+
+def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
+    """Names of a module's own parameters, parametrized and already pruned ones too, that match a pattern."""
+    names = list(module._parameters)
+    names += list(module.parametrizations) if _is_parametrized(module) else []  # type: ignore[arg-type]
+    hooks = module._forward_pre_hooks.values()
+    names += [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
+    # torch.nn.utils.weight_norm keeps "weight" as weight_g and weight_v
+    names += [
+        name[:-2] for name in module._parameters if name.endswith("_v") and name[:-2] + "_g" in module._parameters
+    ]
+    return [name for name in names if re.fullmatch(pattern, name)]
+
+
+def _resolve(module: nn.Module, attribute: str, rule: str, called: str) -> tuple[Owner, str]:
+    """The place of the tensor that training updates, behind a parametrization of ``attribute``."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == attribute:
+            raise ConfigError(
+                f"{rule}: {called} is pruned already, by {type(hook).__name__}. One parameter can have one pruner: "
+                "remove the other one, or leave this module out with None."
+            )
+    if module._parameters.get(attribute) is not None:
+        return Owner(module, attribute), attribute
+    if f"{attribute}_v" in module._parameters:
+        return Owner(module, f"{attribute}_v"), f"{attribute}_v"
+    steps = module.parametrizations[attribute] if _is_parametrized(module) else []  # type: ignore[index]
+    kind = type(steps[0]).__name__ if len(steps) == 1 else None
+    if kind not in _ORIGINALS:
+        names = " and ".join(type(step).__name__ for step in steps)
+        raise ConfigError(
+            f"{rule}: {called} computes its {attribute} by {names or 'nothing'}, which would not keep zeros. "
+            "Remove the parametrization, or leave this module out with None."
+        )
+    original = _ORIGINALS[kind]
+    return Owner(steps, original), f"parametrizations.{attribute}.{original}"  # type: ignore[arg-type]
+
+
+def _check_prunable(parameter: Any, one: PrunedParameter, module: nn.Module) -> None:
+    if isinstance(parameter, UninitializedParameter):
+        raise ConfigError(
+            f"{one.rule}: {one.name} has no shape yet. Run one batch through the model before it is prepared."
+        )
+    if parameter is None or not parameter.is_floating_point():
+        raise ConfigError(f"{one.rule}: {one.name} must be a parameter of a floating dtype, got {parameter!r}.")
+    if getattr(module, "sparse", False):
+        raise ConfigError(
+            f"{one.rule}: {one.name} has sparse gradients. Write sparse=False, or leave it out with None."
+        )
+
+
+def _check_fits(one: PrunedParameter, called: str) -> None:
+    """Check that the structure that the rule asks for exists in a weight of this shape."""
+    leaf, rank, leave_out = one.config, len(one.shape), f"or leave {called} out with None."
+    if rank < 2:
+        raise ConfigError(f"{one.rule}: {one.name} has shape {one.shape}; a pruned weight has rank 2 or more.")
+    if leaf.granularity != "per_scalar" and rank < 3:
+        raise ConfigError(
+            f'{one.rule}.granularity: "{leaf.granularity}" needs a weight of rank 3 or more, but {called} has shape '
+            f'{one.shape}. Give it a rule with "per_scalar", {leave_out}'
+        )
+    if leaf.block_size > 1 and leaf.block_size > one.shape[0] // 2:
+        raise ConfigError(
+            f"{one.rule}.block_size must be at most half the output channels, got {leaf.block_size} for the "
+            f"{one.shape[0]} of {called}. Give it a rule with a smaller block_size, {leave_out}"
+        )
+    if leaf.n_m_ratio is not None:
+        n, m = leaf.n_m_ratio
+        if one.shape[leaf.dim] <= m - n:
+            raise ConfigError(
+                f"{one.rule}.n_m_ratio: {n}:{m} zeros along dim {leaf.dim} prunes nothing of {called}, whose shape is "
+                f"{one.shape}. Give it another rule, {leave_out}"
+            )
+
+
+def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerConfig) -> None:
+    """Refuse rules that match nothing: most often a misspelled name."""
+    for pattern in config.module_name_configs:
+        matched = [name for name in modules if re.fullmatch(pattern, name)]
+        if not matched:
+            hint = did_you_mean(pattern, modules) or f" It has {', '.join(filter(None, list(modules)[:30]))}."
+            raise ConfigError(f'module_name_configs["{pattern}"] matches no module of the model.{hint}')
+    supported = {cls.__name__ for cls in SUPPORTED_MODULES}
+    known = {
+        key: None
+        for module in modules.values()
+        for cls in type(module).__mro__
+        for key in (cls, cls.__name__, f"{cls.__module__}.{cls.__qualname__}")
+    }
+    kinds = sorted({type(module).__name__ for module in modules.values()} | supported)
+    for key in config.module_type_configs:
+        name = key if isinstance(key, str) else key.__name__
+        # a rule for a supported type may stand in a configuration that serves several models
+        if key not in known and name not in supported:
+            raise ConfigError(
+                f'module_type_configs["{name}"] matches no module of the model.{did_you_mean(name, kinds)}'
+            )
+
+
+def _tie(first: PrunedParameter, second: PrunedParameter) -> PrunedParameter:
+    """One entry for a parameter that hangs in two places."""
+    if first.config != second.config:
+        raise ConfigError(
+            f"{first.name} and {second.name} are one tied parameter, but {first.rule} and {second.rule} prune it "
+            "differently. Give both modules the same rule."
+        )
+    owners = first.owners + second.owners
+    return PrunedParameter(first.name, first.label, owners, first.config, first.rule, first.shape)
+
+
+def _called(name: str, kind: str) -> str:
+    return f'"{name}" ({kind})' if name else f"the model ({kind})"
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return bool(parametrize.is_parametrized(module))
+
+
+def _is_inner(name: str) -> bool:
+    return "parametrizations" in name.split(".")
+
+
+def _plain_name(name: str) -> str:
+    """The name without the wrapper that torch.compile puts around a module."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

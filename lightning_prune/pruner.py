@@ -1,0 +1,368 @@
+"""The pruner: prepare a model, step with its optimizer, finalize it. No Lightning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
+from lightning_prune.config import load_config
+from lightning_prune.errors import ConfigError, LifecycleError, PruningError
+from lightning_prune.masking import (
+    HeldMask,
+    Masking,
+    OptimizerLink,
+    ResidentMask,
+    apply_mask,
+    attach_mask,
+    remove_hooks,
+)
+from lightning_prune.masks import compute_mask
+from lightning_prune.metadata import register_coreml_metadata
+from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
+from lightning_prune.report import LayerSparsity, SparsityReport, measure_layer
+from lightning_prune.schedules import PruningScheduler, TrainingRun
+
+__all__ = ["MagnitudePruner"]
+
+
+@dataclass
+class _Layer:
+    """One pruned parameter while it is pruned."""
+
+    plan: PrunedParameter
+    held: HeldMask
+    sparsity: float
+    measured: LayerSparsity | None = None
+
+
+class MagnitudePruner:
+    """Makes a model sparse while it trains, keeping the weights that are largest in magnitude.
+
+    At each update step of its schedule a layer's mask is computed anew from its dense weights, so that a weight that
+    was pruned may return. Between updates the mask holds, and the optimizer trains what it keeps.
+
+    Args:
+        model: The model to prune.
+        config: What to prune and how, in any form that :func:`~lightning_prune.config.load_config` reads.
+        masking: How a mask is held. ``"hook"``: as Core ML Tools documents it, the module has ``weight_orig``,
+            ``weight_mask`` and a forward pre-hook. ``"resident"``: ``weight`` stays the Parameter and always is the
+            pruned weight; the optimizers must be given to :meth:`attach_optimizers`. Both train bit-equal networks.
+
+    Raises:
+        ConfigError: The configuration does not hold together, or ``masking`` is unknown.
+
+    References:
+        Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
+
+    Example:
+        >>> model = nn.Linear(8, 4)
+        >>> pruner = MagnitudePruner(model, {"global_config": {"scheduler": {"update_steps": [1, 2]}}})
+        >>> model = pruner.prepare()
+        >>> pruner.step(); pruner.step()
+        >>> pruner.report()["global"]["unstructured_weight_sparsity"]
+        0.5
+        >>> int((pruner.finalize().weight == 0).sum())
+        16
+    """
+
+    def __init__(self, model: nn.Module, config: object = None, *, masking: Masking = "hook") -> None:
+        if masking not in ("hook", "resident"):
+            raise ConfigError(f'masking must be "hook" or "resident", got {masking!r}.')
+        self._model = model
+        self._config = load_config(config)
+        self._masking: Masking = masking
+        self._step_count = 0
+        self._plan: PruningPlan | None = None
+        self._layers: list[_Layer] = []
+        self._groups: list[tuple[PruningScheduler, list[_Layer]]] = []
+        self._links: list[OptimizerLink] = []
+        self._is_finalized = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is pruned: the prepared copy, unless ``prepare(inplace=True)``."""
+        return self._model
+
+    @property
+    def step_count(self) -> int:
+        """Optimizer steps so far."""
+        return self._step_count
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether masks are attached."""
+        return bool(self._layers) and not self._is_finalized
+
+    @property
+    def is_finalized(self) -> bool:
+        """Whether masks were made permanent in place."""
+        return self._is_finalized
+
+    @property
+    def plan(self) -> PruningPlan:
+        """What is pruned, by which rule, and what is not and why."""
+        if self._plan is None:
+            return plan_pruning(self._model, self._config)
+        return self._plan
+
+    @property
+    def last_update_step(self) -> int | None:
+        """Step after which no mask changes; None if a schedule cannot tell."""
+        lasts = [scheduler.last_update_step for scheduler, _ in self._groups]
+        known = [last for last in lasts if last is not None]
+        return max(known) if known and len(known) == len(lasts) else None
+
+    def masks(self) -> dict[str, Tensor]:
+        """Bool masks (True = keep) by parameter name; views that follow the updates and broadcast over the weights."""
+        return {layer.plan.name: layer.held.mask.view(torch.bool) for layer in self._layers}
+
+    def prepare(self, inplace: bool = False, *, run: TrainingRun | None = None) -> nn.Module:
+        """Attach masks, at the initial sparsity.
+
+        Zeros that a weight has already count: an update prunes them first.
+
+        Args:
+            inplace: Change the model itself instead of a copy.
+            run: Length of the training run, for schedules that are written in its units.
+
+        Returns:
+            The model to train. Its parameters are the same objects, in the same order, if ``inplace``.
+
+        Raises:
+            ConfigError: The configuration does not fit the model.
+            LifecycleError: The model is prepared already.
+        """
+        if self._layers:
+            raise LifecycleError("prepare() was called before. Make a new MagnitudePruner to prune again.")
+        model = self._model if inplace else copy.deepcopy(self._model)
+        plan = plan_pruning(model, self._config)
+        plan = replace(plan, parameters=tuple(_resolve(one, run) for one in plan))
+        layers: list[_Layer] = []
+        try:
+            for one in plan:
+                layers.append(_Layer(one, attach_mask(one, self._masking), 0.0))
+            for layer in layers:
+                if layer.plan.config.initial_sparsity > 0:
+                    _update(layer, layer.plan.config.initial_sparsity)
+        except PruningError:
+            for layer in layers:
+                layer.held.detach()
+            raise
+        self._model, self._plan, self._layers = model, plan, layers
+        self._groups = _group_by_schedule(layers)
+        return model
+
+    def attach_optimizers(self, *optimizers: Optimizer) -> None:
+        """Tell resident masks which optimizers train the model; with ``masking="hook"`` this does nothing.
+
+        Raises:
+            ConfigError: An optimizer is not a :class:`torch.optim.Optimizer`.
+            LifecycleError: The model is not prepared.
+        """
+        self._need_prepared("attach_optimizers")
+        held = [layer.held for layer in self._layers]
+        resident = [mask for mask in held if isinstance(mask, ResidentMask)]
+        known = {id(link.optimizer) for link in self._links}
+        if resident:
+            self._links += [OptimizerLink(one, resident) for one in optimizers if id(one) not in known]
+
+    def step(self) -> None:
+        """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
+
+        Raises:
+            LifecycleError: The model is not prepared, or resident masks know no optimizer.
+            PruningError: A weight holds NaN; its mask stays as it was.
+        """
+        if not self._layers or self._is_finalized:
+            self._need_prepared("step")
+        if self._masking == "resident" and not self._links:
+            raise LifecycleError(
+                'step() with masking="resident" needs to know the optimizers. '
+                "Call pruner.attach_optimizers(optimizer) after prepare()."
+            )
+        self._step_count += 1
+        for scheduler, layers in self._groups:
+            if scheduler.is_due(self._step_count):
+                self._update_group(scheduler, layers)
+
+    def settle(self) -> None:
+        """Make every weight agree with its mask again, after something else wrote to it."""
+        for layer in self._layers:
+            layer.held.settle()
+
+    def mask_gradients(self, optimizer: Optimizer | None = None) -> None:
+        """Zero the gradients of pruned weights; of one optimizer's, or of all of them."""
+        for link in self._links:
+            if optimizer is None or link.optimizer is optimizer:
+                for mask in link:
+                    mask.mask_gradient()
+
+    def finalize(
+        self, model: nn.Module | None = None, inplace: bool = False, *, coreml_metadata: bool = False
+    ) -> nn.Module:
+        """Make the zeros permanent and leave a plain module. Doing it twice is harmless.
+
+        Args:
+            model: The model to finalize: the prepared one, or a copy of it.
+            inplace: Change the model itself instead of a copy.
+            coreml_metadata: Register the buffers by which Core ML Tools recognises a pruned layer on conversion. That
+                path also zeroes every weight of magnitude up to 9.77e-4; see
+                :func:`~lightning_prune.metadata.register_coreml_metadata`.
+
+        Raises:
+            LifecycleError: The model was never prepared.
+        """
+        if not self._layers:
+            raise LifecycleError("finalize() needs a prepared model. Call prepare() first.")
+        is_own = model is None or model is self._model
+        target = self._model if model is None else model
+        if inplace and is_own:
+            if not self._is_finalized:
+                self._detach()
+        else:
+            target = target if inplace else copy.deepcopy(target)
+            remove_hooks(target)
+            for name, mask in self.masks().items():
+                apply_mask(target.get_parameter(name), mask)
+        if coreml_metadata:
+            names = {one.name.rpartition(".")[0]: one.name.rpartition(".")[2] for one in self.plan}
+            register_coreml_metadata(target, names)
+        return target
+
+    def report(self) -> SparsityReport:
+        """Count the zeros of the masks, layer by layer.
+
+        Raises:
+            LifecycleError: The model was never prepared.
+        """
+        if not self._layers:
+            raise LifecycleError("report() needs a prepared model. Call prepare() first.")
+        for layer in self._layers:
+            if layer.measured is None:
+                layer.measured = measure_layer(layer.plan, layer.held.mask)
+        return SparsityReport([layer.measured for layer in self._layers if layer.measured is not None])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the step count, the masks and the pruned-away values as plain numbers and tensors.
+
+        Raises:
+            LifecycleError: The model was never prepared.
+        """
+        if not self._layers:
+            raise LifecycleError("state_dict() needs a prepared model. Call prepare() first.")
+        states = [
+            (layer.plan, ParameterState(layer.sparsity, layer.held.mask, layer.held.pruned_values()))
+            for layer in self._layers
+        ]
+        return dump_state(self._step_count, states)
+
+    def load_state_dict(self, state: Mapping[str, Any], *, allow_config_change: bool = False) -> None:
+        """Go on where :meth:`state_dict` was taken; the model's weights must be those of that moment.
+
+        Args:
+            state: What :meth:`state_dict` gave. Checked as a whole before anything is changed.
+            allow_config_change: Accept another target, schedule or structure than the state was saved with.
+
+        Raises:
+            CheckpointError: The state is damaged, or does not fit the model or the configuration.
+            LifecycleError: The model is not prepared.
+        """
+        self._need_prepared("load_state_dict")
+        step_count, states = parse_state(
+            state, [layer.plan for layer in self._layers], allow_config_change=allow_config_change
+        )
+        self._step_count = step_count
+        for layer, saved in zip(self._layers, states, strict=True):
+            layer.held.mask.copy_(saved.mask)
+            layer.held.restore(saved.pruned_values)
+            layer.sparsity, layer.measured = saved.sparsity, None
+        for scheduler, layers in self._groups:
+            self._release_if_done(scheduler, layers)
+
+    def _update_group(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
+        step = self._step_count
+        for layer in layers:
+            sparsity = scheduler.compute_sparsity(step, layer.sparsity, layer.plan.config)
+            if sparsity != layer.sparsity or scheduler.reselects(step):
+                _update(layer, sparsity)
+        self._release_if_done(scheduler, layers)
+
+    def _release_if_done(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
+        last = scheduler.last_update_step
+        if last is not None and self._step_count >= last:
+            for layer in layers:
+                layer.held.release()
+
+    def _detach(self) -> None:
+        self.report()  # stays readable afterwards
+        for link in self._links:
+            link.remove()
+        for layer in self._layers:
+            layer.held.detach()
+        self._links, self._is_finalized = [], True
+
+    def _need_prepared(self, method: str) -> None:
+        if self._is_finalized:
+            raise LifecycleError(
+                f"{method}() needs a prepared model, but it was finalized. Make a new MagnitudePruner."
+            )
+        if not self._layers:
+            raise LifecycleError(f"{method}() needs a prepared model. Call prepare() first.")
+
+
+def _resolve(one: PrunedParameter, run: TrainingRun | None) -> PrunedParameter:
+    """The same parameter with its schedule written in steps."""
+    schedule = one.config.schedule
+    if schedule.is_resolved:
+        return one
+    try:
+        resolved = schedule.resolve(run or TrainingRun(total_steps=None))
+    except ConfigError as error:
+        raise ConfigError(f"{one.rule}.scheduler.{error}") from error
+    return replace(one, config=replace(one.config, scheduler=resolved))
+
+
+def _update(layer: _Layer, sparsity: float) -> None:
+    """Compute one mask from the dense weights, in place."""
+    config, held = layer.plan.config, layer.held
+    if not 0.0 <= sparsity <= 1.0:
+        raise ConfigError(
+            f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
+        )
+    try:
+        compute_mask(
+            held.dense(),
+            sparsity,
+            granularity=config.granularity,
+            block_size=config.block_size,
+            n_m_ratio=config.n_m_ratio,
+            dim=config.dim,
+            out=held.mask.view(torch.bool),
+        )
+    except PruningError as error:
+        raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
+    finally:
+        held.settle()
+    layer.sparsity = sparsity
+    layer.measured = None
+
+
+def _group_by_schedule(layers: list[_Layer]) -> list[tuple[PruningScheduler, list[_Layer]]]:
+    """Layers that share a schedule, so that a step with nothing due looks up each distinct schedule once."""
+    groups: list[tuple[PruningScheduler, list[_Layer]]] = []
+    for layer in layers:
+        schedule = layer.plan.config.schedule
+        for other, members in groups:
+            if other is schedule or other == schedule:
+                members.append(layer)
+                break
+        else:
+            groups.append((schedule, [layer]))
+    return groups

@@ -1,0 +1,384 @@
+"""Schedules: how sparse a weight is at each optimizer step. Pure functions of the step, without torch.
+
+A schedule that is written in raw steps (``update_steps``, ``begin_step``) is ready as it stands. One written in the
+units of a training run (fractions, epochs) is turned into steps by :meth:`PruningScheduler.resolve` once the length of
+the run is known.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+from lightning_prune.errors import ConfigError
+
+__all__ = [
+    "ConstantSparsityScheduler",
+    "CosineDecayScheduler",
+    "PolynomialDecayScheduler",
+    "PruningScheduler",
+    "SparsityBounds",
+    "TrainingRun",
+]
+
+_RANGE = re.compile(r"\s*range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?,?\s*\)\s*")
+_EPOCHS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:ep|epochs?)\s*")
+
+Moment = int | float | str
+
+
+class SparsityBounds(Protocol):
+    """What a schedule reads of a configuration: where sparsity starts and where it goes, fractions in [0, 1]."""
+
+    @property
+    def initial_sparsity(self) -> float: ...  # noqa: D102
+
+    @property
+    def target_sparsity(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Length of a planned training run, in optimizer steps; None where it is not known in advance."""
+
+    total_steps: int | None
+    steps_per_epoch: float | None = None
+
+    def to_steps(self, moment: Moment, name: str) -> int:
+        """Turn a moment of the run into optimizer steps.
+
+        Args:
+            moment: An int is optimizer steps, a float a fraction of the run in [0, 1], ``"3 epochs"`` epochs.
+            name: How the user spells the value, for the error.
+
+        Raises:
+            ConfigError: The moment needs a length that is not known.
+
+        Example:
+            >>> run = TrainingRun(total_steps=1000, steps_per_epoch=100)
+            >>> run.to_steps(7, "begin"), run.to_steps(0.25, "begin"), run.to_steps("2 epochs", "begin")
+            (7, 250, 200)
+        """
+        if isinstance(moment, int):
+            return moment
+        if isinstance(moment, float):
+            if self.total_steps is None:
+                raise ConfigError(
+                    f"{name}={moment} is a fraction of the run, but the length of the run is not known in advance. "
+                    "Give the Trainer max_steps, or max_epochs with a sized dataloader, "
+                    f"or write {name} in steps (an int)."
+                )
+            return round(moment * self.total_steps)
+        if self.steps_per_epoch is None:
+            raise ConfigError(
+                f"{name}={moment!r} is in epochs, but the length of an epoch is not known in advance. "
+                f"Give a sized dataloader, or write {name} in steps (an int)."
+            )
+        return round(_epochs(moment, name) * self.steps_per_epoch)
+
+
+class PruningScheduler(ABC):
+    """A rule that says how sparse a weight is after each optimizer step.
+
+    Subclass it and write :meth:`compute_sparsity` to prune by a rule of your own; the other methods may stay as they
+    are. A schedule keeps no state: the same step always gives the same answer.
+    """
+
+    @abstractmethod
+    def compute_sparsity(self, step_count: int, prev_sparsity: float, config: SparsityBounds) -> float:
+        """Give the sparsity that holds from this step on.
+
+        Args:
+            step_count: Optimizer steps done, counted from 1.
+            prev_sparsity: Sparsity after the previous step, fraction in [0, 1].
+            config: Anything with ``initial_sparsity`` and ``target_sparsity``.
+
+        Returns:
+            Fraction of zeros in [0, 1].
+        """
+
+    def is_due(self, step_count: int) -> bool:
+        """Whether :meth:`compute_sparsity` must be asked at this step; a cheap look-up, True where unknown."""
+        return True
+
+    def reselects(self, step_count: int) -> bool:
+        """Whether masks are computed anew at this step even if sparsity stays as it is, so that weights may return."""
+        return False
+
+    @property
+    def last_update_step(self) -> int | None:
+        """Step after which masks never change again; None if that is not known."""
+        return None
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the schedule is written in steps, so that it can run."""
+        return True
+
+    def resolve(self, run: TrainingRun) -> PruningScheduler:
+        """Write the schedule in steps, given the length of the run; a schedule in steps returns itself."""
+        return self
+
+
+_Stepped = TypeVar("_Stepped", bound="_SteppedScheduler")
+
+
+@dataclass(frozen=True)
+class _SteppedScheduler(PruningScheduler):
+    """Sparsity that moves from initial to target along a curve, one point of it at each update step."""
+
+    update_steps: Sequence[int] | str | None = None
+    begin: Moment | None = field(default=None, kw_only=True)
+    end: Moment | None = field(default=None, kw_only=True)
+    frequency: Moment | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        spans = [name for name in ("begin", "end", "frequency") if getattr(self, name) is not None]
+        if self.update_steps is not None:
+            if spans:
+                raise ConfigError(f"update_steps and {spans[0]} say the same thing twice. Write one of the two forms.")
+            object.__setattr__(self, "update_steps", _parse_steps(self.update_steps))
+            return
+        if not spans:
+            raise ConfigError(
+                "update_steps must name the steps at which masks change, got nothing. "
+                'Write update_steps=[100, 200, 300], "range(100, 5000, 100)", or begin=, end= and frequency=.'
+            )
+        for name, default in (("begin", 0), ("end", 1.0), ("frequency", 100)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, default if value is None else _check_moment(value, name))
+
+    def remaining(self, progress: float) -> float:
+        """Share of the way from initial to target that is still to go, given progress in [0, 1]."""
+        raise NotImplementedError
+
+    def compute_sparsity(self, step_count: int, prev_sparsity: float, config: SparsityBounds) -> float:
+        """Give the point of the curve that belongs to an update step; between update steps nothing changes."""
+        index = self._index.get(step_count)
+        if index is None:
+            return prev_sparsity
+        progress = index / (len(self._index) - 1) if len(self._index) > 1 else 1.0
+        initial, target = config.initial_sparsity, config.target_sparsity
+        return target + (initial - target) * self.remaining(progress)
+
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        if self.update_steps is None or isinstance(self.update_steps, str):
+            raise ConfigError(
+                f"{self} is written in units of a training run. Call resolve(TrainingRun(total_steps=...)) "
+                "to turn it into steps; the callback does so at fit start."
+            )
+        return {step: index for index, step in enumerate(self.update_steps)}
+
+    def is_due(self, step_count: int) -> bool:
+        """Whether this is an update step."""
+        return step_count in self._index
+
+    def reselects(self, step_count: int) -> bool:
+        """True at every update but the first, where sparsity is the initial one, whose mask holds already."""
+        return self._index.get(step_count, 0) > 0
+
+    @property
+    def last_update_step(self) -> int | None:
+        """The last of the update steps."""
+        return max(self._index)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the update steps are known."""
+        return self.update_steps is not None
+
+    def resolve(self: _Stepped, run: TrainingRun) -> _Stepped:
+        """Write ``begin``, ``end``, ``frequency`` as update steps: ``begin, begin + frequency, ...``, and ``end``."""
+        if self.begin is None or self.end is None or self.frequency is None:
+            return self
+        begin, end = run.to_steps(self.begin, "begin"), run.to_steps(self.end, "end")
+        frequency = max(1, run.to_steps(self.frequency, "frequency"))
+        if end < max(begin, 1):
+            raise ConfigError(f"end must not come before begin, got begin={begin} and end={end} optimizer steps.")
+        if run.total_steps is not None and end > run.total_steps:
+            raise ConfigError(
+                f"end={self.end!r} is optimizer step {end}, but the run has {run.total_steps}: "
+                "the target would never be reached. Train longer, or write an earlier end."
+            )
+        steps = (*range(begin, end, frequency), end)
+        return replace(self, update_steps=steps, begin=None, end=None, frequency=None)
+
+
+@dataclass(frozen=True)
+class PolynomialDecayScheduler(_SteppedScheduler):
+    r"""Prune quickly at first, then ever more slowly, along a polynomial.
+
+    At update ``k`` of ``K`` (counted from 0, so that the last one lands on the target)::
+
+        sparsity = target + (initial - target) * (1 - k / (K - 1)) ** power
+
+    A schedule of one update goes straight to the target. Between updates sparsity and masks hold.
+
+    Args:
+        update_steps: Optimizer steps, counted from 1 and strictly increasing, at which masks are computed anew; a list,
+            a ``range``, or the text of one: ``"range(0, 5000, 100)"``. A step 0 stands for the moment of ``prepare``:
+            it takes its place on the curve, where ``initial_sparsity`` holds.
+        power: Exponent of the curve, above 0; 1 is linear, 3 the cubic of the paper.
+        begin: First update: an int is optimizer steps, a float a fraction of the run, ``"2 epochs"`` epochs.
+        end: Last update, at which the target is reached; as ``begin``.
+        frequency: Distance between updates; as ``begin``. Defaults to 100 steps.
+
+    Raises:
+        ConfigError: A value cannot work, or both forms (``update_steps`` and ``begin``/``end``) are given.
+
+    References:
+        Zhu and Gupta, "To prune, or not to prune", 2017, equation 1, https://arxiv.org/abs/1710.01878
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> schedule = PolynomialDecayScheduler([2, 4, 6])
+        >>> config = SimpleNamespace(initial_sparsity=0.0, target_sparsity=0.8)
+        >>> [round(schedule.compute_sparsity(step, 0.0, config), 2) for step in (2, 4, 6)]
+        [0.0, 0.7, 0.8]
+        >>> PolynomialDecayScheduler(begin=0.25, end=0.75, frequency=20).resolve(TrainingRun(100)).update_steps
+        (25, 45, 65, 75)
+    """
+
+    power: float = 3
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if isinstance(self.power, bool) or not isinstance(self.power, (int, float)) or not 0 < self.power < math.inf:
+            raise ConfigError(
+                f"power must be a number above 0, got {self.power!r}. Write 3 for the cubic, 1 for linear."
+            )
+
+    def remaining(self, progress: float) -> float:
+        """``(1 - progress) ** power``."""
+        return float((1.0 - progress) ** self.power)
+
+
+@dataclass(frozen=True)
+class CosineDecayScheduler(_SteppedScheduler):
+    """Prune slowly at first, quickly in the middle and slowly at the end, along half a cosine.
+
+    At update ``k`` of ``K``: ``sparsity = target + (initial - target) * (1 + cos(pi * k / (K - 1))) / 2``.
+    The arguments are those of :class:`PolynomialDecayScheduler`, without ``power``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> schedule = CosineDecayScheduler([1, 2, 3])
+        >>> config = SimpleNamespace(initial_sparsity=0.0, target_sparsity=0.8)
+        >>> [round(schedule.compute_sparsity(step, 0.0, config), 2) for step in (1, 2, 3)]
+        [0.0, 0.4, 0.8]
+    """
+
+    def remaining(self, progress: float) -> float:
+        """``(1 + cos(pi * progress)) / 2``."""
+        return (1.0 + math.cos(math.pi * progress)) / 2.0 if progress < 1.0 else 0.0
+
+
+@dataclass(frozen=True)
+class ConstantSparsityScheduler(PruningScheduler):
+    """One shot: ``initial_sparsity`` until ``begin_step``, ``target_sparsity`` from then on, by one mask.
+
+    Args:
+        begin_step: Optimizer step at which the mask is computed; 0 is the first step. A float is a fraction of the run,
+            ``"2 epochs"`` epochs.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> schedule, config = ConstantSparsityScheduler(2), SimpleNamespace(initial_sparsity=0.0, target_sparsity=0.5)
+        >>> [schedule.compute_sparsity(step, 0.0, config) for step in (1, 2, 3)]
+        [0.0, 0.5, 0.5]
+    """
+
+    begin_step: Moment
+
+    def __post_init__(self) -> None:
+        """Check the value."""
+        _check_moment(self.begin_step, "begin_step")
+
+    def compute_sparsity(self, step_count: int, prev_sparsity: float, config: SparsityBounds) -> float:
+        """Give the target from ``begin_step`` on."""
+        return config.target_sparsity if step_count >= self._begin else prev_sparsity
+
+    @property
+    def _begin(self) -> int:
+        if not isinstance(self.begin_step, int):
+            raise ConfigError(f"{self} is written in units of a training run. Call resolve() to turn it into steps.")
+        return max(self.begin_step, 1)
+
+    def is_due(self, step_count: int) -> bool:
+        """Whether this is the step at which the mask is computed."""
+        return step_count == self._begin
+
+    @property
+    def last_update_step(self) -> int | None:
+        """The one update step."""
+        return self._begin
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether ``begin_step`` is a number of steps."""
+        return isinstance(self.begin_step, int)
+
+    def resolve(self, run: TrainingRun) -> ConstantSparsityScheduler:
+        """Write ``begin_step`` in steps."""
+        return replace(self, begin_step=run.to_steps(self.begin_step, "begin_step"))
+
+
+def _parse_steps(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        match = _RANGE.fullmatch(value)
+        if match is None:
+            raise ConfigError(
+                f'update_steps must be a list of steps or a text like "range(0, 5000, 100)", got {value!r}.'
+            )
+        bounds = [int(number) for number in match.groups() if number is not None]
+        if len(bounds) == 3 and bounds[2] == 0:
+            raise ConfigError(f"update_steps has a range whose step is 0: {value!r}. Write a step of at least 1.")
+        value = range(*bounds)
+    elif hasattr(value, "tolist"):  # a tensor or an array, without importing either library
+        value = value.tolist()
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"update_steps must be a list of optimizer steps, got {value!r}. Write [100, 200, 300].")
+    steps = tuple(value)
+    for step in steps:
+        if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
+            raise ConfigError(f"update_steps must hold whole optimizer steps of at least 0, got {step!r} in {value!r}.")
+    steps = tuple(int(step) for step in steps)
+    if not steps:
+        raise ConfigError("update_steps must not be empty: nothing would ever be pruned. Write [100, 200, 300].")
+    if steps == (0,):
+        raise ConfigError("update_steps=[0] would never fire: optimizer steps count from 1. Write [1].")
+    if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        raise ConfigError(
+            f"update_steps must be strictly increasing, got {list(steps)}. Sort them, name each one once."
+        )
+    return steps
+
+
+def _check_moment(value: Any, name: str) -> Moment:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ConfigError(
+            f'{name} must be steps (an int), a fraction of the run (a float) or "N epochs", got {value!r}.'
+        )
+    if isinstance(value, str):
+        _epochs(value, name)
+    elif isinstance(value, float) and not 0.0 <= value <= 1.0:
+        raise ConfigError(
+            f"{name} as a float is a fraction of the run in [0, 1], got {value!r}. Write an int for optimizer steps."
+        )
+    elif isinstance(value, int) and value < 0:
+        raise ConfigError(f"{name} must be at least 0 optimizer steps, got {value!r}.")
+    return value
+
+
+def _epochs(text: str, name: str) -> float:
+    match = _EPOCHS.fullmatch(text)
+    if match is None:
+        raise ConfigError(f'{name} as a text is a number of epochs such as "3 epochs", got {text!r}.')
+    return float(match.group(1))
