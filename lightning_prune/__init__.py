@@ -1,3 +1,70 @@
-"""Magnitude pruning for PyTorch Lightning."""
+"""Magnitude pruning for PyTorch Lightning: add one callback, get a sparse network.
+
+The pruner, its configuration and its schedules need torch alone. What needs Lightning, Core ML Tools or matplotlib is
+loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
+from lightning_prune.plan import PruningPlan, plan_pruning
+from lightning_prune.pruner import MagnitudePruner
+from lightning_prune.report import SparsityReport
+from lightning_prune.schedules import (
+    ConstantSparsityScheduler,
+    CosineDecayScheduler,
+    PolynomialDecayScheduler,
+    PruningScheduler,
+)
+
+if TYPE_CHECKING:
+    from lightning_prune.callback import MagnitudePruningCallback
+    from lightning_prune.coreml import CoreMLExport, ExportResult
+    from lightning_prune.metrics import WeightSparsity
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConstantSparsityScheduler",
+    "CoreMLExport",
+    "CosineDecayScheduler",
+    "ExportError",
+    "ExportResult",
+    "LifecycleError",
+    "MagnitudePruner",
+    "MagnitudePrunerConfig",
+    "MagnitudePruningCallback",
+    "ModuleMagnitudePrunerConfig",
+    "PolynomialDecayScheduler",
+    "PruningError",
+    "PruningPlan",
+    "PruningScheduler",
+    "SparsityReport",
+    "WeightSparsity",
+    "plan_pruning",
+]
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "CoreMLExport": "lightning_prune.coreml",
+    "ExportResult": "lightning_prune.coreml",
+    "MagnitudePruningCallback": "lightning_prune.callback",
+    "WeightSparsity": "lightning_prune.metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -29,11 +29,13 @@ class ParameterState:
     """What is remembered of one pruned parameter.
 
     Attributes:
+        initial_sparsity: Fraction of zeros from which the schedule started.
         sparsity: Fraction of zeros that the schedule asked for last.
         mask: Bytes 0 and 1 that broadcast over the weight.
         pruned_values: Dense values where the mask is 0, in its order; None if they are forgotten or all zero.
     """
 
+    initial_sparsity: float
     sparsity: float
     mask: Tensor
     pruned_values: Tensor | None
@@ -77,8 +79,9 @@ def parse_state(
         parts = [f"the checkpoint pruned {', '.join(lost)}, which are not pruned now"] if lost else []
         parts += [f"{', '.join(new)} are pruned now, but were not in the checkpoint"] if new else []
         raise CheckpointError(
-            f"The pruning state belongs to another model or configuration: {'; '.join(parts)}. Resume with the model and "
-            "rules of the checkpoint, or load only its weights and start a new fit, which continues from their sparsity."
+            f"The pruning state belongs to another model or configuration: {'; '.join(parts)}. "
+            "Resume with the model and rules of the checkpoint, or load only its weights and start a new fit, "
+            "which continues from their sparsity."
         )
     if not allow_config_change:
         for one in parameters:
@@ -92,6 +95,7 @@ def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, An
     return {
         "shape": list(one.shape),
         "rule": json.dumps(one.config.as_dict(), default=repr),
+        "initial_sparsity": state.initial_sparsity,
         "sparsity": state.sparsity,
         "mask": packed,
         "mask_shape": list(state.mask.shape),
@@ -112,7 +116,7 @@ def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any]) -> Paramete
             raise CheckpointError(f"The pruning state of {one.name} is damaged: its digest does not fit its content.")
         count = int(np.prod(shape, dtype=np.int64))
         mask = torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).reshape(shape)
-        return ParameterState(float(entry["sparsity"]), mask, values)
+        return ParameterState(float(entry["initial_sparsity"]), float(entry["sparsity"]), mask, values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"The pruning state of {one.name} is damaged: {error!r} while reading it.") from error
 
@@ -122,8 +126,8 @@ def _check_rule(one: PrunedParameter, entry: Mapping[str, Any]) -> None:
     for field in now:
         if before.get(field) != now[field]:
             raise CheckpointError(
-                f"{one.name}: {field} was {before.get(field)} in the checkpoint and is {now[field]} now. Resume with the "
-                "configuration of the checkpoint, or pass allow_config_change=True to go on by the new one."
+                f"{one.name}: {field} was {before.get(field)} in the checkpoint and is {now[field]} now. "
+                "Resume with the configuration of the checkpoint, or pass allow_config_change=True to go on by the new one."
             )
 
 

@@ -400,8 +400,7 @@ def _describe_scheduler(scheduler: PruningScheduler) -> dict[str, Any]:
         if is_dataclass(scheduler)
         else dict(vars(scheduler))
     )
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
-    values = {name: value for name, value in values.items() if value is not None}
+    values = {name: _plain(value) for name, value in arguments.items() if value is not None}
     cls = type(scheduler)
     if cls in (ConstantSparsityScheduler, PolynomialDecayScheduler):
         return values
@@ -409,10 +408,20 @@ def _describe_scheduler(scheduler: PruningScheduler) -> dict[str, Any]:
     return {"class_path": cls.__name__ if is_ours else f"{cls.__module__}.{cls.__qualname__}", "init_args": values}
 
 
+def _plain(value: Any) -> Any:
+    """A value as YAML can write it; a long regular tuple of steps as the text of a range."""
+    if not isinstance(value, tuple):
+        return value
+    if len(value) > 3 and all(isinstance(number, int) for number in value):
+        steps = range(value[0], value[-1] + 1, max(1, value[1] - value[0]))
+        if tuple(steps) == value:
+            return f"range({steps.start}, {steps.stop}, {steps.step})"
+    return list(value)
+
+
 def _yaml_text(source: str | os.PathLike[str]) -> str:
-    is_text = isinstance(source, str) and ("\n" in source or ":" in source) and not Path(source).is_file()
-    if is_text:
-        return str(source)
+    if isinstance(source, str) and any(sign in source for sign in ("\n", ": ", "{")):
+        return source
     try:
         return Path(source).expanduser().read_text(encoding="utf-8")
     except OSError as error:

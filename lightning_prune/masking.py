@@ -2,9 +2,10 @@
 
 Two ways, one protocol (:class:`HeldMask`), bit-equal results:
 
-* :class:`HookMask`: the module keeps ``weight_orig`` (trained) and ``weight_mask``; a forward pre-hook makes ``weight``.
-* :class:`ResidentMask`: ``weight`` stays the Parameter and always is the pruned weight. What was pruned away lies in a
-  stash beside it, and is put back only while an optimizer steps (:class:`OptimizerLink`).
+* :class:`HookMask`: the module keeps ``weight_orig`` (trained) and ``weight_mask``; a forward pre-hook makes
+  ``weight``.
+* :class:`ResidentMask`: ``weight`` stays the Parameter and always is the pruned weight. What was pruned away lies in
+  a stash beside it, and is put back only while an optimizer steps (:class:`OptimizerLink`).
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class HookMask(HeldMask):
             _check_hookable(owner, one)
         self.parameter = one.parameter
         self._owners = one.owners
+        self._final_mask: Tensor | None = None
         shape = mask_shape(one.shape, granularity=one.config.granularity)
         mask = _ones(self.parameter, shape)
         self._hooks = [_MaskedForward(owner.attribute) for owner in one.owners]
@@ -101,6 +103,8 @@ class HookMask(HeldMask):
     @property
     def mask(self) -> Tensor:  # type: ignore[override]
         """The buffer of the (first) module."""
+        if self._final_mask is not None:
+            return self._final_mask
         owner = self._owners[0]
         return owner.module._buffers[f"{owner.attribute}_mask"]  # type: ignore[return-value]
 
@@ -123,7 +127,8 @@ class HookMask(HeldMask):
 
     @override
     def detach(self) -> None:
-        apply_mask(self.parameter, self.mask)
+        self._final_mask = self.mask
+        apply_mask(self.parameter, self._final_mask)
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.detach(owner.module)
 

@@ -127,7 +127,7 @@ class PruningPlan:
             table.add_column(heading, justify="right")
         table.add_column("rule, or why it stays dense", overflow="fold")
         for one in self.parameters:
-            shape = " x ".join(map(str, one.shape))
+            shape = "x".join(map(str, one.shape))
             counts = f"{one.target_zeros:,} / {one.numel:,}"
             table.add_row(one.label, shape, one.structure, f"{one.config.target_sparsity:.1%}", counts, one.rule)
         for skipped in self.skipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from lightning_prune.masking import (
     attach_mask,
     remove_hooks,
 )
-from lightning_prune.masks import compute_mask
+from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
 from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
 from lightning_prune.report import LayerSparsity, SparsityReport, measure_layer
@@ -38,8 +39,14 @@ class _Layer:
 
     plan: PrunedParameter
     held: HeldMask
-    sparsity: float
+    initial_sparsity: float
+    sparsity: float = 0.0
     measured: LayerSparsity | None = None
+
+    @property
+    def target_sparsity(self) -> float:
+        """Fraction of zeros at the end of the schedule."""
+        return self.plan.config.target_sparsity
 
 
 class MagnitudePruner:
@@ -79,6 +86,7 @@ class MagnitudePruner:
         self._config = load_config(config)
         self._masking: Masking = masking
         self._step_count = 0
+        self._update_count = 0
         self._plan: PruningPlan | None = None
         self._layers: list[_Layer] = []
         self._groups: list[tuple[PruningScheduler, list[_Layer]]] = []
@@ -94,6 +102,11 @@ class MagnitudePruner:
     def step_count(self) -> int:
         """Optimizer steps so far."""
         return self._step_count
+
+    @property
+    def update_count(self) -> int:
+        """Update steps that this object has made."""
+        return self._update_count
 
     @property
     def is_prepared(self) -> bool:
@@ -123,14 +136,14 @@ class MagnitudePruner:
         """Bool masks (True = keep) by parameter name; views that follow the updates and broadcast over the weights."""
         return {layer.plan.name: layer.held.mask.view(torch.bool) for layer in self._layers}
 
-    def prepare(self, inplace: bool = False, *, run: TrainingRun | None = None) -> nn.Module:
+    def prepare(self, inplace: bool = False, *, run: TrainingRun | None = None, keep_zeros: bool = False) -> nn.Module:
         """Attach masks, at the initial sparsity.
-
-        Zeros that a weight has already count: an update prunes them first.
 
         Args:
             inplace: Change the model itself instead of a copy.
             run: Length of the training run, for schedules that are written in its units.
+            keep_zeros: Start from the sparsity that a weight has already, from an earlier pruning, where that is higher
+                than ``initial_sparsity``. A weight that is zero everywhere was initialised so, and is not meant.
 
         Returns:
             The model to train. Its parameters are the same objects, in the same order, if ``inplace``.
@@ -147,10 +160,11 @@ class MagnitudePruner:
         layers: list[_Layer] = []
         try:
             for one in plan:
-                layers.append(_Layer(one, attach_mask(one, self._masking), 0.0))
+                initial = max(one.config.initial_sparsity, _present_sparsity(one) if keep_zeros else 0.0)
+                layers.append(_Layer(one, attach_mask(one, self._masking), initial))
             for layer in layers:
-                if layer.plan.config.initial_sparsity > 0:
-                    _update(layer, layer.plan.config.initial_sparsity)
+                if layer.initial_sparsity > 0:
+                    _update(layer, layer.initial_sparsity)
         except PruningError:
             for layer in layers:
                 layer.held.detach()
@@ -258,7 +272,10 @@ class MagnitudePruner:
         if not self._layers:
             raise LifecycleError("state_dict() needs a prepared model. Call prepare() first.")
         states = [
-            (layer.plan, ParameterState(layer.sparsity, layer.held.mask, layer.held.pruned_values()))
+            (
+                layer.plan,
+                ParameterState(layer.initial_sparsity, layer.sparsity, layer.held.mask, layer.held.pruned_values()),
+            )
             for layer in self._layers
         ]
         return dump_state(self._step_count, states)
@@ -282,16 +299,18 @@ class MagnitudePruner:
         for layer, saved in zip(self._layers, states, strict=True):
             layer.held.mask.copy_(saved.mask)
             layer.held.restore(saved.pruned_values)
-            layer.sparsity, layer.measured = saved.sparsity, None
+            layer.initial_sparsity, layer.sparsity = saved.initial_sparsity, saved.sparsity
+            layer.measured = None
         for scheduler, layers in self._groups:
             self._release_if_done(scheduler, layers)
 
     def _update_group(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
         step = self._step_count
         for layer in layers:
-            sparsity = scheduler.compute_sparsity(step, layer.sparsity, layer.plan.config)
+            sparsity = scheduler.compute_sparsity(step, layer.sparsity, layer)
             if sparsity != layer.sparsity or scheduler.reselects(step):
                 _update(layer, sparsity)
+        self._update_count += 1
         self._release_if_done(scheduler, layers)
 
     def _release_if_done(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
@@ -327,6 +346,19 @@ def _resolve(one: PrunedParameter, run: TrainingRun | None) -> PrunedParameter:
     except ConfigError as error:
         raise ConfigError(f"{one.rule}.scheduler.{error}") from error
     return replace(one, config=replace(one.config, scheduler=resolved))
+
+
+def _present_sparsity(one: PrunedParameter) -> float:
+    """Fraction of groups of a weight that are zero already; 0 where all of them are."""
+    channels, block_size = one.shape[0], one.config.block_size
+    groups = math.prod(mask_shape(one.shape, granularity=one.config.granularity))
+    zero = (one.parameter.detach() == 0).reshape(groups, -1).all(1).reshape(channels, -1)  # (channels, groups of each)
+    if block_size > 1:
+        padded = nn.functional.pad(zero, (0, 0, 0, -channels % block_size), value=True)
+        blocks = padded.unflatten(0, (-1, block_size)).all(1)  # type: ignore[no-untyped-call]
+        zero = blocks.repeat_interleave(block_size, 0)[:channels]
+    zeros = int(zero.sum())
+    return 0.0 if zeros == groups else zeros / groups
 
 
 def _update(layer: _Layer, sparsity: float) -> None:

@@ -163,21 +163,20 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         table = Table(title="Sparsity", title_justify="left")
         for heading in ("layer", "shape", "structure"):
             table.add_column(heading)
-        for heading in ("target", "sparsity", "zeros / weights", "zero channels"):
+        for heading in ("target", "sparsity", "zeros / weights"):
             table.add_column(heading, justify="right")
         for one in self.layers:
             table.add_row(
                 one.name or "(root)",
-                " x ".join(map(str, one.shape)),
+                "x".join(map(str, one.shape)),
                 one.structure,
                 f"{one.target_sparsity:.1%}",
                 f"{one.sparsity:.2%}",
                 f"{one.zeros:,} / {one.weights:,}",
-                f"{one.zero_channels:,} / {one.channels:,}",
             )
         total = self.total
         table.add_section()
-        table.add_row("global", "", "", "", f"{total.sparsity:.2%}", f"{total.zeros:,} / {total.weights:,}", "")
+        table.add_row("global", "", "", "", f"{total.sparsity:.2%}", f"{total.zeros:,} / {total.weights:,}")
         return table
 
     def __repr__(self) -> str:

@@ -1,0 +1,42 @@
+# Two commands for a newcomer: `make demo` and `make test`. `make check` is what a change must pass.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUNS ?= runs
+
+.PHONY: demo test check lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train, prune and export a small network on bundled data (installs into .venv first)"
+	@echo "make test   all tests"
+	@echo "make check  format, lint, types, import layers, tests"
+	@echo "make bench  benchmarks against the peers, in one run"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py --out $(RUNS)/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(RUNS)

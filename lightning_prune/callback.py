@@ -1,0 +1,313 @@
+"""The Lightning callback: hooks of a Trainer, and nothing about how pruning works."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rich.console import Console, RenderableType
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_prune.config import load_config
+from lightning_prune.coreml import CoreMLExport, ExportResult
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
+from lightning_prune.masking import Masking
+from lightning_prune.plan import PruningPlan, plan_pruning
+from lightning_prune.pruner import MagnitudePruner
+from lightning_prune.report import SparsityReport
+from lightning_prune.schedules import TrainingRun
+
+__all__ = ["MagnitudePruningCallback"]
+
+
+class MagnitudePruningCallback(Callback):
+    """Prunes a LightningModule while the Trainer fits it.
+
+    ``on_fit_start`` prepares the module, ``on_train_batch_end`` counts optimizer steps and updates the masks that are
+    due, ``on_fit_end`` finalizes the module and exports it. In between the module's weights always are the pruned ones,
+    so that checkpoints, validation and weight averages see what will be shipped.
+
+    Args:
+        config: What to prune and how: a :class:`~lightning_prune.config.MagnitudePrunerConfig`, a nested dict, the path
+            of a YAML file or its text, or a configuration of Core ML Tools.
+        masking: How masks are held. ``"resident"`` leaves all names of the module as they are; ``"hook"`` gives modules
+            ``weight_orig`` and ``weight_mask``, as Core ML Tools does, and so changes what checkpoints contain.
+        export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.coreml.CoreMLExport`, or a path.
+            A failing export never costs the trained model: it is finalized, and ``export_error`` says what happened.
+        log_layers: Log the sparsity of each layer beside that of the whole.
+        prog_bar: Show the global sparsity in the progress bar.
+        show_plan: Log the plan at the start of fit, and the report at its end.
+        allow_config_change: Resume from a checkpoint that was pruned by other targets or schedules.
+
+    Attributes:
+        pruner: The :class:`~lightning_prune.pruner.MagnitudePruner` of the current or last fit; None before.
+        export_result: What was exported at the end of fit, or None.
+        export_error: The error of a failed export, or None.
+
+    Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1]. They are in
+    ``trainer.callback_metrics``, so other callbacks can monitor them.
+
+    Raises:
+        ConfigError: A value of the configuration cannot work. What needs the model is checked at fit start.
+
+    References:
+        Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
+
+    Example:
+        >>> callback = MagnitudePruningCallback({
+        ...     "global_config": {"scheduler": {"begin": 0.1, "end": 0.6, "frequency": 50}, "target_sparsity": 0.75},
+        ... })
+        >>> print(callback.plan(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))).records()[0]["zeros"])
+        24
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any] | str | os.PathLike[str] | object | None = None,
+        *,
+        masking: Masking = "resident",
+        export: CoreMLExport | str | os.PathLike[str] | None = None,
+        log_layers: bool = True,
+        prog_bar: bool = True,
+        show_plan: bool = True,
+        allow_config_change: bool = False,
+    ) -> None:
+        super().__init__()
+        if masking not in ("hook", "resident"):
+            raise ConfigError(f'masking must be "resident" or "hook", got {masking!r}.')
+        self.config = load_config(config)
+        self.masking: Masking = masking
+        self.export = CoreMLExport(export) if isinstance(export, (str, os.PathLike)) else export
+        self.log_layers = log_layers
+        self.prog_bar = prog_bar
+        self.show_plan = show_plan
+        self.allow_config_change = allow_config_change
+        self.pruner: MagnitudePruner | None = None
+        self.export_result: ExportResult | None = None
+        self.export_error: ExportError | None = None
+        self._global_step = 0
+        self._is_fitting = False
+        self._restored: dict[str, Any] | None = None  # a state that came before on_fit_start
+        self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
+
+    def plan(self, model: nn.Module) -> PruningPlan:
+        """Say what would be pruned of a model, by which rule, and what not and why. Nothing is changed."""
+        return plan_pruning(model, self.config)
+
+    def report(self) -> SparsityReport:
+        """Give the sparsity of every pruned layer, now or at the end of the last fit.
+
+        Raises:
+            LifecycleError: No fit was started yet.
+        """
+        if self.pruner is None:
+            raise LifecycleError(
+                "report() needs a fit. Call trainer.fit(model) first, or plan(model) for what it will do."
+            )
+        return self.pruner.report()
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint: the rules, without their values, so that a changed target still finds it."""
+        rules = [*(["global"] if self.config.global_config is not None else [])]
+        rules += [key if isinstance(key, str) else key.__name__ for key in self.config.module_type_configs]
+        rules += list(self.config.module_name_configs)
+        return f"{type(self).__qualname__}[{', '.join(rules)}]"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check what can be checked before anything is loaded, and step in front of the checkpoint callbacks."""
+        self._is_fitting = stage == "fit"
+        if not self._is_fitting:
+            return
+        if self.export is not None:
+            self.export.check(pl_module)
+        self._restored, self._saved = None, {}
+        self.export_result = self.export_error = None
+        # a new list: the Trainer is walking over the old one
+        others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
+        first_checkpoint = next((i for i, one in enumerate(others) if _is_checkpoint(one)), len(others))
+        trainer.callbacks = [*others[:first_checkpoint], self, *others[first_checkpoint:]]  # type: ignore[attr-defined]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach masks to the module, and tell them the optimizers."""
+        run = _measure_run(trainer, pl_module)
+        pruner = MagnitudePruner(pl_module, self.config, masking=self.masking)
+        pruner.prepare(inplace=True, run=run, keep_zeros=True)
+        self.pruner = pruner
+        try:
+            pruner.attach_optimizers(*trainer.optimizers)
+            if self._restored is not None:
+                pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
+        except PruningError:
+            pruner.finalize(inplace=True)
+            raise
+        self._restored = None
+        self._global_step = trainer.global_step
+        if self.show_plan:
+            _show(pruner.plan)
+        last = pruner.last_update_step
+        if last is not None and run.total_steps is not None and last > run.total_steps:
+            rank_zero_warn(
+                f"The last pruning update is at optimizer step {last}, but this run has {run.total_steps}: it will end "
+                "below the target sparsity. Train longer, or end the schedule earlier, for example with end=0.8."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here: a resumed run has its global step back by now."""
+        self._global_step = trainer.global_step
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Zero the gradients of pruned weights before they are clipped."""
+        self._need_pruner().mask_gradients(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the optimizer steps of this batch, update masks, and log if they changed."""
+        pruner = self._need_pruner()
+        updates = pruner.update_count
+        while self._global_step < trainer.global_step:
+            self._global_step += 1
+            pruner.step()
+        if pruner.update_count != updates:
+            self._log(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log once an epoch, whether or not masks changed."""
+        self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Settle the weights, which an averaging callback may have replaced, and say if the target was missed."""
+        pruner = self._need_pruner()
+        pruner.settle()
+        last = pruner.last_update_step
+        if last is not None and pruner.step_count < last:
+            rank_zero_warn(
+                f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update at {last}: "
+                f"sparsity is {pruner.report().sparsity:.1%}, below the target."
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the zeros permanent, and export."""
+        self._finish()
+        if self.show_plan:
+            _show(self.report())
+        if self.export is not None and trainer.is_global_zero:
+            self._export(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave a plain module with pruned weights, whatever happened."""
+        self._finish()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what belongs to this run of the Trainer."""
+        self._finish()
+        self._is_fitting, self._restored = False, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""
+        if self.pruner is not None and self.pruner.is_prepared:
+            return self.pruner.state_dict()
+        return self._saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken: at once, or at fit start if the module is not prepared yet."""
+        if not self._is_fitting or not state_dict:
+            return
+        if self.pruner is not None and self.pruner.is_prepared:
+            self.pruner.load_state_dict(state_dict, allow_config_change=self.allow_config_change)
+        else:
+            self._restored = state_dict
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume in silence without the pruning state that a checkpoint has under another key."""
+        states = checkpoint.get("callbacks", {})
+        if not self._is_fitting or self.state_key in states:
+            return
+        keys = {one.state_key for one in trainer.callbacks}  # type: ignore[attr-defined]
+        orphans = [key for key in states if str(key).startswith(f"{type(self).__qualname__}[") and key not in keys]
+        if orphans:
+            raise CheckpointError(
+                f"The checkpoint has the pruning state of {orphans[0]}, but this callback is {self.state_key}: the rules "
+                "are others. Resume with the rules of the checkpoint, or load only its weights and start a new fit."
+            )
+
+    def _finish(self) -> None:
+        """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
+        if self.pruner is not None and self.pruner.is_prepared:
+            self.pruner.settle()
+            self._saved = self.pruner.state_dict()
+            self.pruner.finalize(inplace=True)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        export, pruner = self.export, self._need_pruner()
+        if export is None:
+            return
+        try:
+            self.export_result = export.save(pl_module, masks=pruner.masks())
+        except ExportError as error:
+            self.export_error = error
+            if export.on_error == "raise":
+                raise
+            rank_zero_warn(
+                f"The Core ML export failed; the trained and pruned model is unharmed. {error} "
+                "Retry with callback.export.save(model)."
+            )
+            return
+        _show(self.export_result)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.export_result.as_dict(), step=trainer.global_step)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        report = self.report()
+        metrics = {"sparsity/global": report.sparsity}
+        if self.log_layers:
+            metrics |= {f"sparsity/{one.name or '(root)'}": one.sparsity for one in report.layers}
+        # For monitors and the progress bar. Loggers are called directly: self.log passes a step on to them only at
+        # multiples of log_every_n_steps, which would drop updates.
+        for name, value in metrics.items():
+            is_shown = self.prog_bar and name == "sparsity/global"
+            pl_module.log(name, value, prog_bar=is_shown, logger=False, batch_size=1)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    def _need_pruner(self) -> MagnitudePruner:
+        if self.pruner is None:
+            raise LifecycleError("The callback was not set up by a Trainer. Call trainer.fit(model, callbacks=[...]).")
+        return self.pruner
+
+
+def _is_checkpoint(callback: Any) -> bool:
+    """Whether a callback saves checkpoints: by name, since lightning and pytorch_lightning have a class each."""
+    return any(cls.__name__ == "Checkpoint" for cls in type(callback).__mro__)
+
+
+def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
+    """Length of the planned run in optimizer steps, as far as it can be known."""
+    try:
+        total = float(trainer.estimated_stepping_batches)
+    except (
+        Exception
+    ) as error:  # Lightning cannot tell for changing accumulation, and says so by an exception of its own
+        if type(error).__name__ != "MisconfigurationException":
+            raise
+        total = math.inf
+    counts_batches = trainer.max_steps == -1 or total < trainer.max_steps
+    if counts_batches and not pl_module.automatic_optimization and len(trainer.optimizers) > 1:
+        total = math.inf  # how many optimizers step in a batch is up to the module
+    batches = trainer.num_training_batches
+    per_epoch = None if math.isinf(batches) else batches / trainer.accumulate_grad_batches
+    return TrainingRun(int(total) if 0 < total < math.inf else None, per_epoch)
+
+
+def _show(renderable: RenderableType) -> None:
+    """Log a table through Lightning's own logger, as ModelSummary does."""
+    console = Console(width=120, file=io.StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    rank_zero_info(f"\n{capture.get().rstrip()}")

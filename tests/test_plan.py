@@ -1,0 +1,118 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from lightning_prune import ConfigError, MagnitudePrunerConfig, plan_pruning
+
+
+def plan(model: nn.Module, **levels: object):
+    return plan_pruning(model, MagnitudePrunerConfig(**levels))
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 6), nn.Linear(6, 3))
+
+
+def test_the_plan_says_what_is_pruned_by_which_rule_and_what_is_not_and_why():
+    found = plan(
+        net(),
+        global_config={"target_sparsity": 0.75},
+        module_type_configs={"Conv2d": {"granularity": "per_kernel"}},
+        module_name_configs={"4": None},
+    )
+    assert [(one.name, one.rule, one.target_zeros, one.numel) for one in found] == [
+        ("0.weight", 'module_type_configs["Conv2d"]', 144, 288),
+        ("3.weight", "global_config", 36, 48),
+    ]
+    assert [(one.name, one.reason) for one in found.skipped] == [
+        ("1", "BatchNorm2d is pruned only where its type or its full name is given"),
+        ("4", 'left dense by module_name_configs["4"]'),
+    ]
+    assert [one["module"] for one in found.records()] == ["0", "3", "1", "4"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ({"module_name_configs": {"hed": {}}}, 'module_name_configs\\["hed"\\] matches no module .* Did you mean .head'),
+        ({"module_name_configs": {"hed": None}}, "matches no module"),
+        ({"module_type_configs": {"Conv2D": {}}}, "matches no module of the model. Did you mean 'Conv2d'"),
+        ({"module_type_configs": {nn.LSTM: {}}}, 'module_type_configs\\["LSTM"\\] matches no module'),
+        ({"module_name_configs": {"act": {}}}, 'has no parameter "weight". It has none of its own'),
+        ({"module_name_configs": {"head": {"param_name": "wieght"}}}, 'no parameter "wieght". Did you mean .weight'),
+        ({"global_config": {"granularity": "per_channel"}}, "per_channel.* needs a weight of rank 3 or more"),
+        ({"module_name_configs": {"conv": {"block_size": 5}}}, "block_size must be at most half the output channels"),
+        ({"module_name_configs": {"conv": {"n_m_ratio": (1, 4)}}}, "1:4 zeros along dim 1 prunes nothing"),
+        ({"module_name_configs": {"head": {"param_name": "bias"}}}, "has shape \\(5,\\); a pruned weight has rank 2"),
+        ({"module_type_configs": {"Linear": None}}, "prunes nothing of this model"),
+    ],
+)
+def test_rules_that_do_not_fit_the_model_are_refused(levels: dict, message: str):
+    model = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3), "act": nn.ReLU(), "head": nn.Linear(8, 5)})
+    with pytest.raises(ConfigError, match=message):
+        plan(model, **levels)
+
+
+def test_tied_parameters_are_one_entry():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    model["b"].weight = model["a"].weight
+    (one,) = plan(model)
+    assert one.name == "a.weight"
+    assert [owner.module for owner in one.owners] == [model["a"], model["b"]]
+    with pytest.raises(ConfigError, match="one tied parameter"):
+        plan(model, global_config={}, module_name_configs={"b": {"target_sparsity": 0.9}})
+
+
+def test_any_module_is_pruned_where_it_is_named():
+    model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "lstm": nn.LSTM(8, 4), "up": nn.ConvTranspose2d(4, 4, 2)})
+    found = plan(
+        model,
+        module_type_configs={"Embedding": {}, nn.ConvTranspose2d: {"granularity": "per_kernel"}},
+        module_name_configs={"lstm": {"param_name": "weight_(ih|hh)_l0"}},
+    )
+    names = [("embed", "embed.weight"), ("lstm.weight_ih_l0",) * 2, ("lstm.weight_hh_l0",) * 2, ("up", "up.weight")]
+    assert [(one.label, one.name) for one in found] == names
+
+
+def test_patterns_reach_only_supported_modules():
+    model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "fc": nn.Linear(8, 4)})
+    found = plan(model, module_name_configs={".*": {}})
+    assert [one.name for one in found] == ["fc.weight"]
+    assert found.skipped[0].reason == "Embedding is pruned only where its type or its full name is given"
+
+
+def test_what_training_updates_is_pruned_behind_a_parametrization():
+    model = nn.ModuleDict(
+        {
+            "weight": parametrizations.weight_norm(nn.Linear(4, 4)),
+            "spectral": parametrizations.spectral_norm(nn.Linear(4, 4)),
+        }
+    )
+    found = plan(model)
+    assert [one.name for one in found] == [
+        "weight.parametrizations.weight.original1",
+        "spectral.parametrizations.weight.original",
+    ]
+    with pytest.raises(ConfigError, match="_Orthogonal, which would not keep zeros"):
+        plan(nn.Sequential(parametrizations.orthogonal(nn.Linear(4, 4))))
+
+
+def test_parameters_that_cannot_be_pruned_yet_say_what_to_do():
+    with pytest.raises(ConfigError, match="0.weight has no shape yet. Run one batch"):
+        plan(nn.Sequential(nn.LazyLinear(4)))
+    with pytest.raises(ConfigError, match="has sparse gradients"):
+        plan(nn.Embedding(4, 4, sparse=True), module_type_configs={"Embedding": {}})
+
+
+def test_a_module_that_is_pruned_already_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(ConfigError, match="is pruned already, by L1Unstructured"):
+        plan(model)
+
+
+def test_compiled_modules_keep_their_names():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0] = torch.compile(model[0], backend="eager")
+    assert [one.name for one in plan(model, module_name_configs={"0": {}})] == ["0.weight"]

@@ -1,0 +1,417 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from lightning_prune import (
+    CheckpointError,
+    ConfigError,
+    LifecycleError,
+    MagnitudePruner,
+    MagnitudePrunerConfig,
+    PruningError,
+    PruningScheduler,
+)
+
+# 0.73 of no layer, at no update, is a whole number of weights: there Core ML Tools' float32 count may be off by one
+CUBIC = {"scheduler": {"update_steps": [3, 5, 7, 9]}, "target_sparsity": 0.73}
+RULES = {
+    "per_scalar": {"global_config": {**CUBIC, "initial_sparsity": 0.1}},
+    "block and 2:4": {
+        "module_type_configs": {
+            "Conv2d": {**CUBIC, "block_size": 2},
+            "Linear": {"n_m_ratio": (2, 4), "scheduler": {"update_steps": [1, 4, 8]}},
+        }
+    },
+    "per_kernel and constant": {
+        "module_type_configs": {
+            "Conv2d": {**CUBIC, "granularity": "per_kernel"},
+            "Linear": {"scheduler": {"begin_step": 3}, "target_sparsity": 0.9},
+        }
+    },
+    "per_channel": {"module_type_configs": {"Conv2d": {**CUBIC, "granularity": "per_channel"}}},
+}
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5),
+    "nadam": lambda p: torch.optim.NAdam(p),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=4),
+}
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=2), nn.Flatten(), nn.Linear(16 * 36, 10)
+    )
+
+
+class Run:
+    """One training run of ``net`` on random data; with no pruner class it is dense."""
+
+    def __init__(self, config, *, masking="hook", optimizer="sgd", theirs=None, clip=False, closure=False):
+        self.model, self.clip, self.closure = net(), clip, closure or optimizer == "lbfgs"
+        if theirs is None:
+            self.pruner = MagnitudePruner(self.model, config, masking=masking)
+        else:
+            self.pruner = theirs.MagnitudePruner(self.model, theirs.MagnitudePrunerConfig.from_dict(config))
+        self.pruner.prepare(inplace=True)
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        if masking == "resident":
+            self.pruner.attach_optimizers(self.optimizer)
+        self.random = torch.Generator().manual_seed(1)
+        self.losses: list[float] = []
+
+    def train(self, steps: int) -> "Run":
+        for _ in range(steps):
+            images = torch.randn(8, 3, 8, 8, generator=self.random)
+            labels = torch.randint(0, 10, (8,), generator=self.random)
+
+            def forward_and_backward(images=images, labels=labels):
+                self.optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(self.model(images), labels)
+                loss.backward()
+                if self.clip:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+                return loss
+
+            if self.closure:
+                loss = self.optimizer.step(forward_and_backward)
+            else:
+                loss = forward_and_backward()
+                self.optimizer.step()
+            self.losses.append(float(loss.detach()))
+            self.pruner.step()
+        return self
+
+    def finalize(self) -> dict[str, torch.Tensor]:
+        self.pruner.finalize(inplace=True)
+        return {name: value for name, value in self.model.state_dict().items() if "_COREML_" not in name}
+
+
+def assert_equal_states(ours, theirs):
+    assert set(ours) == set(theirs)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "lbfgs"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_training_is_bit_equal_to_core_ml_tools(coremltools, masking, rule, optimizer):
+    theirs = Run(RULES[rule], optimizer=optimizer, theirs=coremltools.optimize.torch.pruning).train(12)
+    ours = Run(RULES[rule], optimizer=optimizer, masking=masking).train(12)
+    assert ours.losses == theirs.losses
+    assert_equal_states(ours.finalize(), theirs.finalize())
+
+
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_both_ways_of_holding_a_mask_train_bit_equal_networks(optimizer, clip, closure):
+    hook, resident = (
+        Run(RULES["block and 2:4"], masking=one, optimizer=optimizer, clip=clip, closure=closure).train(12)
+        for one in ("hook", "resident")
+    )
+    assert hook.losses == resident.losses
+    assert_equal_states(hook.finalize(), resident.finalize())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_masks_are_those_of_core_ml_tools_at_every_step(coremltools, rule):
+    theirs, ours = Run(RULES[rule], theirs=coremltools.optimize.torch.pruning), Run(RULES[rule])
+    for _ in range(12):
+        theirs.train(1)
+        ours.train(1)
+        for name in ours.pruner.masks():
+            module = name.rpartition(".")[0]
+            expected = theirs.model.get_submodule(module).weight_mask
+            assert torch.equal(ours.model.get_submodule(module).weight_mask.float(), expected), name
+
+
+def test_hook_masking_looks_as_core_ml_tools_documents_it():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    names = [name for name, _ in model.named_parameters()]
+    parameters = list(model.parameters())
+    prepared = MagnitudePruner(model, {"global_config": {"initial_sparsity": 0.5}}).prepare(inplace=True)
+    assert prepared is model
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True)), "same objects, same order"
+    assert [name for name, _ in model.named_parameters()] == [name.replace("weight", "weight_orig") for name in names]
+    assert set(dict(model.named_buffers())) == {"0.weight_mask", "1.weight_mask"}
+    assert model[0].weight_mask.dtype == torch.uint8
+    assert torch.equal(model[0].weight, model[0].weight_orig * model[0].weight_mask)
+    assert torch_prune.is_pruned(model)
+    assert not isinstance(model[0].weight, nn.Parameter)
+
+
+def test_resident_masking_leaves_all_names_as_they_are():
+    model, plain = nn.Linear(4, 4), nn.Linear(4, 4)
+    MagnitudePruner(model, {"global_config": {"initial_sparsity": 0.5}}, masking="resident").prepare(inplace=True)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert isinstance(model.weight, nn.Parameter)
+    assert int((model.weight == 0).sum()) == 8
+    assert not dict(model.named_buffers())
+    assert not torch_prune.is_pruned(model)
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_weights_may_return(masking):
+    model = nn.Linear(4, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    pruner = MagnitudePruner(
+        model, {"global_config": {"scheduler": {"update_steps": [1, 2]}, "initial_sparsity": 0.5}}, masking=masking
+    )
+    pruner.prepare(inplace=True)
+    assert model.weight.tolist() == [[0, 0, 3, 4]]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    pruner.attach_optimizers(optimizer)
+    model(torch.zeros(1, 4)).sum().backward()
+    # the dense value of weight 0 is still 1; weights 2 and 3 shrink below it
+    next(model.parameters()).grad = torch.tensor([[0.0, 0.0, 2.5, 3.5]])
+    optimizer.step()
+    pruner.step()
+    pruner.step()
+    assert model.weight.tolist() == [[1, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_prepared_model_can_be_copied_and_pickled(masking):
+    run = Run(RULES["per_scalar"], masking=masking).train(6)
+    images = torch.randn(2, 3, 8, 8)
+    for clone in (copy.deepcopy(run.model), pickle.loads(pickle.dumps(run.model))):  # noqa: S301
+        assert torch.equal(clone(images), run.model(images))
+        assert list(clone.state_dict()) == list(run.model.state_dict())
+    finalized = run.pruner.finalize(copy.deepcopy(run.model))
+    assert list(finalized.state_dict()) == list(net().state_dict())
+    assert torch.equal(finalized(images), run.model(images))
+    run.train(1)  # the prepared model is untouched
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_finalized_model_is_plain(masking):
+    run = Run(RULES["per_scalar"], masking=masking).train(12)
+    before = run.pruner.report()
+    state = run.finalize()
+    assert list(state) == list(net().state_dict())
+    for module in run.model.modules():
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+        assert not hasattr(module, "pruning_method")
+    for parameter in run.model.parameters():
+        assert not parameter._backward_hooks
+        assert not parameter._post_accumulate_grad_hooks
+    assert not run.optimizer._optimizer_step_pre_hooks
+    assert not run.optimizer._optimizer_step_post_hooks
+    assert all(not torch.signbit(value[value == 0]).any() for value in state.values()), "zeros are +0.0"
+    assert run.pruner.finalize(inplace=True) is run.model, "twice is harmless"
+    assert run.pruner.report() == before
+    assert sum(int((value == 0).sum()) for value in state.values()) == before.total.zeros
+
+
+def test_prepare_copies_unless_told_otherwise():
+    model = nn.Linear(4, 4)
+    pruner = MagnitudePruner(model)
+    prepared = pruner.prepare()
+    assert prepared is not model
+    assert pruner.model is prepared
+    assert not hasattr(model, "weight_orig")
+    finalized = pruner.finalize()
+    assert finalized is not prepared
+    assert hasattr(prepared, "weight_orig")
+
+
+def test_any_wrong_order_says_what_to_call():
+    pruner = MagnitudePruner(nn.Linear(4, 4))
+    for method in (pruner.step, pruner.finalize, pruner.report, pruner.state_dict, pruner.attach_optimizers):
+        with pytest.raises(LifecycleError, match=r"needs a prepared model. Call prepare\(\) first"):
+            method()
+    pruner.prepare(inplace=True)
+    with pytest.raises(LifecycleError, match=r"prepare\(\) was called before"):
+        pruner.prepare()
+    pruner.finalize(inplace=True)
+    with pytest.raises(LifecycleError, match="it was finalized. Make a new MagnitudePruner"):
+        pruner.step()
+    resident = MagnitudePruner(nn.Linear(4, 4), masking="resident")
+    resident.prepare()
+    with pytest.raises(LifecycleError, match=r"Call pruner.attach_optimizers\(optimizer\)"):
+        resident.step()
+    with pytest.raises(ConfigError, match='masking must be "hook" or "resident"'):
+        MagnitudePruner(nn.Linear(4, 4), masking="hooks")
+    with pytest.raises(ConfigError, match="must be a torch.optim.Optimizer, got int"):
+        resident.attach_optimizers(3)
+
+
+def test_a_prepare_that_fails_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2, 8))
+    with pytest.raises(ConfigError, match="nn.MultiheadAttention reads it without a forward"):
+        MagnitudePruner(model).prepare(inplace=True)
+    assert not torch_prune.is_pruned(model)
+    assert "0.weight" in model.state_dict()
+    weight = model[0].weight.detach().clone()
+    weight[0, 0] = float("nan")
+    model[0].weight.data.copy_(weight)
+    with pytest.raises(PruningError, match="0.weight cannot be pruned: .*NaN"):
+        MagnitudePruner(model, {"module_name_configs": {"0": {"initial_sparsity": 0.5}}}).prepare(inplace=True)
+    assert not torch_prune.is_pruned(model)
+    assert torch.equal(model[0].weight.nan_to_num(7), weight.nan_to_num(7))
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_weight_that_becomes_nan_stops_with_its_name_and_keeps_its_mask(masking):
+    run = Run(RULES["per_scalar"], masking=masking).train(6)
+    before = {name: mask.clone() for name, mask in run.pruner.masks().items()}
+    dict(run.model.named_parameters())["4.weight_orig" if masking == "hook" else "4.weight"].data[0, 0] = float("nan")
+    with pytest.raises(PruningError, match=r"4.weight cannot be pruned: .*NaN"):
+        run.pruner.step()
+    assert torch.equal(run.pruner.masks()["4.weight"], before["4.weight"])
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("at", [0, 4, 7, 11])
+def test_a_restored_run_is_bit_equal_to_one_that_went_on(masking, rule, at):
+    whole = Run(RULES[rule], masking=masking, optimizer="adamw").train(at)
+    file = io.BytesIO()
+    torch.save([whole.model.state_dict(), whole.optimizer.state_dict(), whole.pruner.state_dict()], file)
+    resumed = Run(RULES[rule], masking=masking, optimizer="adamw")
+    file.seek(0)
+    model, optimizer, pruner = torch.load(file, weights_only=True)
+    resumed.model.load_state_dict(model)
+    resumed.optimizer.load_state_dict(optimizer)
+    resumed.pruner.load_state_dict(pruner)
+    resumed.random.set_state(whole.random.get_state())
+    assert resumed.pruner.step_count == at
+    assert resumed.train(14 - at).losses == whole.train(14 - at).losses[at:]
+    assert_equal_states(resumed.finalize(), whole.finalize())
+
+
+def test_a_state_that_does_not_fit_says_where():
+    state = Run(RULES["per_scalar"]).train(6).pruner.state_dict()
+    with pytest.raises(CheckpointError, match="0.weight: target_sparsity was 0.73 in the checkpoint and is 0.9 now"):
+        Run({"global_config": {**RULES["per_scalar"]["global_config"], "target_sparsity": 0.9}}).pruner.load_state_dict(
+            state
+        )
+    with pytest.raises(CheckpointError, match="pruned 4.weight, which are not pruned now"):
+        Run({**RULES["per_scalar"], "module_name_configs": {"4": None}}).pruner.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="format version 99"):
+        Run(RULES["per_scalar"]).pruner.load_state_dict({**state, "version": 99})
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Run(RULES["per_scalar"]).pruner.load_state_dict({"version": 1})
+    state["parameters"]["4.weight"]["mask"] = state["parameters"]["4.weight"]["mask"][:-1]
+    run = Run(RULES["per_scalar"])
+    before = run.pruner.state_dict()
+    with pytest.raises(CheckpointError, match="4.weight is damaged"):
+        run.pruner.load_state_dict(state)
+    assert run.pruner.step_count == 0
+    for name, entry in run.pruner.state_dict()["parameters"].items():
+        assert torch.equal(entry["mask"], before["parameters"][name]["mask"]), "nothing is half restored"
+
+
+def test_a_change_of_target_may_be_allowed():
+    run = Run(RULES["per_scalar"], masking="resident").train(6)
+    more = {"global_config": {**RULES["per_scalar"]["global_config"], "target_sparsity": 0.9}}
+    resumed = Run(more, masking="resident")
+    resumed.model.load_state_dict(run.model.state_dict())
+    resumed.pruner.load_state_dict(run.pruner.state_dict(), allow_config_change=True)
+    assert resumed.train(6).pruner.report().sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+class Sawtooth(PruningScheduler):
+    """A schedule of a user's own, which knows no last update."""
+
+    def compute_sparsity(self, step_count, prev_sparsity, config):
+        return 0.5 if step_count % 2 else 0.25
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_schedule_of_the_user_may_go_down_again(masking):
+    run = Run({"global_config": {"scheduler": Sawtooth()}}, masking=masking)
+    assert [run.train(1).pruner.report().sparsity for _ in range(4)] == pytest.approx([0.5, 0.25] * 2, abs=1e-3)
+    assert run.pruner.last_update_step is None
+
+
+def test_a_schedule_that_gives_nonsense_is_stopped():
+    class Wrong(PruningScheduler):
+        def compute_sparsity(self, step_count, prev_sparsity, config):
+            return 75.0
+
+    with pytest.raises(ConfigError, match="gave a sparsity of 75.0"):
+        Run({"global_config": {"scheduler": Wrong()}}).train(1)
+
+
+def test_zeros_that_are_there_already_count():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+        model[1].weight.zero_()  # initialised to zero, not pruned
+    pruner = MagnitudePruner(model, {"global_config": {"scheduler": {"update_steps": [1, 2]}, "target_sparsity": 0.75}})
+    pruner.prepare(inplace=True, keep_zeros=True)
+    report = pruner.report()
+    assert report["0"]["unstructured_weight_sparsity"] == 0.5
+    assert report["1"]["unstructured_weight_sparsity"] == 0.0
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_tied_parameter_has_one_mask(masking):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)))
+
+    model = Tied()
+    pruner = MagnitudePruner(model, {"global_config": {"scheduler": {"begin_step": 1}}}, masking=masking)
+    pruner.prepare(inplace=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner.attach_optimizers(optimizer)
+    for _ in range(3):
+        model(torch.randn(4, 6)).sum().backward()
+        optimizer.step()
+        pruner.step()
+        assert torch.equal(model.a.weight, model.b.weight)
+    pruner.finalize(inplace=True)
+    assert model.a.weight is model.b.weight
+    assert int((model.a.weight == 0).sum()) == 18
+
+
+def test_the_stash_is_dropped_after_the_last_update():
+    run = Run(RULES["per_scalar"], masking="resident").train(8)
+    assert run.pruner.state_dict()["parameters"]["4.weight"]["pruned_values"] is not None
+    run.train(1)
+    assert run.pruner.state_dict()["parameters"]["4.weight"]["pruned_values"] is None
+
+
+def test_a_model_may_be_moved_and_cast_after_it_is_prepared():
+    model = nn.Linear(8, 8)
+    pruner = MagnitudePruner(
+        model, {"global_config": {"scheduler": {"update_steps": [1, 3, 5]}, "initial_sparsity": 0.25}}, masking="resident"
+    )
+    pruner.prepare(inplace=True)
+    model.to(torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner.attach_optimizers(optimizer)
+    for _ in range(5):
+        model(torch.randn(4, 8, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        pruner.step()
+    assert int((pruner.finalize(inplace=True).weight == 0).sum()) == 32
+
+
+def test_metadata_for_core_ml_tools_is_written_only_on_request():
+    pruner = MagnitudePruner(nn.Sequential(nn.Linear(4, 4)), MagnitudePrunerConfig())
+    pruner.prepare()
+    assert not any("_COREML_" in name for name in pruner.finalize().state_dict())
+    named = pruner.finalize(coreml_metadata=True).state_dict()
+    assert {name for name in named if "_COREML_" in name} == {
+        "_COREML_/metadata_version",
+        "0._COREML_/weight/compression_type",
+    }
