@@ -13,10 +13,12 @@ from rich.console import Console, RenderableType
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
 from lightning_prune.config import load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError
 from lightning_prune.masking import Masking
+from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.report import SparsityReport
@@ -42,6 +44,10 @@ class MagnitudePruningCallback(Callback):
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
         show_plan: Log the plan at the start of fit, and the report at its end.
+        best_at_target: Let monitors compare only networks at the target: until the last update EarlyStopping does not
+            end the run, and at that update ModelCheckpoint and EarlyStopping forget the best score so far. Checkpoint
+            files that were the best until then stay where they are.
+        log_prefix: What the names of logged values start with; give a second callback one of its own.
         allow_config_change: Resume from a checkpoint that was pruned by other targets or schedules.
 
     Attributes:
@@ -50,7 +56,9 @@ class MagnitudePruningCallback(Callback):
         export_error: The error of a failed export, or None.
 
     Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1]. They are in
-    ``trainer.callback_metrics``, so other callbacks can monitor them.
+    ``trainer.callback_metrics``, so other callbacks can monitor them. A schedule counts the optimizer steps of the
+    Trainer (``trainer.global_step``): a run that was resumed from a checkpoint without pruning is pruned at once as far
+    as its schedule has come.
 
     Raises:
         ConfigError: A value of the configuration cannot work. What needs the model is checked at fit start.
@@ -75,6 +83,8 @@ class MagnitudePruningCallback(Callback):
         log_layers: bool = True,
         prog_bar: bool = True,
         show_plan: bool = True,
+        best_at_target: bool = True,
+        log_prefix: str = "sparsity",
         allow_config_change: bool = False,
     ) -> None:
         super().__init__()
@@ -86,12 +96,17 @@ class MagnitudePruningCallback(Callback):
         self.log_layers = log_layers
         self.prog_bar = prog_bar
         self.show_plan = show_plan
+        self.best_at_target = best_at_target
+        self.log_prefix = log_prefix
         self.allow_config_change = allow_config_change
         self.pruner: MagnitudePruner | None = None
         self.export_result: ExportResult | None = None
         self.export_error: ExportError | None = None
         self._global_step = 0
         self._is_fitting = False
+        self._was_restored = False
+        self._gate: TargetGate | None = None
+        self._foreign: ForeignWeights | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_fit_start
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
 
@@ -113,7 +128,7 @@ class MagnitudePruningCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint: the rules, without their values, so that a changed target still finds it."""
+        """Key of the state in a checkpoint: the rules without their values, so that a changed target still finds it."""
         rules = [*(["global"] if self.config.global_config is not None else [])]
         rules += [key if isinstance(key, str) else key.__name__ for key in self.config.module_type_configs]
         rules += list(self.config.module_name_configs)
@@ -128,6 +143,7 @@ class MagnitudePruningCallback(Callback):
             self.export.check(pl_module)
         self._restored, self._saved = None, {}
         self.export_result = self.export_error = None
+        self._foreign = ForeignWeights(pl_module)
         # a new list: the Trainer is walking over the old one
         others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
         first_checkpoint = next((i for i, one in enumerate(others) if _is_checkpoint(one)), len(others))
@@ -139,15 +155,14 @@ class MagnitudePruningCallback(Callback):
         pruner = MagnitudePruner(pl_module, self.config, masking=self.masking)
         pruner.prepare(inplace=True, run=run, keep_zeros=True)
         self.pruner = pruner
-        try:
-            pruner.attach_optimizers(*trainer.optimizers)
-            if self._restored is not None:
-                pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
-        except PruningError:
-            pruner.finalize(inplace=True)
-            raise
+        pruner.attach_optimizers(*trainer.optimizers)
+        self._was_restored = self._restored is not None
+        if self._restored is not None:
+            pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
+        elif self._foreign is not None:
+            pruner.restore_dense(self._foreign.dense)
+        self._forget_foreign()
         self._restored = None
-        self._global_step = trainer.global_step
         if self.show_plan:
             _show(pruner.plan)
         last = pruner.last_update_step
@@ -159,7 +174,14 @@ class MagnitudePruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here: a resumed run has its global step back by now."""
+        pruner = self._need_pruner()
         self._global_step = trainer.global_step
+        if not self._was_restored and self._global_step > 0:
+            pruner.fast_forward(self._global_step)
+            self._mask_averages(trainer)
+        self._gate = TargetGate() if self.best_at_target and not pruner.is_at_target else None
+        if self._gate is not None:
+            self._gate.arm(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
@@ -175,16 +197,35 @@ class MagnitudePruningCallback(Callback):
             self._global_step += 1
             pruner.step()
         if pruner.update_count != updates:
+            self._mask_averages(trainer)
             self._log(trainer, pl_module)
+        if self._gate is not None:
+            if pruner.is_at_target:
+                self._open_gate(trainer)
+            else:
+                self._gate.arm(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch what EarlyStopping will do."""
+        if self._gate is not None:
+            self._gate.arm(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold EarlyStopping until the target is reached."""
+        if self._gate is not None:
+            self._gate.hold(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log once an epoch, whether or not masks changed."""
         self._log(trainer, pl_module)
+        if self._gate is not None:
+            self._gate.hold(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle the weights, which an averaging callback may have replaced, and say if the target was missed."""
         pruner = self._need_pruner()
         pruner.settle()
+        self._mask_averages(trainer)
         last = pruner.last_update_step
         if last is not None and pruner.step_count < last:
             rank_zero_warn(
@@ -209,6 +250,11 @@ class MagnitudePruningCallback(Callback):
         self._finish()
         self._is_fitting, self._restored = False, None
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save weights under their plain names, also with ``masking="hook"``."""
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = plain_state_dict(checkpoint["state_dict"])
+
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""
         if self.pruner is not None and self.pruner.is_prepared:
@@ -221,6 +267,7 @@ class MagnitudePruningCallback(Callback):
             return
         if self.pruner is not None and self.pruner.is_prepared:
             self.pruner.load_state_dict(state_dict, allow_config_change=self.allow_config_change)
+            self._was_restored = True
         else:
             self._restored = state_dict
 
@@ -233,12 +280,36 @@ class MagnitudePruningCallback(Callback):
         orphans = [key for key in states if str(key).startswith(f"{type(self).__qualname__}[") and key not in keys]
         if orphans:
             raise CheckpointError(
-                f"The checkpoint has the pruning state of {orphans[0]}, but this callback is {self.state_key}: the rules "
-                "are others. Resume with the rules of the checkpoint, or load only its weights and start a new fit."
+                f"The checkpoint has the pruning state of {orphans[0]}, but this callback is {self.state_key}: "
+                "the rules are others. Resume with the rules of the checkpoint, or load only its weights and start a "
+                "new fit, which continues from their sparsity."
             )
+
+    def _open_gate(self, trainer: Trainer) -> None:
+        if self._gate is not None:
+            forgotten, self._gate = self._gate.open(trainer), None
+            if forgotten:
+                rank_zero_info(
+                    f"The target sparsity is reached: the best checkpoint is chosen anew from here. "
+                    f"{', '.join(forgotten)} stay, but were made before it."
+                )
+
+    def _mask_averages(self, trainer: Trainer) -> None:
+        """Keep the models of averaging callbacks sparse: an average of pruned weights stays so until masks change."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            average = getattr(callback, "_average_model", None)
+            if isinstance(average, nn.Module):
+                self._need_pruner().mask_copy(getattr(average, "module", average))
+
+    def _forget_foreign(self) -> None:
+        if self._foreign is not None:
+            self._foreign.remove()
+            self._foreign = None
 
     def _finish(self) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
+        self._forget_foreign()
+        self._gate = None
         if self.pruner is not None and self.pruner.is_prepared:
             self.pruner.settle()
             self._saved = self.pruner.state_dict()
@@ -265,13 +336,13 @@ class MagnitudePruningCallback(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         report = self.report()
-        metrics = {"sparsity/global": report.sparsity}
+        metrics = {f"{self.log_prefix}/global": report.sparsity}
         if self.log_layers:
-            metrics |= {f"sparsity/{one.name or '(root)'}": one.sparsity for one in report.layers}
+            metrics |= {f"{self.log_prefix}/{one.name or '(root)'}": one.sparsity for one in report.layers}
         # For monitors and the progress bar. Loggers are called directly: self.log passes a step on to them only at
         # multiples of log_every_n_steps, which would drop updates.
         for name, value in metrics.items():
-            is_shown = self.prog_bar and name == "sparsity/global"
+            is_shown = self.prog_bar and name.endswith("/global")
             pl_module.log(name, value, prog_bar=is_shown, logger=False, batch_size=1)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)

@@ -7,19 +7,29 @@ used, so that a damaged one never leaves a model half restored.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.errors import CheckpointError
 from lightning_prune.plan import PrunedParameter
 
-__all__ = ["FORMAT_VERSION", "ParameterState", "dump_state", "parse_state"]
+__all__ = [
+    "FORMAT_VERSION",
+    "ForeignWeights",
+    "ParameterState",
+    "convert_checkpoint",
+    "dump_state",
+    "parse_state",
+    "plain_state_dict",
+]
 
 FORMAT_VERSION = 1
 
@@ -89,6 +99,103 @@ def parse_state(
     return step_count, [_parse_parameter(one, entries[one.name]) for one in parameters]
 
 
+def plain_state_dict(state_dict: Mapping[str, Any], dense: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """Give a state dict the plain names of a model that never heard of pruning, with the pruned weights under them.
+
+    ``weight_orig`` and ``weight_mask``, which Core ML Tools, torch.nn.utils.prune, Lightning's ModelPruning and this
+    library's hook masking make, become ``weight``; metadata of Core ML Tools is left out. Everything else, a buffer
+    that happens to be called ``causal_mask`` too, stays as it is and in its order.
+
+    Args:
+        state_dict: The state dict; not changed.
+        dense: Filled with the weights as they were before masking, by plain name.
+
+    Example:
+        >>> state = {"weight_orig": torch.tensor([1.0, -2.0]), "weight_mask": torch.tensor([1, 0]), "causal_mask": 1}
+        >>> plain_state_dict(state)
+        {'weight': tensor([1., 0.]), 'causal_mask': 1}
+    """
+    plain: dict[str, Any] = {}
+    for name, value in state_dict.items():
+        if "_COREML_/" in name:
+            continue
+        base = name.removesuffix("_orig") if name.endswith("_orig") else name.removesuffix("_mask")
+        if base == name or f"{base}_orig" not in state_dict or f"{base}_mask" not in state_dict:
+            plain[name] = value
+        elif name.endswith("_orig"):
+            keep = state_dict[f"{base}_mask"].to(value.device) != 0
+            plain[base] = torch.where(keep, value, torch.zeros((), dtype=value.dtype, device=value.device))
+            if dense is not None:
+                dense[base] = value
+    return plain
+
+
+def convert_checkpoint(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, overwrite: bool = False
+) -> dict[str, float]:
+    """Rewrite a checkpoint or state dict of another pruning library with plain names and pruned weights.
+
+    Args:
+        source: A file that ``torch.load(weights_only=True)`` reads: a Lightning checkpoint, or a bare state dict.
+        target: Where to write; the file appears only when it is complete.
+        overwrite: Replace ``target`` if it is there.
+
+    Returns:
+        Fraction of zeros of each weight that was converted.
+
+    Raises:
+        CheckpointError: The source cannot be read, or the target exists.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{target} exists. Write to another path, or pass overwrite=True.")
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
+        raise CheckpointError(f"{source} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{source} must hold a state dict or a checkpoint, got {type(checkpoint).__name__}.")
+    is_checkpoint = isinstance(checkpoint.get("state_dict"), Mapping)
+    dense: dict[str, Tensor] = {}
+    plain = plain_state_dict(checkpoint["state_dict"] if is_checkpoint else checkpoint, dense)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {name: float((plain[name] == 0).sum() / plain[name].numel()) for name in dense}
+
+
+class ForeignWeights:
+    """Lets a module load a state dict that another pruning library made, and remembers its dense weights.
+
+    Attributes:
+        dense: Weights as they were before masking, by plain name.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.dense: dict[str, Tensor] = {}
+        self._handle = module.register_load_state_dict_pre_hook(_PlainNames(self.dense))
+
+    def remove(self) -> None:
+        """Let the module load state dicts as before."""
+        self._handle.remove()
+
+
+class _PlainNames:
+    """Hook of a module; an object, so that a module that carries it can be copied and pickled."""
+
+    def __init__(self, dense: dict[str, Tensor]) -> None:
+        self._dense = dense
+
+    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        plain = plain_state_dict(state_dict, self._dense)
+        if plain.keys() != state_dict.keys():
+            state_dict.clear()
+            state_dict.update(plain)
+
+
 def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, Any]:
     packed = torch.from_numpy(np.packbits(state.mask.cpu().contiguous().numpy().reshape(-1)))
     values = None if state.pruned_values is None else state.pruned_values.cpu()
@@ -108,7 +215,7 @@ def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any]) -> Paramete
     try:
         if list(entry["shape"]) != list(one.shape):
             raise CheckpointError(
-                f"{one.name} has shape {list(entry['shape'])} in the pruning state and {list(one.shape)} in the model. "
+                f"{one.name} has shape {list(entry['shape'])} in the pruning state and {list(one.shape)} now. "
                 "Resume with the model of the checkpoint."
             )
         packed, values, shape = entry["mask"], entry["pruned_values"], tuple(entry["mask_shape"])
@@ -127,7 +234,7 @@ def _check_rule(one: PrunedParameter, entry: Mapping[str, Any]) -> None:
         if before.get(field) != now[field]:
             raise CheckpointError(
                 f"{one.name}: {field} was {before.get(field)} in the checkpoint and is {now[field]} now. "
-                "Resume with the configuration of the checkpoint, or pass allow_config_change=True to go on by the new one."
+                "Resume with the configuration of the checkpoint, or pass allow_config_change=True to go by the new one."
             )
 
 

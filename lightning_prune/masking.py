@@ -232,10 +232,21 @@ class ResidentMask(HeldMask):
         self._is_folded = False
         self._is_masking = False
         self._masked_gradient: tuple[int, int] | None = None
-        self._gradient_hook: Any = None
-        if self.parameter.requires_grad:
-            hook = self._mask_gradient_of
-            self._gradient_hook = self.parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        self._gradient_hook = self._watch_gradient(one)
+
+    def _watch_gradient(self, one: PrunedParameter) -> Any:
+        parameter = self.parameter
+        for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+            if isinstance(getattr(hook, "__self__", None), ResidentMask):
+                raise ConfigError(
+                    f"{one.rule}: {one.name} is pruned already, by another pruner. One parameter can have one pruner: "
+                    "finalize the other one, or leave this module out with None."
+                )
+        is_trained = parameter.requires_grad
+        parameter.requires_grad_(True)  # a frozen parameter takes no hook, but may be unfrozen later
+        handle = parameter.register_post_accumulate_grad_hook(self._mask_gradient_of)  # type: ignore[no-untyped-call]
+        parameter.requires_grad_(is_trained)
+        return handle
 
     @property
     def is_folded(self) -> bool:
@@ -290,9 +301,7 @@ class ResidentMask(HeldMask):
     def detach(self) -> None:
         self.release()
         apply_mask(self.parameter, self.mask)
-        if self._gradient_hook is not None:
-            self._gradient_hook.remove()
-            self._gradient_hook = None
+        self._gradient_hook.remove()
 
     @override
     def pruned_values(self) -> Tensor | None:
@@ -300,7 +309,7 @@ class ResidentMask(HeldMask):
 
     @override
     def restore(self, values: Tensor | None) -> None:
-        self._is_folded = False
+        self._is_folded, self._keeps_stash = False, True
         self._is_masking = not bool(self.mask.all())
         with torch.no_grad():
             if values is None:
@@ -421,8 +430,8 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
     is_weight_norm = name.endswith("_v") and f"{name[:-2]}_g" in module._parameters
     if is_weight_norm or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
         raise ConfigError(
-            f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a way '
-            f"that a hook cannot follow. {advice}"
+            f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a '
+            f"way that a hook cannot follow. {advice}"
         )
     for taken in (f"{name}_orig", f"{name}_mask"):
         if hasattr(module, taken):

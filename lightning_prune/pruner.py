@@ -132,6 +132,12 @@ class MagnitudePruner:
         known = [last for last in lasts if last is not None]
         return max(known) if known and len(known) == len(lasts) else None
 
+    @property
+    def is_at_target(self) -> bool:
+        """Whether the last update is made; True where a schedule cannot tell which is the last."""
+        last = self.last_update_step
+        return last is None or self._step_count >= last
+
     def masks(self) -> dict[str, Tensor]:
         """Bool masks (True = keep) by parameter name; views that follow the updates and broadcast over the weights."""
         return {layer.plan.name: layer.held.mask.view(torch.bool) for layer in self._layers}
@@ -206,6 +212,39 @@ class MagnitudePruner:
             if scheduler.is_due(self._step_count):
                 self._update_group(scheduler, layers)
 
+    def fast_forward(self, step_count: int) -> None:
+        """Go to a later step of the schedule at once, pruning as far as it has come by then."""
+        self._need_prepared("fast_forward")
+        for scheduler, layers in self._groups:
+            due = [step for step in range(self._step_count + 1, step_count + 1) if scheduler.is_due(step)]
+            for layer in layers:
+                sparsity = layer.sparsity
+                for step in due:
+                    sparsity = scheduler.compute_sparsity(step, sparsity, layer)
+                if sparsity > layer.sparsity:
+                    _update(layer, sparsity)
+        self._step_count = step_count
+        for scheduler, layers in self._groups:
+            self._release_if_done(scheduler, layers)
+
+    def restore_dense(self, dense: Mapping[str, Tensor]) -> None:
+        """Put back, behind the masks, what another pruning library had pruned away.
+
+        Args:
+            dense: Weights before masking, by parameter name; other names are ignored.
+        """
+        for layer in self._layers:
+            weight = dense.get(layer.plan.name)
+            if weight is not None and tuple(weight.shape) == layer.plan.shape:
+                layer.held.restore(weight[layer.held.mask.expand(weight.shape).cpu() == 0])
+
+    def mask_copy(self, model: nn.Module) -> None:
+        """Apply the masks to a copy of the model that has the same names, in place."""
+        parameters = dict(model.named_parameters())
+        for name, mask in self.masks().items():
+            if name in parameters:
+                apply_mask(parameters[name], mask)
+
     def settle(self) -> None:
         """Make every weight agree with its mask again, after something else wrote to it."""
         for layer in self._layers:
@@ -243,8 +282,7 @@ class MagnitudePruner:
         else:
             target = target if inplace else copy.deepcopy(target)
             remove_hooks(target)
-            for name, mask in self.masks().items():
-                apply_mask(target.get_parameter(name), mask)
+            self.mask_copy(target)
         if coreml_metadata:
             names = {one.name.rpartition(".")[0]: one.name.rpartition(".")[2] for one in self.plan}
             register_coreml_metadata(target, names)

@@ -8,14 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from lightning_prune.plan import PrunedParameter
-from lightning_prune.sparsity import count_zeros, zero_blocks, zero_channels
+from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
 
-__all__ = ["LayerSparsity", "SparsityReport", "measure_layer"]
+__all__ = ["LayerSparsity", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
+
+_WEIGHT_BITS = 16  # Core ML stores weights in half precision unless told otherwise
+_MASK_BITS = 1
+_WIDE = 140
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class LayerSparsity:
         zeros: Weights that are zero.
         channels: Number of output channels.
         zero_channels: Output channels that are all zero.
-        pairs: Pairs of weights of two neighbouring output channels; None where their number is odd.
+        pairs: Pairs of weights at one position in two neighbouring output channels; None where the number of channels
+            is odd.
         zero_pairs: Pairs that are both zero; None likewise.
     """
 
@@ -61,10 +69,89 @@ class LayerSparsity:
         """Fraction of pairs of weights of neighbouring output channels that are both zero; None if not applicable."""
         return None if self.pairs is None or self.zero_pairs is None else self.zero_pairs / self.pairs
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the weights in half precision."""
+        return stored_bytes(self.weights)
+
+    @property
+    def sparse_bytes(self) -> int:
+        """Bytes of the weights stored as a bit mask and their nonzero values; never more than dense."""
+        return stored_bytes(self.weights, self.zeros)
+
+
+def stored_bytes(weights: int, zeros: int = 0) -> int:
+    """Bytes of weights in half precision, as a bit mask and the nonzero values where that is smaller than all values.
+
+    Sparse storage takes ``16 * (1 - sparsity) + 1`` bits a weight, so it pays from 6.25 % zeros on. That is how Core ML
+    stores sparse weights; names and alignment in the file come on top.
+
+    Args:
+        weights: Number of weights.
+        zeros: How many of them are zero.
+
+    Example:
+        >>> stored_bytes(1024), stored_bytes(1024, zeros=768)
+        (2048, 640)
+    """
+    sparse_bits = _WEIGHT_BITS * (weights - zeros) + _MASK_BITS * weights
+    return -(-min(sparse_bits, _WEIGHT_BITS * weights) // 8)
+
+
+def describe_structure(tensor: Tensor, *, shape: tuple[int, ...] | None = None) -> str:
+    """Name the coarsest structure that accounts for all zeros of a tensor.
+
+    Args:
+        tensor: Weights or a mask, rank 2 or more; of lower rank there is no structure to find.
+        shape: Shape of the weight, where ``tensor`` is a mask that broadcasts over it.
+
+    Returns:
+        ``"dense"``, ``"all zero"``, ``"per_channel"``, ``"per_kernel"``, ``"block 4"`` (``"per_kernel, block 4"``),
+        ``"2:4 zeros, dim 1"`` or ``"per_scalar"``. Blocks of up to 64 output channels and groups of 4, 8 and 16 are
+        looked for. Zeros that form a structure by chance, as in a tensor of a few weights, are named by it too.
+
+    Example:
+        >>> describe_structure(torch.tensor([[0.0, 1.0, 0.0, 2.0], [3.0, 0.0, 0.0, 4.0]]))
+        '2:4 zeros, dim 1'
+    """
+    mask = (tensor != 0).expand(tensor.shape if shape is None else shape)
+    zeros, numel = count_zeros(mask), mask.numel()
+    if zeros in (0, numel):
+        return "all zero" if zeros and numel else "dense"
+    if mask.ndim < 2:
+        return "per_scalar"
+    if zero_channels(mask) * (numel // mask.shape[0]) == zeros:
+        return "per_channel" if mask.ndim > 2 else _with_block("per_channel", mask, zeros)
+    if mask.ndim > 2 and (zero_kernels(mask) or 0) * (numel // (mask.shape[0] * mask.shape[1])) == zeros:
+        return _with_block("per_kernel", mask, zeros)
+    return _find_n_m(mask, zeros) or _with_block("per_scalar", mask, zeros)
+
+
+def _with_block(granularity: str, mask: Tensor, zeros: int) -> str:
+    """The granularity, or the largest blocks of output channels that account for all zeros."""
+    for size in (64, 32, 16, 8, 4, 2):
+        if size <= mask.shape[0] // 2 and (zero_blocks(mask, size) or 0) * size == zeros:
+            return f"block {size}" if granularity == "per_scalar" else f"{granularity}, block {size}"
+    return granularity
+
+
+def _find_n_m(mask: Tensor, zeros: int) -> str | None:
+    """The n:m pattern whose groups hold exactly n zeros each, if there is one."""
+    for dim in (1, 0):
+        for size in (4, 8, 16):
+            num_zeros, rest = divmod(zeros * size, mask.numel())
+            if rest or mask.shape[dim] % size:
+                continue
+            adherent, groups = n_m_groups(mask, num_zeros, size, dim=dim)
+            if adherent == groups:  # at least n each, and n on average: exactly n each
+                return f"{num_zeros}:{size} zeros, dim {dim}"
+    return None
+
 
 def measure_layer(one: PrunedParameter, mask: Tensor) -> LayerSparsity:
-    """Count the zeros of a mask, bytes or bool, that broadcasts over the weight of ``one``."""
+    """Count the zeros of a mask, bytes 0 and 1 or bool, that broadcasts over the weight of ``one``."""
     is_even = one.shape[0] % 2 == 0
+    mask = mask.view(torch.bool) if mask.dtype == torch.uint8 else mask
     return LayerSparsity(
         name=one.label,
         shape=one.shape,
@@ -84,7 +171,7 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
 
     As a mapping it has the keys that Core ML Tools reports: a dict per layer and one under ``"global"``, with
     ``#params``, ``structured_weight_sparsity``, ``unstructured_weight_sparsity`` and ``block2_weight_sparsity`` (-1
-    where it does not apply). ``layers`` and ``total`` hold the counts themselves, with None where something does not apply.
+    where it does not apply). ``layers`` and ``total`` hold the counts themselves, with None in such places.
 
     Args:
         layers: Counts of each layer.
@@ -145,6 +232,8 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
                 "sparsity": one.sparsity,
                 "structured_sparsity": one.structured_sparsity,
                 "block2_sparsity": one.block2_sparsity,
+                "dense_bytes": one.dense_bytes,
+                "sparse_bytes": one.sparse_bytes,
             }
             for one in (*self.layers, self.total)
         ]
@@ -158,35 +247,67 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         writer.writerows({**one, "shape": "x".join(map(str, one["shape"]))} for one in records)
         return text.getvalue()
 
+    def metrics(self, *, layers: bool = True) -> dict[str, float]:
+        """Flat numbers for a logger; the names stay as they are from version to version.
+
+        Args:
+            layers: Whether to give the sparsity of each layer too.
+
+        Returns:
+            ``sparsity/global``, ``sparsity/<layer>``: fraction of zeros. ``sparsity_channels/global``: fraction of
+            weights in output channels that are all zero. ``sparsity_block2/global``: fraction of all-zero pairs, left
+            out where it does not apply. ``weights/effective``: number of weights that are not zero.
+            ``bytes/compressed``: see :func:`stored_bytes`, summed over layers. Pruned layers only.
+        """
+        total = self.total
+        numbers = {
+            "sparsity/global": total.sparsity,
+            "sparsity_channels/global": total.structured_sparsity,
+            "weights/effective": float(total.weights - total.zeros),
+            "bytes/compressed": float(sum(one.sparse_bytes for one in self.layers)),
+        }
+        if total.block2_sparsity is not None:
+            numbers["sparsity_block2/global"] = total.block2_sparsity
+        if layers:
+            numbers |= {f"sparsity/{one.name or '(root)'}": one.sparsity for one in self.layers}
+        return numbers
+
     def __rich__(self) -> Table:
-        """Table for a terminal or a notebook."""
-        table = Table(title="Sparsity", title_justify="left")
-        for heading in ("layer", "shape", "structure"):
-            table.add_column(heading)
-        for heading in ("target", "sparsity", "zeros / weights"):
-            table.add_column(heading, justify="right")
+        """Table for a terminal or a notebook; 80 columns are enough."""
+        table = Table(title="Sparsity", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+        table.collapse_padding, table.pad_edge = True, False
+        table.add_column("layer", overflow="fold")
+        table.add_column("shape", no_wrap=True)
+        table.add_column("structure", min_width=10)
+        for heading in ("target", "sparsity", "zeros"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for one in self.layers:
             table.add_row(
-                one.name or "(root)",
+                Text(one.name or "(root)"),
                 "x".join(map(str, one.shape)),
                 one.structure,
-                f"{one.target_sparsity:.1%}",
+                "" if one.target_sparsity is None else f"{one.target_sparsity:.1%}",
                 f"{one.sparsity:.2%}",
-                f"{one.zeros:,} / {one.weights:,}",
+                f"{one.zeros:,}",
             )
         total = self.total
         table.add_section()
-        table.add_row("global", "", "", "", f"{total.sparsity:.2%}", f"{total.zeros:,} / {total.weights:,}")
+        table.add_row("global", "", "", "", f"{total.sparsity:.2%}", f"{total.zeros:,}")
+        dense, sparse = total.dense_bytes, sum(one.sparse_bytes for one in self.layers)
+        table.caption = (
+            f"{total.zeros:,} of {total.weights:,} weights are zero.\n"
+            f"In half precision {sparse:,} bytes sparse, {dense:,} dense: {dense / max(sparse, 1):.2f}x smaller."
+        )
         return table
 
     def __repr__(self) -> str:
-        console = Console(width=140, file=io.StringIO(), color_system=None)
+        console = Console(width=_WIDE, file=io.StringIO(), color_system=None)
         with console.capture() as capture:
             console.print(self.__rich__())
         return capture.get().rstrip()
 
     def _repr_html_(self) -> str:
         """Table for a notebook."""
-        console = Console(width=140, file=io.StringIO(), record=True)
+        console = Console(width=_WIDE, file=io.StringIO(), record=True)
         console.print(self.__rich__())
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")

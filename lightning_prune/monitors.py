@@ -1,0 +1,70 @@
+"""Best means best at target: monitors must not compare a network before its last pruning update with one after it.
+
+Until the last update EarlyStopping does not stop the run, and at that update ModelCheckpoint and EarlyStopping forget
+the best score so far. No file is deleted, and no setting of the user is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+__all__ = ["TargetGate"]
+
+_NOT_STOPPED = -1
+
+
+class TargetGate:
+    """Holds back the monitors of a Trainer until the target sparsity is reached.
+
+    Callbacks are told apart by the names of their classes, since lightning and pytorch_lightning have one each.
+    """
+
+    def __init__(self) -> None:
+        self._was_stopping = False
+
+    def arm(self, trainer: Any) -> None:
+        """Call before EarlyStopping may look at its metric."""
+        self._was_stopping = trainer.should_stop
+        for stopper in _find(trainer, "EarlyStopping"):
+            stopper.stopped_epoch = _NOT_STOPPED
+
+    def hold(self, trainer: Any) -> None:
+        """Call after it: takes back a stop for which EarlyStopping asked, but not one of a diverged run."""
+        for stopper in _find(trainer, "EarlyStopping"):
+            asked = stopper.stopped_epoch != _NOT_STOPPED
+            reason = getattr(getattr(stopper, "stopping_reason", None), "name", "")
+            if asked and reason != "NON_FINITE_METRIC":
+                trainer.should_stop = self._was_stopping
+                stopper.wait_count = 0
+            if not asked or reason != "NON_FINITE_METRIC":
+                stopper.stopped_epoch = 0
+
+    def open(self, trainer: Any) -> list[str]:
+        """Call at the last update: monitors start afresh.
+
+        Returns:
+            Paths of the checkpoints that were the best before; they stay where they are.
+        """
+        for stopper in _find(trainer, "EarlyStopping"):
+            stopper.wait_count = 0
+            stopper.stopped_epoch = 0
+            stopper.best_score = torch.tensor(torch.inf if stopper.mode == "min" else -torch.inf)
+        forgotten: list[str] = []
+        for saver in _find(trainer, "ModelCheckpoint"):
+            if saver.monitor is None:
+                continue
+            forgotten += list(saver.best_k_models)
+            saver.best_k_models = {}
+            saver.best_model_path = saver.kth_best_model_path = ""
+            saver.best_model_score = None
+            saver.kth_value = torch.tensor(torch.inf if saver.mode == "min" else -torch.inf)
+        return forgotten
+
+
+def _find(trainer: Any, name: str) -> Iterator[Any]:
+    for callback in trainer.callbacks:
+        if any(cls.__name__ == name for cls in type(callback).__mro__):
+            yield callback

@@ -1,0 +1,249 @@
+import csv
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import POLYNOMIAL, ToyModule, make_loader, make_trainer, sparsity_of
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+from lightning_prune import ConfigError, LifecycleError, MagnitudePruner, MagnitudePruningCallback
+
+WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
+
+
+def fit(tmp_path, callback, *, model=None, batches=8, callbacks=(), **arguments):
+    model = model or ToyModule()
+    trainer = make_trainer(tmp_path, callbacks=[callback, *callbacks], **{"max_epochs": 2, **arguments})
+    trainer.fit(model, make_loader(batches), make_loader(2))
+    return model, trainer
+
+
+def assert_plain(model: nn.Module) -> None:
+    for module in model.modules():
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+        assert not module._load_state_dict_pre_hooks
+    for parameter in model.parameters():
+        assert not parameter._post_accumulate_grad_hooks
+    assert list(model.state_dict()) == list(ToyModule().state_dict())
+
+
+@pytest.mark.parametrize("masking", ["resident", "hook"])
+def test_fit_leaves_a_plain_sparse_module(tmp_path, masking):
+    callback = MagnitudePruningCallback(POLYNOMIAL, masking=masking)
+    model, trainer = fit(tmp_path, callback)
+    assert_plain(model)
+    for name in WEIGHTS:
+        assert sparsity_of(model.state_dict()[name]) == pytest.approx(0.75, abs=0.01)
+    assert callback.pruner.step_count == trainer.global_step == 16
+    assert callback.report().sparsity == pytest.approx(0.75, abs=1e-3)
+    assert set(callback.report()) == {"conv", "fc1", "fc2", "global"}
+
+
+def test_a_fit_equals_a_plain_loop_with_core_ml_tools(tmp_path, coremltools):
+    callback = MagnitudePruningCallback(POLYNOMIAL)
+    torch.manual_seed(0)
+    model, _ = fit(tmp_path, callback, model=ToyModule())
+    torch.manual_seed(0)
+    other = ToyModule()
+    theirs = coremltools.optimize.torch.pruning
+    pruner = theirs.MagnitudePruner(other, theirs.MagnitudePrunerConfig.from_dict(POLYNOMIAL))
+    pruner.prepare(inplace=True)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(2):
+        for images, labels in make_loader(8):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(other(images), labels).backward()
+            optimizer.step()
+            pruner.step()
+    pruner.finalize(inplace=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_one_schedule_step_is_one_optimizer_step_under_accumulation(tmp_path):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append((callback.pruner.step_count, trainer.global_step))
+
+    callback = MagnitudePruningCallback(POLYNOMIAL)
+    fit(tmp_path, callback, callbacks=[Watch()], accumulate_grad_batches=3, max_epochs=3)
+    assert all(steps in (total, total - 1) for steps, total in seen), "before or after it in the order of callbacks"
+    assert callback.pruner.step_count == 9
+
+
+class TwoOptimizers(ToyModule):
+    """Manual optimization: both optimizers step in a batch, one of them every other time."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        first.zero_grad()
+        second.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        if batch_idx % 2:
+            second.step()
+
+    def configure_optimizers(self):
+        body = [*self.conv.parameters(), *self.bn.parameters()]
+        head = [*self.fc1.parameters(), *self.fc2.parameters()]
+        return torch.optim.SGD(body, lr=0.05, momentum=0.9), torch.optim.Adam(head)
+
+
+def test_several_optimizers_and_manual_optimization(tmp_path):
+    callback = MagnitudePruningCallback(POLYNOMIAL)
+    model, trainer = fit(tmp_path, callback, model=TwoOptimizers(), max_epochs=1)
+    assert callback.pruner.step_count == trainer.global_step == 12
+    for name in WEIGHTS:
+        assert sparsity_of(model.state_dict()[name]) == pytest.approx(0.75, abs=0.01)
+
+
+def test_sparsity_is_logged_at_updates_and_epoch_ends(tmp_path):
+    logger = CSVLogger(tmp_path)
+    _, trainer = fit(tmp_path, MagnitudePruningCallback(POLYNOMIAL), logger=logger, log_every_n_steps=50)
+    with open(f"{logger.log_dir}/metrics.csv") as file:  # noqa: PTH123
+        rows = [row for row in csv.DictReader(file) if row["sparsity/global"]]
+    curve = {int(row["step"]): round(float(row["sparsity/global"]), 2) for row in rows}
+    assert curve == {2: 0.0, 4: 0.53, 6: 0.72, 8: 0.75, 16: 0.75}
+    assert float(trainer.callback_metrics["sparsity/global"]) == pytest.approx(0.75, abs=1e-3)
+    assert {"sparsity/conv", "sparsity/fc1", "sparsity/fc2"} <= set(trainer.callback_metrics)
+
+
+def test_other_callbacks_can_monitor_sparsity(tmp_path):
+    saver = ModelCheckpoint(tmp_path / "saved", monitor="sparsity/global", mode="max")
+    callback = MagnitudePruningCallback(POLYNOMIAL, best_at_target=False)
+    fit(tmp_path, callback, callbacks=[saver], enable_checkpointing=True)
+    assert float(saver.best_model_score) == pytest.approx(0.75, abs=1e-3)
+    stopper = EarlyStopping("sparsity/global", mode="max", stopping_threshold=0.7, check_on_train_epoch_end=True)
+    _, trainer = fit(tmp_path, MagnitudePruningCallback(POLYNOMIAL), callbacks=[stopper], max_epochs=5)
+    assert trainer.current_epoch < 5
+
+
+def test_what_is_planned_and_reported_is_shown_once(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        fit(tmp_path, MagnitudePruningCallback(POLYNOMIAL))
+    assert caplog.text.count("Pruning plan") == 1
+    assert "BatchNorm2d is pruned only where" in " ".join(caplog.text.split())
+    assert caplog.text.count("75.0") >= 4
+
+
+def test_a_schedule_beyond_the_run_warns_at_the_start_and_at_the_end(tmp_path):
+    late = {"global_config": {"scheduler": {"update_steps": [2, 400]}, "target_sparsity": 0.75}}
+    with (
+        pytest.warns(UserWarning, match="last pruning update is at optimizer step 400, but this run has 16"),
+        pytest.warns(UserWarning, match="ended after 16 optimizer steps, before the last pruning update at 400"),
+    ):
+        fit(tmp_path, MagnitudePruningCallback(late))
+
+
+def test_schedules_in_units_of_the_run_are_resolved_at_fit_start(tmp_path):
+    config = {"global_config": {"scheduler": {"begin": 0.25, "end": "3 epochs", "frequency": 2}}}
+    callback = MagnitudePruningCallback(config)
+    fit(tmp_path, callback, max_epochs=4, accumulate_grad_batches=2)
+    assert callback.pruner.plan.parameters[0].config.scheduler.update_steps == (4, 6, 8, 10, 12)
+    with pytest.raises(ConfigError, match="the length of the run is not known in advance"):
+        fit(tmp_path, MagnitudePruningCallback(config), max_epochs=-1, max_time={"seconds": 5})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"module_name_configs": {"fc3": {}}}, "matches no module of the model. Did you mean 'fc"),
+        ({"global_config": {"granularity": "per_channel"}}, "needs a weight of rank 3 or more"),
+    ],
+)
+def test_what_does_not_fit_the_model_fails_before_training(tmp_path, config, message):
+    model = ToyModule()
+    with pytest.raises(ConfigError, match=message):
+        fit(tmp_path, MagnitudePruningCallback(config), model=model)
+    assert not model.losses
+    assert_plain(model)
+
+
+def test_wrong_arguments_fail_when_the_callback_is_built():
+    with pytest.raises(ConfigError, match="target_sparsity must be a fraction"):
+        MagnitudePruningCallback({"global_config": {"target_sparsity": 75}})
+    with pytest.raises(ConfigError, match='masking must be "resident" or "hook"'):
+        MagnitudePruningCallback(masking="mask")
+    with pytest.raises(LifecycleError, match=r"Call trainer.fit\(model\) first"):
+        MagnitudePruningCallback().report()
+
+
+def test_a_configuration_may_be_a_yaml_file(tmp_path):
+    path = tmp_path / "prune.yaml"
+    path.write_text("global_config: {scheduler: {update_steps: 'range(2, 9, 2)'}, target_sparsity: 0.75}")
+    assert MagnitudePruningCallback(path).config == MagnitudePruningCallback(POLYNOMIAL).config
+
+
+def test_validation_and_test_see_pruned_weights(tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            seen.append(round(sparsity_of(pl_module.fc1.weight), 2))
+
+        on_test_start = on_validation_start
+
+    callback = MagnitudePruningCallback(POLYNOMIAL)
+    model, trainer = fit(tmp_path, callback, callbacks=[Look()], val_check_interval=2, max_epochs=1)
+    trainer.test(model, make_loader(2), verbose=False)
+    assert seen == [0.0, 0.0, 0.53, 0.72, 0.75, 0.75]
+
+
+def test_pytorch_lightning_works_too(tmp_path):
+    pytorch_lightning = pytest.importorskip("pytorch_lightning")
+
+    class Other(pytorch_lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 4)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.fc(batch[0].flatten(1)), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    assert not isinstance(Other(), LightningModule)
+    callback, model = MagnitudePruningCallback(POLYNOMIAL), Other()
+    saver = pytorch_lightning.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=8)
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[saver, callback],
+    )
+    trainer.fit(model, make_loader(8))
+    assert sparsity_of(model.fc.weight) == 0.75
+    saved = torch.load(saver.best_model_path, weights_only=True)
+    assert sparsity_of(saved["state_dict"]["fc.weight"]) == 0.75
+
+
+def test_the_pruner_inside_is_the_public_one(tmp_path):
+    callback = MagnitudePruningCallback(POLYNOMIAL)
+    fit(tmp_path, callback)
+    assert isinstance(callback.pruner, MagnitudePruner)
+    assert callback.pruner.is_finalized
+
+
+def test_importing_the_library_loads_nothing_heavy():
+    code = (
+        "import sys, lightning_prune; "
+        "print([name for name in ('lightning', 'pytorch_lightning', 'coremltools', 'matplotlib', 'sklearn') "
+        "if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
