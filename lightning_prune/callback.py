@@ -104,10 +104,10 @@ class MagnitudePruningCallback(Callback):
         self.export_error: ExportError | None = None
         self._global_step = 0
         self._is_fitting = False
-        self._was_restored = False
+        self._is_training = False
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
-        self._restored: dict[str, Any] | None = None  # a state that came before on_fit_start
+        self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
 
     def plan(self, model: nn.Module) -> PruningPlan:
@@ -151,18 +151,31 @@ class MagnitudePruningCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach masks to the module, and tell them the optimizers."""
-        run = _measure_run(trainer, pl_module)
-        pruner = MagnitudePruner(pl_module, self.config, masking=self.masking)
-        pruner.prepare(inplace=True, run=run, keep_zeros=True)
-        self.pruner = pruner
-        pruner.attach_optimizers(*trainer.optimizers)
-        self._was_restored = self._restored is not None
+        self.pruner = MagnitudePruner(pl_module, self.config, masking=self.masking)
+        self.pruner.prepare(inplace=True, keep_zeros=True)
+        _refuse_second_pruner(trainer, self.pruner.plan)
+        self.pruner.attach_optimizers(*trainer.optimizers)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the schedules in steps, and go on where a checkpoint was taken.
+
+        Only now are the length of the run and its global step known: to ask for the length earlier would load the data
+        before its state is restored, and a resumable dataloader would start over.
+        """
+        pruner, run = self._need_pruner(), _measure_run(trainer, pl_module)
+        pruner.resolve(run)
+        self._global_step = trainer.global_step
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
-        elif self._foreign is not None:
-            pruner.restore_dense(self._foreign.dense)
+        else:
+            pruner.restore_dense({} if self._foreign is None else self._foreign.dense)
+            pruner.fast_forward(self._global_step)
         self._forget_foreign()
-        self._restored = None
+        self._restored, self._is_training = None, True
+        self._mask_averages(trainer)
+        self._gate = TargetGate() if self.best_at_target and not pruner.is_at_target else None
+        if self._gate is not None:
+            self._gate.arm(trainer)
         if self.show_plan:
             _show(pruner.plan)
         last = pruner.last_update_step
@@ -171,17 +184,6 @@ class MagnitudePruningCallback(Callback):
                 f"The last pruning update is at optimizer step {last}, but this run has {run.total_steps}: it will end "
                 "below the target sparsity. Train longer, or end the schedule earlier, for example with end=0.8."
             )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here: a resumed run has its global step back by now."""
-        pruner = self._need_pruner()
-        self._global_step = trainer.global_step
-        if not self._was_restored and self._global_step > 0:
-            pruner.fast_forward(self._global_step)
-            self._mask_averages(trainer)
-        self._gate = TargetGate() if self.best_at_target and not pruner.is_at_target else None
-        if self._gate is not None:
-            self._gate.arm(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
@@ -235,7 +237,7 @@ class MagnitudePruningCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the zeros permanent, and export."""
-        self._finish()
+        self._finish(trainer)
         if self.show_plan:
             _show(self.report())
         if self.export is not None and trainer.is_global_zero:
@@ -243,11 +245,11 @@ class MagnitudePruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module with pruned weights, whatever happened."""
-        self._finish()
+        self._finish(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what belongs to this run of the Trainer."""
-        self._finish()
+        self._finish(trainer)
         self._is_fitting, self._restored = False, None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -257,17 +259,18 @@ class MagnitudePruningCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""
+        if self._restored is not None:
+            return self._restored
         if self.pruner is not None and self.pruner.is_prepared:
             return self.pruner.state_dict()
         return self._saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken: at once, or at fit start if the module is not prepared yet."""
+        """Go on where :meth:`state_dict` was taken: when training starts, or at once if it has."""
         if not self._is_fitting or not state_dict:
             return
-        if self.pruner is not None and self.pruner.is_prepared:
-            self.pruner.load_state_dict(state_dict, allow_config_change=self.allow_config_change)
-            self._was_restored = True
+        if self._is_training:
+            self._need_pruner().load_state_dict(state_dict, allow_config_change=self.allow_config_change)
         else:
             self._restored = state_dict
 
@@ -306,10 +309,12 @@ class MagnitudePruningCallback(Callback):
             self._foreign.remove()
             self._foreign = None
 
-    def _finish(self) -> None:
+    def _finish(self, trainer: Trainer) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
         self._forget_foreign()
-        self._gate = None
+        if self._gate is not None:
+            self._gate.close(trainer)
+        self._gate, self._is_training = None, False
         if self.pruner is not None and self.pruner.is_prepared:
             self.pruner.settle()
             self._saved = self.pruner.state_dict()
@@ -356,6 +361,18 @@ class MagnitudePruningCallback(Callback):
 def _is_checkpoint(callback: Any) -> bool:
     """Whether a callback saves checkpoints: by name, since lightning and pytorch_lightning have a class each."""
     return any(cls.__name__ == "Checkpoint" for cls in type(callback).__mro__)
+
+
+def _refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
+    """Refuse Lightning's ModelPruning on a parameter of the plan: it would rename it at the end of the first epoch."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        others = {(id(module), name) for module, name in getattr(callback, "_parameters_to_prune", None) or ()}
+        for one in plan:
+            if any((id(owner.module), owner.attribute) in others for owner in one.owners):
+                raise ConfigError(
+                    f"{one.rule}: {one.name} is pruned already, by {type(callback).__name__}. One parameter can have "
+                    "one pruner: take one of the two callbacks out, or leave this module out with None."
+                )
 
 
 def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:

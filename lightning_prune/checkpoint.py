@@ -119,10 +119,12 @@ def plain_state_dict(state_dict: Mapping[str, Any], dense: dict[str, Tensor] | N
     for name, value in state_dict.items():
         if "_COREML_/" in name:
             continue
-        base = name.removesuffix("_orig") if name.endswith("_orig") else name.removesuffix("_mask")
-        if base == name or f"{base}_orig" not in state_dict or f"{base}_mask" not in state_dict:
+        base, _, suffix = name.rpartition("_")
+        if f"{base}_orig" not in state_dict or f"{base}_mask" not in state_dict:
             plain[name] = value
-        elif name.endswith("_orig"):
+        elif suffix not in ("orig", "mask", "amount"):  # Core ML Tools keeps its sparsity as weight_amount
+            plain[name] = value
+        elif suffix == "orig":
             keep = state_dict[f"{base}_mask"].to(value.device) != 0
             plain[base] = torch.where(keep, value, torch.zeros((), dtype=value.dtype, device=value.device))
             if dense is not None:

@@ -39,7 +39,12 @@ class TargetGate:
             if asked and reason != "NON_FINITE_METRIC":
                 trainer.should_stop = self._was_stopping
                 stopper.wait_count = 0
-            if not asked or reason != "NON_FINITE_METRIC":
+                stopper.stopped_epoch = _NOT_STOPPED
+
+    def close(self, trainer: Any) -> None:
+        """Call if the run ends before its last update: leaves no trace."""
+        for stopper in _find(trainer, "EarlyStopping"):
+            if stopper.stopped_epoch == _NOT_STOPPED:
                 stopper.stopped_epoch = 0
 
     def open(self, trainer: Any) -> list[str]:

@@ -147,7 +147,7 @@ class MagnitudePruner:
 
         Args:
             inplace: Change the model itself instead of a copy.
-            run: Length of the training run, for schedules that are written in its units.
+            run: Length of the training run, for schedules that are written in its units; see :meth:`resolve`.
             keep_zeros: Start from the sparsity that a weight has already, from an earlier pruning, where that is higher
                 than ``initial_sparsity``. A weight that is zero everywhere was initialised so, and is not meant.
 
@@ -162,7 +162,6 @@ class MagnitudePruner:
             raise LifecycleError("prepare() was called before. Make a new MagnitudePruner to prune again.")
         model = self._model if inplace else copy.deepcopy(self._model)
         plan = plan_pruning(model, self._config)
-        plan = replace(plan, parameters=tuple(_resolve(one, run) for one in plan))
         layers: list[_Layer] = []
         try:
             for one in plan:
@@ -177,7 +176,22 @@ class MagnitudePruner:
             raise
         self._model, self._plan, self._layers = model, plan, layers
         self._groups = _group_by_schedule(layers)
+        if run is not None:
+            self.resolve(run)
         return model
+
+    def resolve(self, run: TrainingRun) -> None:
+        """Write the schedules that are in units of a training run (fractions, epochs) as steps, before the first one.
+
+        Raises:
+            ConfigError: A schedule needs a length that is not known, or cannot finish in the run.
+            LifecycleError: The model is not prepared.
+        """
+        self._need_prepared("resolve")
+        for layer in self._layers:
+            layer.plan = _resolve(layer.plan, run)
+        self._plan = replace(self.plan, parameters=tuple(layer.plan for layer in self._layers))
+        self._groups = _group_by_schedule(self._layers)
 
     def attach_optimizers(self, *optimizers: Optimizer) -> None:
         """Tell resident masks which optimizers train the model; with ``masking="hook"`` this does nothing.
@@ -374,13 +388,13 @@ class MagnitudePruner:
             raise LifecycleError(f"{method}() needs a prepared model. Call prepare() first.")
 
 
-def _resolve(one: PrunedParameter, run: TrainingRun | None) -> PrunedParameter:
+def _resolve(one: PrunedParameter, run: TrainingRun) -> PrunedParameter:
     """The same parameter with its schedule written in steps."""
     schedule = one.config.schedule
     if schedule.is_resolved:
         return one
     try:
-        resolved = schedule.resolve(run or TrainingRun(total_steps=None))
+        resolved = schedule.resolve(run)
     except ConfigError as error:
         raise ConfigError(f"{one.rule}.scheduler.{error}") from error
     return replace(one, config=replace(one.config, scheduler=resolved))

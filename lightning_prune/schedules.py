@@ -170,8 +170,8 @@ class _SteppedScheduler(PruningScheduler):
     def _index(self) -> dict[int, int]:
         if self.update_steps is None or isinstance(self.update_steps, str):
             raise ConfigError(
-                f"{self} is written in units of a training run. Call resolve(TrainingRun(total_steps=...)) "
-                "to turn it into steps; the callback does so at fit start."
+                f"{self} is written in units of a training run. Call pruner.resolve(TrainingRun(total_steps=...)) "
+                "to turn it into steps; the callback does so by itself."
             )
         return {step: index for index, step in enumerate(self.update_steps)}
 
@@ -308,7 +308,7 @@ class ConstantSparsityScheduler(PruningScheduler):
     @property
     def _begin(self) -> int:
         if not isinstance(self.begin_step, int):
-            raise ConfigError(f"{self} is written in units of a training run. Call resolve() to turn it into steps.")
+            raise ConfigError(f"{self} is written in units of a training run. Call resolve() on the pruner first.")
         return max(self.begin_step, 1)
 
     def is_due(self, step_count: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,28 @@ def make_loader(batches: int = 8, batch_size: int = 8, *, shuffle: bool = False)
     images = torch.randn(batches * batch_size, 1, 8, 8, generator=generator)
     labels = torch.randint(0, 4, (batches * batch_size,), generator=generator)
     return DataLoader(TensorDataset(images, labels), batch_size, shuffle=shuffle)
+
+
+class ResumableLoader:
+    """Batches in order; a Trainer that resumes in the middle of an epoch goes on with the next one."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches, self.position = batches, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.position %= len(self.batches)
+        while self.position < len(self.batches):
+            self.position += 1
+            yield self.batches[self.position - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
 
 
 def make_trainer(path: Path, **arguments: Any) -> Trainer:

@@ -1,0 +1,709 @@
+"""A Trainer's whole life with the callback: every road to a checkpoint, every way back, every ending."""
+
+import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ResumableLoader, ToyModule, make_loader, make_trainer, sparsity_of
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelPruning,
+    ModelSummary,
+    OnExceptionCheckpoint,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from lightning_prune import CheckpointError, ConfigError, MagnitudePruner, MagnitudePruningCallback
+from lightning_prune.checkpoint import convert_checkpoint
+
+WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.05, max_iter=3),
+}
+
+
+def rules(target: float = 0.75, steps=(2, 4, 6, 8)) -> dict:
+    return {"global_config": {"scheduler": {"update_steps": list(steps)}, "target_sparsity": target}}
+
+
+def fit(tmp_path, *callbacks, model=None, config=None, ckpt_path=None, batches=8, validate=True, **arguments):
+    """One fit; returns callback, model and trainer."""
+    model = model or ToyModule()
+    callback = MagnitudePruningCallback(config or rules(), show_plan=False)
+    trainer = make_trainer(tmp_path, callbacks=[callback, *callbacks], **{"max_epochs": 2, **arguments})
+    loader = ResumableLoader(list(make_loader(batches)))
+    trainer.fit(model, loader, make_loader(2) if validate else None, ckpt_path=ckpt_path)
+    return callback, model, trainer
+
+
+def saver(tmp_path, **arguments) -> ModelCheckpoint:
+    return ModelCheckpoint(tmp_path / "saved", **{"save_top_k": -1, "every_n_train_steps": 1, **arguments})
+
+
+def load(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(ours: dict, theirs: dict) -> None:
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def assert_plain_and_usable(model: nn.Module) -> None:
+    for module in model.modules():
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+        assert not module._load_state_dict_pre_hooks
+    for parameter in model.parameters():
+        assert not parameter._post_accumulate_grad_hooks
+    assert list(model.state_dict()) == list(ToyModule().state_dict())
+    copy.deepcopy(model)
+    pickle.dumps(nn.ModuleDict(dict(model.named_children())))
+
+
+# Checkpoints are the pruned network
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_every_checkpoint_is_the_pruned_network_under_plain_names(tmp_path, weights_only):
+    callback, model, trainer = fit(tmp_path, saver(tmp_path, save_weights_only=weights_only), enable_checkpointing=True)
+    trainer.save_checkpoint(tmp_path / "saved" / "last.ckpt", weights_only)
+    paths = sorted((tmp_path / "saved").glob("*.ckpt"))
+    assert len(paths) == 17
+    expected = {2: 0.0, 4: 0.53, 6: 0.72, 8: 0.75, 16: 0.75}
+    for path in paths:
+        checkpoint = load(path)
+        assert list(checkpoint["state_dict"]) == list(ToyModule().state_dict())
+        fresh = ToyModule()
+        fresh.load_state_dict(checkpoint["state_dict"], strict=True)
+        if checkpoint["global_step"] in expected:
+            assert sparsity_of(fresh.fc1.weight) == pytest.approx(expected[checkpoint["global_step"]], abs=0.01)
+        if not weights_only:
+            (state,) = [one for key, one in checkpoint["callbacks"].items() if key.startswith("MagnitudePruning")]
+            assert state["step_count"] == checkpoint["global_step"]
+    fresh, tester = ToyModule(), make_trainer(tmp_path)
+    (with_callback,) = trainer.test(model, make_loader(2), verbose=False)
+    (without,) = tester.test(fresh, make_loader(2), ckpt_path=tmp_path / "saved" / "last.ckpt", verbose=False)
+    assert with_callback == without
+
+
+def test_hook_masking_saves_plain_names_too(tmp_path):
+    callback = MagnitudePruningCallback(rules(), masking="hook", show_plan=False)
+    trainer = make_trainer(tmp_path, callbacks=[callback, saver(tmp_path)], enable_checkpointing=True, max_epochs=1)
+    trainer.fit(ToyModule(), make_loader())
+    for path in (tmp_path / "saved").glob("*.ckpt"):
+        assert list(load(path)["state_dict"]) == list(ToyModule().state_dict())
+
+
+def test_a_checkpoint_at_target_is_hardly_larger(tmp_path):
+    class Wide(ToyModule):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(8 * 16, 4096)
+            self.fc2 = nn.Linear(4096, 4)
+            self.make_optimizer = lambda p: torch.optim.SGD(p, lr=0.01)  # no state: the hardest case
+
+    _, _, pruned = fit(tmp_path, model=Wide())
+    dense = make_trainer(tmp_path, max_epochs=2)
+    dense.fit(Wide(), make_loader())
+    pruned.save_checkpoint(tmp_path / "pruned.ckpt")
+    dense.save_checkpoint(tmp_path / "dense.ckpt")
+    assert (tmp_path / "pruned.ckpt").stat().st_size <= 1.04 * (tmp_path / "dense.ckpt").stat().st_size
+
+
+# Resume is bit-exact
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 8, 11])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path, optimizer, at):
+    def make():
+        torch.manual_seed(0)
+        return ToyModule(OPTIMIZERS[optimizer])
+
+    _, whole, trainer = fit(tmp_path, saver(tmp_path), model=make(), enable_checkpointing=True)
+    (path,) = (tmp_path / "saved").glob(f"*step={at}.ckpt")
+    callback, resumed, _ = fit(tmp_path, model=make(), ckpt_path=path)
+    assert_same(resumed.state_dict(), whole.state_dict())
+    steps = len(whole.losses) // 16
+    assert resumed.losses == whole.losses[steps * at :]
+    assert callback.pruner.step_count == 16
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-true"},
+        {"gradient_clip_val": 0.1},
+        {"accumulate_grad_batches": 2, "max_epochs": 4},
+    ],
+    ids=lambda one: next(iter(one)) + "=" + str(next(iter(one.values()))),
+)
+@pytest.mark.filterwarnings("ignore:.*does not support autocast.*")
+def test_resume_is_exact_in_every_mode_of_training(tmp_path, arguments):
+    def make():
+        torch.manual_seed(0)
+        return ToyModule(OPTIMIZERS["adamw"])
+
+    _, whole, _ = fit(tmp_path, saver(tmp_path), model=make(), enable_checkpointing=True, **arguments)
+    (path,) = (tmp_path / "saved").glob("*step=5.ckpt")
+    _, resumed, _ = fit(tmp_path, model=make(), ckpt_path=path, **arguments)
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+def test_resume_with_two_optimizers_is_exact(tmp_path):
+    from test_callback import TwoOptimizers
+
+    def make():
+        torch.manual_seed(0)
+        return TwoOptimizers()
+
+    _, whole, _ = fit(tmp_path, saver(tmp_path), model=make(), enable_checkpointing=True)
+    for at in (4, 6, 12):
+        (path,) = (tmp_path / "saved").glob(f"*step={at}.ckpt")
+        _, resumed, _ = fit(tmp_path, model=make(), ckpt_path=path)
+        assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_state_that_does_not_fit_is_refused_before_training(tmp_path):
+    fit(tmp_path, saver(tmp_path), enable_checkpointing=True)
+    (path,) = (tmp_path / "saved").glob("*step=5.ckpt")
+    with pytest.raises(CheckpointError, match=r"target_sparsity was 0.75 in the checkpoint and is 0.9 now"):
+        fit(tmp_path, config=rules(0.9), ckpt_path=path)
+    with pytest.raises(CheckpointError, match="but this callback is .* the rules are others"):
+        fit(tmp_path, config={**rules(), "module_name_configs": {"fc2": None}}, ckpt_path=path)
+    checkpoint = load(path)
+    (key,) = [key for key in checkpoint["callbacks"] if key.startswith("MagnitudePruning")]
+    parameters = checkpoint["callbacks"][key]["parameters"]
+    parameters["fc1.weight"]["mask"] = parameters["fc1.weight"]["mask"].flip(0)
+    torch.save(checkpoint, tmp_path / "broken.ckpt")
+    model = ToyModule()
+    with pytest.raises(CheckpointError, match="fc1.weight is damaged"):
+        fit(tmp_path, model=model, ckpt_path=tmp_path / "broken.ckpt")
+    assert not model.losses
+    assert_plain_and_usable(model)
+
+
+def test_a_changed_target_may_be_allowed_on_resume(tmp_path):
+    fit(tmp_path, saver(tmp_path), enable_checkpointing=True)
+    (path,) = (tmp_path / "saved").glob("*step=5.ckpt")
+    model = ToyModule()
+    callback = MagnitudePruningCallback(rules(0.9), allow_config_change=True, show_plan=False)
+    loader = ResumableLoader(list(make_loader()))
+    make_trainer(tmp_path, max_epochs=2, callbacks=[callback]).fit(model, loader, ckpt_path=path)
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_dense_checkpoint_is_pruned_as_far_as_its_schedule_has_come(tmp_path):
+    dense = make_trainer(tmp_path, max_epochs=1)
+    dense.fit(ToyModule(), make_loader())
+    dense.save_checkpoint(tmp_path / "dense.ckpt")
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(round(sparsity_of(pl_module.fc1.weight), 2))
+
+    callback, model, _ = fit(
+        tmp_path, Look(), config=rules(steps=(6, 8, 10, 12)), ckpt_path=tmp_path / "dense.ckpt", max_epochs=2
+    )
+    assert seen == [0.53, 0.53, 0.72, 0.72, 0.75, 0.75, 0.75, 0.75]
+    assert callback.pruner.step_count == 16
+
+
+# Checkpoints from elsewhere
+
+
+def foreign_state(kind: str, coremltools) -> dict[str, torch.Tensor]:
+    model = ToyModule()
+    if kind == "coremltools":
+        theirs = coremltools.optimize.torch.pruning
+        config = theirs.MagnitudePrunerConfig.from_dict({"global_config": {"initial_sparsity": 0.5}})
+        theirs.MagnitudePruner(model, config).prepare(inplace=True)
+    elif kind == "torch":
+        for name in WEIGHTS:
+            torch_prune.l1_unstructured(model.get_submodule(name.rpartition(".")[0]), "weight", 0.5)
+    else:
+        ours = MagnitudePruner(model, {"global_config": {"initial_sparsity": 0.5}})
+        ours.prepare(inplace=True)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("kind", ["coremltools", "torch", "hook"])
+def test_checkpoints_from_elsewhere_open_and_continue(tmp_path, coremltools, kind):
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(ToyModule(), make_loader())
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    state = foreign_state(kind, coremltools)
+    torch.save({**load(tmp_path / "plain.ckpt"), "state_dict": state}, tmp_path / "foreign.ckpt")
+    started = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            started.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    later = rules(steps=(10, 12, 14))
+    callback, model, _ = fit(tmp_path, Look(), config=later, ckpt_path=tmp_path / "foreign.ckpt", max_epochs=2)
+    expected = state["fc1.weight_orig"] * state["fc1.weight_mask"]
+    assert torch.equal(started[0]["fc1.weight"], expected)
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.75, abs=0.01)
+    report = convert_checkpoint(tmp_path / "foreign.ckpt", tmp_path / "converted.ckpt")
+    assert report == pytest.approx(dict.fromkeys(WEIGHTS, 0.5), abs=0.01)
+    converted = load(tmp_path / "converted.ckpt")["state_dict"]
+    assert_same({name: converted[name] for name in started[0]}, started[0])
+    assert converted.keys() == started[0].keys()
+    with pytest.raises(CheckpointError, match=r"converted.ckpt exists. Write to another path"):
+        convert_checkpoint(tmp_path / "foreign.ckpt", tmp_path / "converted.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:.*ModelPruning.*")
+@pytest.mark.parametrize("permanent", [True, False])
+def test_checkpoints_of_lightnings_own_pruning_open_and_continue(tmp_path, permanent):
+    theirs = ModelPruning(
+        "l1_unstructured", amount=0.5, use_global_unstructured=False, make_pruning_permanent=permanent
+    )
+    trainer = make_trainer(tmp_path, max_epochs=1, callbacks=[theirs, saver(tmp_path)], enable_checkpointing=True)
+    trainer.fit(ToyModule(), make_loader())
+    (path,) = (tmp_path / "saved").glob("*step=8.ckpt")
+    _, model, _ = fit(tmp_path, config=rules(steps=(10, 12)), ckpt_path=path)
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.75, abs=0.01)
+
+
+def test_unreadable_files_are_checkpoint_errors(tmp_path):
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        convert_checkpoint(tmp_path / "text.ckpt", tmp_path / "out.ckpt")
+    assert not (tmp_path / "out.ckpt").exists()
+
+
+# Best means best at target
+
+
+class Scored(ToyModule):
+    """Validates to a score that gets worse and worse."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", float(self.trainer.global_step))
+
+
+def test_the_best_checkpoint_is_one_at_target(tmp_path):
+    best = ModelCheckpoint(tmp_path / "best", monitor="score", mode="min", filename="{step}")
+    fit(tmp_path, best, model=Scored(), val_check_interval=2, enable_checkpointing=True)
+    assert Path(best.best_model_path).name == "step=8.ckpt", "the first validation at target, not the first of all"
+    assert (tmp_path / "best" / "step=2.ckpt").exists(), "what was the best before is not deleted"
+    best = ModelCheckpoint(tmp_path / "any", monitor="score", mode="min", filename="{step}")
+    callback = MagnitudePruningCallback(rules(), best_at_target=False)
+    arguments = {"enable_checkpointing": True, "val_check_interval": 2, "max_epochs": 2}
+    trainer = make_trainer(tmp_path, callbacks=[callback, best], **arguments)
+    trainer.fit(Scored(), make_loader(), make_loader(2))
+    assert Path(best.best_model_path).name == "step=2.ckpt"
+
+
+def test_best_at_target_holds_across_a_resume(tmp_path):
+    def savers():
+        best = ModelCheckpoint(tmp_path / "best", monitor="score", mode="min", filename="{step}")
+        return best, saver(tmp_path)
+
+    best, every = savers()
+    fit(tmp_path, best, every, model=Scored(), val_check_interval=2, enable_checkpointing=True)
+    for at in (5, 9):
+        (path,) = (tmp_path / "saved").glob(f"*step={at}.ckpt")
+        best, _ = savers()
+        fit(tmp_path, best, model=Scored(), val_check_interval=2, enable_checkpointing=True, ckpt_path=path)
+        assert Path(best.best_model_path).name.startswith("step=8")
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_early_stopping_counts_its_patience_from_the_target(tmp_path, patience):
+    stopper = EarlyStopping("score", patience=patience)
+    _, _, trainer = fit(tmp_path, stopper, model=Scored(), val_check_interval=2, max_epochs=9)
+    # the validation at step 8 is the first at target, and sets the best score
+    assert trainer.global_step == 8 + 2 * max(patience, 1)
+    assert stopper.patience == patience
+
+
+def test_early_stopping_may_end_the_run_before_the_target_if_the_user_says_so(tmp_path):
+    callback = MagnitudePruningCallback(rules(), best_at_target=False)
+    stopper = EarlyStopping("score", patience=1)
+    trainer = make_trainer(tmp_path, callbacks=[callback, stopper], val_check_interval=2, max_epochs=2)
+    with pytest.warns(UserWarning, match="before the last pruning update"):
+        trainer.fit(Scored(), make_loader(), make_loader(2))
+    assert trainer.global_step == 4
+
+
+def test_a_stop_by_threshold_waits_for_the_target_and_a_stop_by_the_module_does_not(tmp_path):
+    stopper = EarlyStopping("score", stopping_threshold=100.0)
+    _, _, trainer = fit(tmp_path, stopper, model=Scored(), val_check_interval=2, max_epochs=9)
+    assert trainer.global_step == 8
+
+    class Stops(Scored):
+        def on_validation_epoch_end(self):
+            if self.trainer.global_step == 4:
+                self.trainer.should_stop = True
+
+    with pytest.warns(UserWarning, match="before the last pruning update"):
+        _, _, trainer = fit(tmp_path, EarlyStopping("score"), model=Stops(), val_check_interval=2)
+    assert trainer.global_step == 4
+
+
+# Endings
+
+
+class Boom(Exception):
+    pass
+
+
+class RaisesIn(Callback):
+    def __init__(self, hook: str, at: int) -> None:
+        self.at = at
+        setattr(self, hook, self.check)
+
+    def check(self, trainer, *_: object, **__: object) -> None:
+        if trainer.global_step == self.at:
+            raise Boom
+
+
+class BrokenSGD(torch.optim.SGD):
+    """Raises in the middle of a step, when some parameters are updated and others are not."""
+
+    def step(self, closure=None):
+        loss = closure()
+        self.count = getattr(self, "count", 0) + 1
+        if self.count == 6:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1.0)
+            raise Boom
+        super().step()
+        return loss
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_train_batch_start",
+        "on_train_batch_end",
+        "on_before_backward",
+        "on_before_optimizer_step",
+        "on_validation_start",
+    ],
+)
+def test_an_exception_anywhere_leaves_a_plain_pruned_module(tmp_path, hook):
+    model = ToyModule()
+    with pytest.raises(Boom):
+        fit(tmp_path, RaisesIn(hook, 6), model=model, val_check_interval=2)
+    assert_plain_and_usable(model)
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.53 if hook == "on_train_batch_end" else 0.72, abs=0.2)
+    _, _, trainer = fit(tmp_path, model=model)
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.75, abs=0.01)
+
+
+def test_an_exception_inside_the_optimizer_leaves_no_half_folded_weight(tmp_path):
+    model = ToyModule(lambda p: BrokenSGD(p, lr=0.05))
+    with pytest.raises(Boom):
+        fit(tmp_path, model=model)
+    assert_plain_and_usable(model)
+    for name in WEIGHTS:
+        assert sparsity_of(model.state_dict()[name]) == pytest.approx(0.53, abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:.*was called without a model.*")  # Lightning's, at any OnExceptionCheckpoint
+def test_a_checkpoint_on_exception_is_complete(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return ToyModule()
+
+    _, whole, _ = fit(tmp_path, model=make())
+    with pytest.raises(Boom):
+        crash = RaisesIn("on_train_batch_start", 5), OnExceptionCheckpoint(tmp_path, "crash")
+        fit(tmp_path, *crash, model=make(), enable_checkpointing=True)
+    _, resumed, _ = fit(tmp_path, model=make(), ckpt_path=tmp_path / "crash.ckpt")
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_ctrl_c_leaves_a_plain_module(tmp_path):
+    class Interrupts(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 5:
+                raise KeyboardInterrupt
+
+    model, before = ToyModule(), signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            fit(tmp_path, Interrupts(), model=model)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert_plain_and_usable(model)
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.53, abs=0.01)
+
+
+def test_sigterm_leaves_a_plain_module(tmp_path):
+    class Terminates(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    model = ToyModule()
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, Terminates(), model=model)
+    assert_plain_and_usable(model)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_steps": 5, "max_epochs": -1},
+        {"fast_dev_run": True},
+        {"limit_train_batches": 0},
+        {"max_epochs": 0},
+        {"max_steps": 3, "accumulate_grad_batches": 4, "max_epochs": -1},
+        {"limit_train_batches": 6, "accumulate_grad_batches": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*last pruning update.*")
+def test_short_runs_end_cleanly(tmp_path, arguments):
+    callback, model, _ = fit(tmp_path, **arguments)
+    assert_plain_and_usable(model)
+    assert callback.pruner.is_finalized
+    callback.report()
+
+
+def test_max_time_ends_cleanly(tmp_path):
+    with pytest.warns(UserWarning, match="before the last pruning update"):
+        _, model, trainer = fit(
+            tmp_path, config=rules(steps=(2, 10**9)), max_epochs=-1, max_time={"seconds": 1}, validate=False
+        )
+    assert_plain_and_usable(model)
+
+
+def test_a_second_fit_starts_from_the_current_sparsity(tmp_path):
+    callback, model, _ = fit(tmp_path)
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(sparsity_of(pl_module.fc1.weight))
+
+    trainer = make_trainer(tmp_path, callbacks=[callback, Look()], max_epochs=1)
+    trainer.fit(model, make_loader())
+    assert min(seen) == pytest.approx(0.75, abs=0.01)
+    seen.clear()
+    fit(tmp_path, Look(), model=model, config=rules(0.9))
+    assert seen == sorted(seen)
+    assert seen[0] == pytest.approx(0.75, abs=0.01)
+    assert seen[-1] == pytest.approx(0.9, abs=0.01)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_trainer_life import *
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    path = Path({path!r})
+    last = path / "saved" / "last.ckpt"
+    resume = last if last.exists() else None
+    every = ModelCheckpoint(path / "saved", every_n_train_steps=1, save_top_k=0, save_last=True)
+    _, model, _ = fit(path, every, max_epochs=12, enable_checkpointing=True, ckpt_path=resume, validate=False)
+    torch.save(model.state_dict(), path / "final.pt")
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing_that_the_last_checkpoint_had(tmp_path):
+    torch.manual_seed(0)
+    _, whole, _ = fit(tmp_path / "whole", max_epochs=12, validate=False)
+    script = tmp_path / "run.py"
+    script.write_text(KILLED.format(tests=str(Path(__file__).parent), path=str(tmp_path)))
+    last = tmp_path / "saved" / "last.ckpt"
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-W", "ignore", script])
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == before):
+            time.sleep(0.005)
+        time.sleep(0.05)
+        process.kill()
+        process.wait()
+    subprocess.run([sys.executable, "-W", "ignore", script], check=True)
+    assert_same(torch.load(tmp_path / "final.pt", weights_only=True), whole.state_dict())
+
+
+# Together with the rest of Lightning
+
+
+@pytest.mark.parametrize("pruned_first", [True, False])
+@pytest.mark.parametrize(
+    "average",
+    [
+        lambda: EMAWeightAveraging(decay=0.8),
+        lambda: WeightAveraging(),
+        lambda: StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
+    ],
+    ids=["ema", "average", "swa"],
+)
+@pytest.mark.filterwarnings("ignore:.*(lr_scheduler|SWA|Swapping scheduler).*")
+def test_averages_are_sparse_wherever_they_are_seen(tmp_path, average, pruned_first):
+    seen = []
+
+    class Look(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            mask = callback.pruner.masks()["fc1.weight"]
+            seen.append(int((pl_module.fc1.weight[~mask] != 0).sum()))
+
+        on_validation_batch_end = lambda self, trainer, pl_module, *_: self.on_validation_start(trainer, pl_module)  # noqa: E731
+
+    callback, averaging, every = MagnitudePruningCallback(rules(), show_plan=False), average(), saver(tmp_path)
+    callbacks = [callback, averaging] if pruned_first else [averaging, callback]
+    model = ToyModule()
+    trainer = make_trainer(
+        tmp_path, callbacks=[*callbacks, Look(), every], max_epochs=4, enable_checkpointing=True, val_check_interval=2
+    )
+    trainer.fit(model, make_loader(), make_loader(2))
+    assert not any(seen)
+    assert len(seen) > 20
+    for path in (tmp_path / "saved").glob("*.ckpt"):
+        checkpoint = load(path)
+        step, names = checkpoint["global_step"], [key for key in checkpoint["state_dict"] if key.endswith("fc1.weight")]
+        expected = 0.75 if step >= 8 else 0.72 if step >= 6 else 0.53 if step >= 4 else 0.0
+        for name in names:
+            assert sparsity_of(checkpoint["state_dict"][name]) == pytest.approx(expected, abs=0.01), (path, name)
+    assert_plain_and_usable(model)
+    for name in WEIGHTS:
+        assert sparsity_of(model.state_dict()[name]) == pytest.approx(0.75, abs=0.01)
+
+
+class WithLearningRate(ToyModule):
+    def __init__(self):
+        super().__init__()
+        self.lr = 0.05
+        self.make_optimizer = lambda parameters: torch.optim.SGD(parameters, lr=self.lr, momentum=0.9)
+
+
+class FindsRateMidRun(LearningRateFinder):
+    """Looks for a rate at the start of the second epoch, and leaves the rate as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(num_training_steps=5, update_attr=False)
+
+    def on_fit_start(self, *_):
+        return None
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            self.lr_find(trainer, pl_module)
+
+
+@pytest.mark.parametrize(
+    "finder", [lambda: LearningRateFinder(num_training_steps=5, update_attr=False), FindsRateMidRun]
+)
+def test_a_run_with_a_learning_rate_finder_equals_one_without(tmp_path, finder):
+    states = []
+    for others in ([], [finder()]):
+        torch.manual_seed(0)
+        model, callback = WithLearningRate(), MagnitudePruningCallback(rules(), show_plan=False)
+        make_trainer(tmp_path, callbacks=[callback, *others], max_epochs=2).fit(model, make_loader())
+        assert callback.pruner.step_count == 16
+        states.append(model.state_dict())
+    assert_same(*states)
+
+
+def test_batch_size_finder(tmp_path):
+    class Sized(ToyModule):
+        batch_size = 2
+
+        def train_dataloader(self):
+            return make_loader(8, self.batch_size)
+
+        val_dataloader = train_dataloader
+
+    model, callback = Sized(), MagnitudePruningCallback(rules(), show_plan=False)
+    finder = BatchSizeFinder(max_trials=2, steps_per_trial=1)
+    make_trainer(tmp_path, callbacks=[callback, finder], max_epochs=2).fit(model)
+    assert callback.pruner.step_count == 16
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*last pruning update.*")
+def test_the_usual_company(tmp_path):
+    company = [
+        Timer("00:00:10:00"),
+        GradientAccumulationScheduler({0: 1, 1: 2}),
+        ModelSummary(),
+        RichProgressBar(),
+        LearningRateMonitor(),
+        DeviceStatsMonitor(),
+        EarlyStopping("val_loss", patience=50),
+    ]
+    arguments = {"enable_progress_bar": True, "enable_model_summary": True, "logger": CSVLogger(tmp_path)}
+    callback, model, trainer = fit(tmp_path, *company, **arguments)
+    assert callback.pruner.step_count == trainer.global_step == 12
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_backbone_that_is_frozen_and_unfrozen_later(tmp_path):
+    class WithBackbone(ToyModule):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+
+        def forward(self, images):
+            return super().forward(self.backbone(images))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(filter(lambda p: p.requires_grad, self.parameters()), lr=0.05)
+
+    model = WithBackbone()
+    fit(tmp_path, BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False), model=model, max_epochs=3)
+    assert int((model.backbone[0].weight == 0).sum()) == 6
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.75, abs=0.01)
+
+
+def test_two_pruning_callbacks_on_disjoint_modules(tmp_path):
+    first = MagnitudePruningCallback({"module_name_configs": {"fc1": rules()["global_config"]}}, log_prefix="body")
+    second = MagnitudePruningCallback({"module_name_configs": {"fc2": rules(0.5)["global_config"]}}, log_prefix="head")
+    model, every = ToyModule(), saver(tmp_path)
+    trainer = make_trainer(tmp_path, callbacks=[first, second, every], max_epochs=2, enable_checkpointing=True)
+    trainer.fit(model, make_loader())
+    assert (sparsity_of(model.fc1.weight), sparsity_of(model.fc2.weight)) == (0.75, 0.5)
+    assert {"body/global", "head/global"} <= set(trainer.callback_metrics)
+
+
+def test_two_pruners_of_one_parameter_are_refused(tmp_path):
+    model = ToyModule()
+    other = MagnitudePruningCallback({"module_name_configs": {"fc1": {}}})
+    with pytest.raises(ConfigError, match="fc1.weight is pruned already, by another pruner"):
+        fit(tmp_path, other, model=model)
+    assert_plain_and_usable(model)
+    theirs = ModelPruning("l1_unstructured", amount=0.5)
+    with pytest.raises(ConfigError, match="is pruned already"):
+        fit(tmp_path, theirs)
