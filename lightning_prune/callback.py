@@ -102,7 +102,6 @@ class MagnitudePruningCallback(Callback):
         self.pruner: MagnitudePruner | None = None
         self.export_result: ExportResult | None = None
         self.export_error: ExportError | None = None
-        self._global_step = 0
         self._is_fitting = False
         self._is_training = False
         self._gate: TargetGate | None = None
@@ -164,12 +163,12 @@ class MagnitudePruningCallback(Callback):
         """
         pruner, run = self._need_pruner(), _measure_run(trainer, pl_module)
         pruner.resolve(run)
-        self._global_step = trainer.global_step
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
+            self._count_steps(trainer)  # of a batch whose end was never reached
         else:
             pruner.restore_dense({} if self._foreign is None else self._foreign.dense)
-            pruner.fast_forward(self._global_step)
+            pruner.fast_forward(trainer.global_step)
         self._forget_foreign()
         self._restored, self._is_training = None, True
         self._mask_averages(trainer)
@@ -195,9 +194,7 @@ class MagnitudePruningCallback(Callback):
         """Count the optimizer steps of this batch, update masks, and log if they changed."""
         pruner = self._need_pruner()
         updates = pruner.update_count
-        while self._global_step < trainer.global_step:
-            self._global_step += 1
-            pruner.step()
+        self._count_steps(trainer)
         if pruner.update_count != updates:
             self._mask_averages(trainer)
             self._log(trainer, pl_module)
@@ -287,6 +284,12 @@ class MagnitudePruningCallback(Callback):
                 "the rules are others. Resume with the rules of the checkpoint, or load only its weights and start a "
                 "new fit, which continues from their sparsity."
             )
+
+    def _count_steps(self, trainer: Trainer) -> None:
+        """Bring the schedule to the Trainer's optimizer step; several optimizers make several steps a batch."""
+        pruner = self._need_pruner()
+        while pruner.step_count < trainer.global_step:
+            pruner.step()
 
     def _open_gate(self, trainer: Trainer) -> None:
         if self._gate is not None:
