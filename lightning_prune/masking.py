@@ -264,23 +264,12 @@ class ResidentMask(HeldMask):
     def unfold(self) -> None:
         """Take it out again, by the mask as it is now."""
         self._masked_gradient = None
-        if self._is_folded:
-            self._is_folded = False
-            self.settle()
-
-    @override
-    def dense(self) -> Tensor:
-        self.fold()
-        return self.parameter.detach()
-
-    @override
-    def settle(self) -> None:
-        if self._is_folded:
-            return self.unfold()
+        if not self._is_folded:
+            return
+        self._is_folded = False
+        self._is_masking = self._is_masking or not bool(self.mask.all())
         if not self._is_masking:
-            self._is_masking = not bool(self.mask.all())
-            if not self._is_masking:
-                return None
+            return
         self._follow_device()
         with torch.no_grad():
             weight = _local(self.parameter)
@@ -290,7 +279,16 @@ class ResidentMask(HeldMask):
                 _split(weight, self.mask, self._stash)
             else:
                 _apply_in_place(weight, self.mask)
-        return None
+
+    @override
+    def dense(self) -> Tensor:
+        self.fold()
+        return self.parameter.detach()
+
+    @override
+    def settle(self) -> None:
+        self.fold()
+        self.unfold()
 
     @override
     def release(self) -> None:
