@@ -145,7 +145,7 @@ class MagnitudePruningCallback(Callback):
         self._foreign = ForeignWeights(pl_module)
         # a new list: the Trainer is walking over the old one
         others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
-        first_checkpoint = next((i for i, one in enumerate(others) if _is_checkpoint(one)), len(others))
+        first_checkpoint = next((i for i, one in enumerate(others) if _is_a(one, "Checkpoint")), len(others))
         trainer.callbacks = [*others[:first_checkpoint], self, *others[first_checkpoint:]]  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -172,6 +172,7 @@ class MagnitudePruningCallback(Callback):
         self._forget_foreign()
         self._restored, self._is_training = None, True
         self._mask_averages(trainer)
+        self._check_replicas(trainer)
         self._gate = TargetGate() if self.best_at_target and not pruner.is_at_target else None
         if self._gate is not None:
             self._gate.arm(trainer)
@@ -197,6 +198,7 @@ class MagnitudePruningCallback(Callback):
         self._count_steps(trainer)
         if pruner.update_count != updates:
             self._mask_averages(trainer)
+            self._check_replicas(trainer)
             self._log(trainer, pl_module)
         if self._gate is not None:
             if pruner.is_at_target:
@@ -291,6 +293,11 @@ class MagnitudePruningCallback(Callback):
         while pruner.step_count < trainer.global_step:
             pruner.step()
 
+    def _check_replicas(self, trainer: Trainer) -> None:
+        """Stop all processes of a data-parallel run if one of them has gone its own way."""
+        if trainer.world_size > 1 and _is_a(trainer.strategy, "DDPStrategy"):
+            self._need_pruner().check_replicas()
+
     def _open_gate(self, trainer: Trainer) -> None:
         if self._gate is not None:
             forgotten, self._gate = self._gate.open(trainer), None
@@ -361,9 +368,9 @@ class MagnitudePruningCallback(Callback):
         return self.pruner
 
 
-def _is_checkpoint(callback: Any) -> bool:
-    """Whether a callback saves checkpoints: by name, since lightning and pytorch_lightning have a class each."""
-    return any(cls.__name__ == "Checkpoint" for cls in type(callback).__mro__)
+def _is_a(part: object, *names: str) -> bool:
+    """Whether a part of Lightning is of a class: by name, since lightning and pytorch_lightning have a class each."""
+    return any(cls.__name__ in names for cls in type(part).__mro__)
 
 
 def _refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:

@@ -23,6 +23,7 @@ from typing_extensions import override
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import Owner, PrunedParameter
+from lightning_prune.sharding import bit_sum, is_sharded, local_part
 
 __all__ = [
     "HeldMask",
@@ -53,7 +54,7 @@ class HeldMask(ABC):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """Give the weight with everything that was pruned away put back; call :meth:`settle` afterwards."""
+        """Give this process's weights with what was pruned away put back; call :meth:`settle` afterwards."""
 
     @abstractmethod
     def settle(self) -> None:
@@ -74,6 +75,10 @@ class HeldMask(ABC):
     @abstractmethod
     def restore(self, values: Tensor | None) -> None:
         """Put back what :meth:`pruned_values` gave, under the same mask and the same pruned weight."""
+
+    def fingerprint(self) -> int:
+        """A number that differs where the dense weights or the masks do; cheap, and the same in all processes."""
+        return bit_sum(local_part(self.parameter)) * 31 + int(self.mask.count_nonzero())
 
 
 def attach_mask(one: PrunedParameter, masking: Masking) -> HeldMask:
@@ -226,7 +231,8 @@ class ResidentMask(HeldMask):
 
     def __init__(self, one: PrunedParameter) -> None:
         self.parameter = one.parameter
-        self.mask = _ones(self.parameter, mask_shape(one.shape, granularity=one.config.granularity))
+        shape = mask_shape(tuple(local_part(self.parameter).shape), granularity=one.config.granularity)
+        self.mask = _ones(self.parameter, shape)
         self._stash: Tensor | None = None
         self._keeps_stash = True
         self._is_folded = False
@@ -258,7 +264,7 @@ class ResidentMask(HeldMask):
         if self._stash is not None and not self._is_folded:
             self._follow_device()
             with torch.no_grad():
-                _local(self.parameter).add_(self._stash)
+                local_part(self.parameter).add_(self._stash)
         self._is_folded = True
 
     def unfold(self) -> None:
@@ -272,7 +278,7 @@ class ResidentMask(HeldMask):
             return
         self._follow_device()
         with torch.no_grad():
-            weight = _local(self.parameter)
+            weight = local_part(self.parameter)
             if self._keeps_stash:
                 if self._stash is None:
                     self._stash = torch.zeros_like(weight)
@@ -283,7 +289,7 @@ class ResidentMask(HeldMask):
     @override
     def dense(self) -> Tensor:
         self.fold()
-        return self.parameter.detach()
+        return local_part(self.parameter)
 
     @override
     def settle(self) -> None:
@@ -306,6 +312,10 @@ class ResidentMask(HeldMask):
         return None if self._stash is None else _select_pruned(self._stash, self.mask)
 
     @override
+    def fingerprint(self) -> int:
+        return super().fingerprint() + (0 if self._stash is None else bit_sum(self._stash) * 31)
+
+    @override
     def restore(self, values: Tensor | None) -> None:
         self._is_folded, self._keeps_stash = False, True
         self._is_masking = not bool(self.mask.all())
@@ -313,21 +323,21 @@ class ResidentMask(HeldMask):
             if values is None:
                 self._stash = None
             else:
-                self._stash = torch.zeros_like(_local(self.parameter))
+                self._stash = torch.zeros_like(local_part(self.parameter))
                 _put_pruned(self._stash, self.mask, values)
             if self._is_masking:
-                _apply_in_place(_local(self.parameter), self.mask)
+                _apply_in_place(local_part(self.parameter), self.mask)
 
     def mask_gradient(self) -> None:
         """Zero the gradient where the weight is pruned, as the product rule does in ``weight_orig * mask``."""
         gradient = self.parameter.grad
         if gradient is None or not self._is_masking:
             return
-        if self._masked_gradient == (id(gradient), gradient._version) and not _is_sharded(gradient):
+        if self._masked_gradient == (id(gradient), gradient._version) and not is_sharded(gradient):
             return  # masked as it was accumulated, and not written since
         self._follow_device()
         with torch.no_grad():
-            _apply_in_place(_local(gradient), self.mask, zero_is_positive=False)
+            _apply_in_place(local_part(gradient), self.mask, zero_is_positive=False)
         self._masked_gradient = (id(gradient), gradient._version)
 
     def _mask_gradient_of(self, parameter: Tensor) -> None:
@@ -335,7 +345,7 @@ class ResidentMask(HeldMask):
 
     def _follow_device(self) -> None:
         """Follow a model that was moved or cast after it was prepared."""
-        weight = _local(self.parameter)
+        weight = local_part(self.parameter)
         if self.mask.device != weight.device:
             self.mask = self.mask.to(weight.device)
         if self._stash is not None and (self._stash.device != weight.device or self._stash.dtype != weight.dtype):
@@ -443,26 +453,18 @@ def _renamed(parameters: dict[str, nn.Parameter | None], old: str, new: str) -> 
     return {new if name == old else name: parameter for name, parameter in parameters.items()}
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lies in this process: itself, unless it is sharded (DTensor)."""
-    return tensor.to_local() if _is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "to_local")
-
-
 def _ones(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Mask bytes of 1, laid out in memory as the weight where the shapes are the same."""
-    if shape == tuple(parameter.shape):
-        return torch.ones_like(_local(parameter), dtype=torch.uint8)
-    return torch.ones(shape, dtype=torch.uint8, device=parameter.device)
+    weight = local_part(parameter)
+    if shape == tuple(weight.shape):
+        return torch.ones_like(weight, dtype=torch.uint8)
+    return torch.ones(shape, dtype=torch.uint8, device=weight.device)
 
 
 def apply_mask(parameter: Tensor, mask: Tensor) -> None:
     """Zero a parameter in place where its mask is 0 or False."""
     with torch.no_grad():
-        _apply_in_place(_local(parameter), mask)
+        _apply_in_place(local_part(parameter), mask)
 
 
 def _select_pruned(dense: Tensor, mask: Tensor) -> Tensor | None:

@@ -1,11 +1,12 @@
 """The buffers by which Core ML Tools recognises a pruned model, written without Core ML Tools.
 
-``coremltools.convert`` looks in a model's ``state_dict`` for names that begin with ``_COREML_/`` and, where it finds them, encodes
-those weights as sparse by itself. :class:`lightning_prune.coreml.CoreMLExport` neither needs nor writes them; they are for those
-who convert by hand. What that path does to a model was measured with Core ML Tools 9.0:
+``coremltools.convert`` looks in a model's ``state_dict`` for names that begin with ``_COREML_/`` and, where it finds
+them, encodes those weights as sparse by itself. :class:`lightning_prune.coreml.CoreMLExport` neither needs nor writes
+them; they are for those who convert by hand. What that path does to a model was measured with Core ML Tools 9.0:
 
-* It zeroes every weight with ``|w| <= 2**-10`` (9.77e-4), whatever the compute precision. In networks trained with weight decay
-  that was 0.5 to 8.5 % of the weights that pruning had kept; a layer with no weight above that bound comes out all zero.
+* It zeroes every weight with ``|w| <= 2**-10`` (9.77e-4), whatever the compute precision. In networks trained with
+  weight decay that was 0.5 to 8.5 % of the weights that pruning had kept; a layer with no weight above that bound comes
+  out all zero.
 * It keeps batch norms from being folded into convolutions (a ResNet-50 keeps all 53), which costs speed and size.
 """
 
@@ -23,9 +24,9 @@ PRUNED = 1  # Core ML Tools' number for pruning; 2 is palettization, 3 quantizat
 def register_coreml_metadata(model: nn.Module, pruned: Mapping[str, str | Sequence[str]]) -> None:
     """Add the buffers that mark parameters as pruned for ``coremltools.convert``; the model is changed in place.
 
-    The root gets ``_COREML_/metadata_version`` (scalar 1), each pruned module one ``_COREML_/<parameter>/compression_type``
-    (``[1]``). They become part of ``state_dict()``. Calling it again changes nothing. Read what such a conversion does to small
-    weights in this module's text before choosing it.
+    The root gets ``_COREML_/metadata_version`` (scalar 1), each pruned module one
+    ``_COREML_/<parameter>/compression_type`` (``[1]``). They become part of ``state_dict()``. Calling it again changes
+    nothing. Read what such a conversion does to small weights in this module's text before choosing it.
 
     Args:
         model: A finalized model; the buffers are made on the device of each parameter.

@@ -1,8 +1,8 @@
 """Run the program of a saved package on torch kernels, on any system.
 
 Core ML itself runs on macOS only. Here the operations that lie in the package are executed one by one with
-:mod:`lightning_prune.mil_kernels`, on the weights that lie in the package. What cannot be executed is named, and so is what depends
-on it; it is never taken as right.
+:mod:`lightning_prune.mil_kernels`, on the weights that lie in the package. What cannot be executed is named, and so is
+what depends on it; it is never taken as right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_prune.mil import Block, Operation, Package
-from lightning_prune.mil_kernels import KERNELS, TUPLE_INPUTS, CannotRun
+from lightning_prune.mil_kernels import KERNELS, TUPLE_INPUTS
+from lightning_prune.mil_shapes import CannotRun
 
 __all__ = ["Run", "run"]
 
@@ -25,8 +26,8 @@ HALF_MAX = 65504.0
 class Run:
     """The results of a run.
 
-    ``outputs`` holds what could be computed, ``skipped`` why the rest could not (``"op 'crop_resize'"``), ``overflowed`` the
-    operations whose float16 result would not fit into float16.
+    ``outputs`` holds what could be computed, ``skipped`` why the rest could not (``"op 'crop_resize'"``),
+    ``overflowed`` the operations whose float16 result would not fit into float16.
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -98,7 +99,8 @@ def run_operation(op: Operation, values: Mapping[str, Any], result: Run) -> Sequ
     """Execute one operation.
 
     Raises:
-        CannotRun: It is not known, or its result is not what the program declares; without text if one of its inputs is missing.
+        CannotRun: It is not known, or its result is not what the program declares; without text if one of its inputs is
+            missing.
     """
     arguments: dict[str, Any] = {}
     for name, given in op.inputs.items():

@@ -182,6 +182,8 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
         return [], f"left dense by {rule}"
     is_named = rule == f'module_name_configs["{name}"]' or rule.startswith("module_type_configs")
     if not isinstance(module, SUPPORTED_MODULES) and not is_named:
+        if all(parameter.ndim < 2 for parameter in module.parameters(recurse=False)):
+            return [], "its parameters have rank 1"
         return [], f"{kind} is pruned only where its type or its full name is given"
     attributes = _find_attributes(module, leaf.param_name)
     if not attributes and is_named:

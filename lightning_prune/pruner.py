@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +31,7 @@ from lightning_prune.metadata import register_coreml_metadata
 from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
 from lightning_prune.report import LayerSparsity, SparsityReport, measure_layer
 from lightning_prune.schedules import PruningScheduler, TrainingRun
+from lightning_prune.sharding import is_sharded, require_same
 
 __all__ = ["MagnitudePruner"]
 
@@ -270,6 +273,24 @@ class MagnitudePruner:
             if optimizer is None or link.optimizer is optimizer:
                 for mask in link:
                     mask.mask_gradient()
+
+    def check_replicas(self) -> None:
+        """Check that all processes of a data-parallel run hold the same weights, masks and schedules.
+
+        One small collective for all parameters together; every process must call it. Parameters that are sharded have
+        no replicas, and are left out.
+
+        Raises:
+            LifecycleError: The model is not prepared.
+            PruningError: Something differs; names the parameter and the ranks. Raised in every process.
+        """
+        self._need_prepared("check_replicas")
+        rules = json.dumps([one.config.as_dict() for one in self.plan], default=repr)
+        values = {"The schedule": zlib.crc32(f"{self._step_count} {rules}".encode())}
+        for layer in self._layers:
+            if not is_sharded(layer.held.parameter):
+                values[layer.plan.name] = layer.held.fingerprint()
+        require_same(values, "weights and masks", device=self._layers[0].held.mask.device)
 
     def finalize(
         self, model: nn.Module | None = None, inplace: bool = False, *, coreml_metadata: bool = False

@@ -1,21 +1,56 @@
-"""Exact selection of the smallest magnitudes."""
+"""Exact selection of the largest magnitudes, at memory speed.
+
+Two engines give the same masks, bit for bit: one scan for CPU tensors (:mod:`lightning_prune.scan`), and counting for
+other devices and for shards held by several processes (:mod:`lightning_prune.radix`).
+
+Ties are resolved by position: among equal magnitudes the first in row-major order of the indices is kept, whatever the
+memory format, and those of an earlier tensor before those of a later one.
+"""
 
 from collections.abc import Sequence
-from fractions import Fraction
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import ConfigError
+from lightning_prune.magnitudes import holds_nan, mark_changed, mask_to_write, nan_error
+from lightning_prune.radix import RadixSelection, Reduce, Shard
+from lightning_prune.scan import FEW, Scan, keep_few
 
-__all__ = ["keep_largest", "keep_largest_of_all", "pruned_count"]
+__all__ = [
+    "Reduce",
+    "Shard",
+    "Threshold",
+    "keep_largest",
+    "keep_largest_of_all",
+    "keep_largest_of_shards",
+    "kth_magnitude",
+    "pruned_count",
+]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a ranking by magnitude is cut.
+
+    Args:
+        value: The magnitude of the last element kept.
+        above: Number of elements that are strictly larger.
+        ties: Number of elements of exactly this magnitude, at least one.
+    """
+
+    value: float
+    above: int
+    ties: int
 
 
 def pruned_count(groups: int, sparsity: float) -> int:
     """Number of groups to prune: ``floor(groups * sparsity)``, counted in integers.
 
-    A decimal fraction such as 0.29 lies a little below the number that was written; an allowance of ``2**-50`` a
-    group, far below one group and above the rounding of a double, makes it count as written.
+    A decimal fraction such as 0.29 is held a little below what was written. An allowance of ``2**-50`` a group, above
+    the rounding of a double and far below one group, makes it count as written.
 
     Args:
         groups: Number of groups.
@@ -28,27 +63,145 @@ def pruned_count(groups: int, sparsity: float) -> int:
         >>> pruned_count(100, 0.29), pruned_count(22, 15 / 22), pruned_count(3, 0.5)
         (29, 15, 1)
     """
-    exact = Fraction(sparsity) * groups + Fraction(groups, 2**50)
-    return min(groups, exact.numerator // exact.denominator)
+    numerator, denominator = float(sparsity).as_integer_ratio()
+    return min(groups, groups * ((numerator << 50) + denominator) // (denominator << 50))
 
 
 def keep_largest(values: Tensor, pruned: int, *, out: Tensor | None = None) -> Tensor:
-    """Mask of the largest magnitudes."""
+    """Keep all but the ``pruned`` smallest magnitudes of a tensor.
+
+    Args:
+        values: Any shape, floating dtype and memory format. Not modified. No copy is made of a tensor without gaps in
+            its memory.
+        pruned: Number of elements to prune, from 0 to all.
+        out: Bool mask of the shape of ``values`` to write in place. If not given, a new one, laid out in memory as
+            ``values``.
+
+    Returns:
+        Bool mask, ``True`` = keep. Exactly ``pruned`` elements are ``False``; among equal magnitudes the first in
+        row-major order is kept.
+
+    Raises:
+        PruningError: ``values`` holds NaN, and some but not all of it is to be pruned; ``out`` is then unchanged.
+
+    Example:
+        >>> keep_largest(torch.tensor([0.5, -2.0, 0.5, 0.0]), 2).int().tolist()
+        [1, 1, 0, 0]
+    """
     return keep_largest_of_all([values], pruned, out=None if out is None else [out])[0]
 
 
-def keep_largest_of_all(
-    values: Sequence[Tensor], pruned: int, *, out: Sequence[Tensor] | None = None
-) -> list[Tensor]:
-    """Mask of the largest magnitudes of several tensors ranked together."""
-    flat = torch.cat([value.detach().reshape(-1).abs().double() for value in values])
-    if flat.isnan().any():
-        raise PruningError("a weight holds NaN: its magnitudes cannot be ranked, and the mask is unchanged.")
-    order = torch.argsort(flat, descending=True, stable=True)
-    keep = torch.zeros_like(flat, dtype=torch.bool)
-    keep[order[: flat.numel() - pruned]] = True
-    pieces = keep.split([value.numel() for value in values])
-    masks = [torch.empty_like(value, dtype=torch.bool) for value in values] if out is None else list(out)
-    for mask, piece in zip(masks, pieces, strict=True):
-        mask.copy_(piece.view(mask.shape))
+def keep_largest_of_all(values: Sequence[Tensor], pruned: int, *, out: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Keep all but the ``pruned`` smallest magnitudes of several tensors ranked together.
+
+    Args:
+        values: Tensors of any shape, floating dtype, memory format and device. Not modified.
+        pruned: Number of elements to prune over all tensors, from 0 to all.
+        out: One bool mask per tensor to write in place. If not given, new ones.
+
+    Returns:
+        One bool mask per tensor, ``True`` = keep. Among equal magnitudes those of an earlier tensor are kept first,
+        and within a tensor the first in row-major order.
+
+    Raises:
+        PruningError: A tensor holds NaN, and some but not all elements are to be pruned; no mask is then changed.
+
+    Example:
+        >>> masks = keep_largest_of_all([torch.tensor([1.0, 3.0]), torch.tensor([[2.0], [1.0]])], 1)
+        >>> [mask.flatten().int().tolist() for mask in masks]
+        [[1, 1], [1, 0]]
+    """
+    values = [value.detach() for value in values]
+    on_cpu = all(value.device.type == "cpu" for value in values)
+    if not on_cpu or len({value.dtype for value in values}) > 1:
+        shards = [Shard(value, tuple(value.shape), (0,) * value.ndim) for value in values]
+        return keep_largest_of_shards(shards, pruned, out=out)
+    masks = _masks_for(values, out)
+    total = sum(value.numel() for value in values)
+    if _all_or_none(masks, pruned, total):
+        return masks
+    if any(holds_nan(value) for value in values):
+        raise nan_error()
+    if total <= FEW:
+        keep_few(values, masks, total - pruned)
+    else:
+        Scan(values, masks, total - pruned).run()
+    mark_changed(masks)
     return masks
+
+
+def keep_largest_of_shards(
+    shards: Sequence[Shard], pruned: int, *, reduce: Reduce | None = None, out: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Keep all but the ``pruned`` smallest magnitudes of tensors whose shards several processes hold.
+
+    Every process calls this with its shards of the same tensors in the same order, and gets its part of the masks
+    that :func:`keep_largest_of_all` gives for the whole tensors, bit for bit. Ties are resolved by the position in the
+    whole tensor, however it is cut. No weight leaves its process.
+
+    Args:
+        shards: This process's piece of each tensor; pieces of all processes together cover each tensor exactly once.
+        pruned: Number of elements to prune over all tensors and processes, from 0 to all.
+        reduce: Adds an int64 tensor of counts, on the device of the first shard, over all processes, and returns the
+            sum; ``None`` for one process. Called equally often by every process.
+        out: One bool mask per shard to write in place. If not given, new ones.
+
+    Returns:
+        One bool mask per shard, ``True`` = keep, of the shape of its ``values``.
+
+    Raises:
+        PruningError: A shard of any process holds NaN; raised by every process, and no mask is then changed.
+
+    Example:
+        >>> whole = Shard(torch.tensor([[3.0, 1.0], [1.0, 2.0]]), shape=(2, 2), offset=(0, 0))
+        >>> [mask.int().tolist() for mask in keep_largest_of_shards([whole], 1)]
+        [[[1, 1], [0, 1]]]
+    """
+    shards = [Shard(shard.values.detach(), shard.shape, shard.offset) for shard in shards]
+    masks = _masks_for([shard.values for shard in shards], out)
+    total = sum(prod(shard.shape) for shard in shards)
+    if _all_or_none(masks, pruned, total):
+        return masks
+    RadixSelection(shards, reduce).keep(masks, total - pruned)
+    return masks
+
+
+def kth_magnitude(values: Sequence[Tensor], rank: int, *, reduce: Reduce | None = None) -> Threshold:
+    """Find the ``rank``-th largest magnitude of several tensors, or shards, ranked together.
+
+    Args:
+        values: Tensors, or this process's pieces of them, of any shape, floating dtype and memory format.
+        rank: From 1, the largest, to the number of elements over all processes.
+        reduce: As in :func:`keep_largest_of_shards`.
+
+    Returns:
+        The magnitude, and how many elements of all processes lie above it and at it.
+
+    Raises:
+        PruningError: A tensor of any process holds NaN.
+
+    Example:
+        >>> kth_magnitude([torch.tensor([1.0, -4.0]), torch.tensor([2.0, -2.0])], 2)
+        Threshold(value=2.0, above=1, ties=2)
+    """
+    shards = [Shard(value.detach(), tuple(value.shape), (0,) * value.ndim) for value in values]
+    selection = RadixSelection(shards, reduce)
+    key, above, ties = selection.threshold(rank)
+    bits = torch.tensor([key], dtype=selection.form.integer)
+    return Threshold(float(bits.view(selection.dtype)), above, ties)
+
+
+def _masks_for(values: Sequence[Tensor], out: Sequence[Tensor] | None) -> list[Tensor]:
+    given = [None] * len(values) if out is None else out
+    return [mask_to_write(value, tuple(value.shape), mask) for value, mask in zip(values, given, strict=True)]
+
+
+def _all_or_none(masks: Sequence[Tensor], pruned: int, total: int) -> bool:
+    """Fill the masks if nothing has to be ranked."""
+    if not 0 <= pruned <= total:
+        raise ConfigError(f"pruned must be from 0 to {total}, the number of elements, got {pruned}.")
+    if 0 < pruned < total:
+        return False
+    for mask in masks:
+        mask.fill_(pruned == 0)
+    return True

@@ -26,7 +26,7 @@ def test_the_plan_says_what_is_pruned_by_which_rule_and_what_is_not_and_why():
         ("3.weight", "global_config", 36, 48),
     ]
     assert [(one.name, one.reason) for one in found.skipped] == [
-        ("1", "BatchNorm2d is pruned only where its type or its full name is given"),
+        ("1", "its parameters have rank 1"),
         ("4", 'left dense by module_name_configs["4"]'),
     ]
     assert [one["module"] for one in found.records()] == ["0", "3", "1", "4"]

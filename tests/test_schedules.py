@@ -107,7 +107,7 @@ def test_units_need_a_run_of_known_length():
         PolynomialDecayScheduler(end=0.5).resolve(TrainingRun(None))
     with pytest.raises(ConfigError, match="length of an epoch is not known"):
         PolynomialDecayScheduler(end="3 epochs").resolve(TrainingRun(100))
-    with pytest.raises(ConfigError, match="Call resolve"):
+    with pytest.raises(ConfigError, match=r"Call pruner.resolve"):
         PolynomialDecayScheduler(end=0.5).is_due(1)
 
 

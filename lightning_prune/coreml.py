@@ -1,0 +1,423 @@
+"""Core ML export of any finalized module, proven on the saved file.
+
+The converter's own pruning pipeline zeroes small weights, stores most layers dense, or keeps batch norms from being
+folded, without a word. Here the plain pipeline runs, batch norms are folded, and as the very last pass every weight
+with enough zeros is stored as a bit mask and its nonzero values. Then the package is read back from disk and compared
+with the model, weight by weight and number by number (:mod:`lightning_prune.coreml_proof`), and only then moved to
+where it was asked for.
+"""
+
+import contextlib
+import copy
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from lightning_prune.coreml_compression import COMPRESSIONS, compressed, prove_compression
+from lightning_prune.coreml_convert import BREAK_EVEN, FRONTENDS, capture, convert, pipeline, quiet, save_package
+from lightning_prune.coreml_inputs import ProgramInput, dynamic_dims, program_inputs
+from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_device, prove_weights
+from lightning_prune.coreml_result import ExportResult
+from lightning_prune.errors import ConfigError, ExportError, PruningError
+from lightning_prune.mil import Package, import_coremltools, read_package
+from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
+
+__all__ = ["CoreMLExport", "ExportResult"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CoreMLExport:
+    """Turn a finished network into an ``.mlpackage``, and show that the file is sparse, complete and right.
+
+    The model itself is never changed: a copy is moved to the CPU, to float32 and to eval mode. The package is written
+    beside its target, verified there, and moved into place; whatever goes wrong, an existing package stays as it was.
+
+    Args:
+        path: Where the package goes; must end in ``.mlpackage``.
+        example_inputs: A tensor, a sequence of positional arguments, or a dict of keyword arguments of one call.
+            Default: the model's ``example_input_array``.
+        input_names: Names in the package, one a tensor. Default: the argument names of ``forward``.
+        output_names: Names of the results. Default: the keys of a dict, else ``output``, ``output_0`` ...
+        inputs: ``coremltools`` input types (``TensorType``, ``ImageType``; ``RangeDim`` or ``EnumeratedShapes`` in
+            their shape), one a tensor, passed on as they are.
+        classifier_labels: Class names, for a package that answers with a label.
+        submodule: Dotted name of the part to export. Default: the whole model.
+        minimum_deployment_target: Oldest system that must run the package. Sparse weights need ``"iOS16"``,
+            ``compression`` needs ``"iOS18"``; names of other systems (``"macOS13"``) work too.
+        compute_precision: ``"float16"`` or ``"float32"``; also the type that weights are stored in.
+        io_dtype: ``"float32"`` or ``"float16"``, of floating point inputs and outputs.
+        frontend: How the network is captured. ``"export"``: ``torch.export``; ``"trace"``: ``torch.jit.trace``;
+            ``"export_full"``: ``torch.export`` decomposed to core operations; ``"auto"``: the first of these whose
+            package passes verification.
+        compression: Of the nonzero weights, on top of sparsity: ``"int8"``, ``"int4"``, or ``"palette<bits>"`` with 1,
+            2, 3, 4, 6 or 8 bits. None: they are stored in ``compute_precision``.
+        overwrite: Whether an existing package may be replaced. What is not a package is never replaced.
+        on_error: What a training run does when the export at its end fails: ``"warn"`` or ``"raise"``. :meth:`save`
+            always raises.
+        convert_kwargs: Further arguments for ``coremltools.convert``, over ours.
+
+    Raises:
+        ConfigError: A value cannot work.
+
+    Example:
+        >>> CoreMLExport("digits.mlpackage", torch.zeros(1, 64)).frontend
+        'auto'
+    """
+
+    path: str | os.PathLike[str]
+    example_inputs: Any = None
+    input_names: Sequence[str] | None = field(default=None, kw_only=True)
+    output_names: Sequence[str] | None = field(default=None, kw_only=True)
+    inputs: Sequence[Any] | None = field(default=None, kw_only=True)
+    classifier_labels: Sequence[str | int] | None = field(default=None, kw_only=True)
+    submodule: str | None = field(default=None, kw_only=True)
+    minimum_deployment_target: str = field(default="iOS16", kw_only=True)
+    compute_precision: Literal["float16", "float32"] = field(default="float16", kw_only=True)
+    io_dtype: Literal["float16", "float32"] = field(default="float32", kw_only=True)
+    frontend: Literal["auto", "export", "trace", "export_full"] = field(default="auto", kw_only=True)
+    compression: str | None = field(default=None, kw_only=True)
+    overwrite: bool = field(default=True, kw_only=True)
+    on_error: Literal["warn", "raise"] = field(default="warn", kw_only=True)
+    convert_kwargs: Mapping[str, Any] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        path = Path(self.path)
+        if path.suffix != ".mlpackage":
+            raise ConfigError(
+                f"export.path must end in .mlpackage, got {str(path)!r}. Write {str(path.with_suffix('.mlpackage'))!r}."
+            )
+        one_of("compute_precision", self.compute_precision, ("float16", "float32"))
+        one_of("io_dtype", self.io_dtype, ("float16", "float32"))
+        one_of("frontend", self.frontend, ("auto", *FRONTENDS))
+        one_of("on_error", self.on_error, ("warn", "raise"))
+        if self.compression is not None:
+            one_of("compression", self.compression, COMPRESSIONS)
+        if self.inputs is not None and self.input_names is not None:
+            raise ConfigError(
+                "export.inputs and export.input_names exclude each other. Write the names into the inputs."
+            )
+        if self.classifier_labels is not None and self.output_names is not None:
+            raise ConfigError("export.classifier_labels and export.output_names exclude each other. Leave one out.")
+
+    def check(self, model: nn.Module | None = None) -> None:
+        """Find what would make the export fail, before hours of training are spent; writes nothing.
+
+        Args:
+            model: The model to be exported. Without it, what depends on it is not checked.
+
+        Raises:
+            ConfigError: A value cannot work, with this model or with the installed packages.
+            ExportError: ``coremltools``, or what the compression needs, is not installed.
+        """
+        self.target(import_coremltools())
+        check_path(Path(self.path), overwrite=self.overwrite)
+        if self.compression is not None and self.compression.startswith("palette"):
+            try:
+                import sklearn  # noqa: F401
+            except ImportError as error:
+                raise ExportError(
+                    f'compression={self.compression!r} needs scikit-learn. Write: pip install "lightning-prune[coreml]"'
+                ) from error
+        if model is not None:
+            self.examples(model)
+            self.part_of(model)
+
+    def save(self, model: nn.Module, *, masks: Mapping[str, Tensor] | None = None) -> ExportResult:
+        """Convert, verify, and move the package into place.
+
+        Args:
+            model: A finalized module, on any device, in any floating dtype, in train or eval mode. Not changed.
+            masks: Keep-masks of the pruned parameters by name (``"conv1.weight"``), broadcastable to their parameter.
+                Default: the zeros of every weight of which at least a sixteenth is zero.
+
+        Raises:
+            ExportError: The package could not be made, or is not what it must be; what lay at ``path`` is still there.
+        """
+        try:
+            self.check(model)
+            standalone, pruned = self.prepare(model, masks)
+            with beside(Path(self.path)) as place:
+                result = self.best(standalone, pruned, place, guessed=masks is None)
+                move(place, Path(self.path))
+        except ExportError:
+            raise
+        except PruningError as error:
+            raise ExportError(str(error)) from error
+        except Exception as error:
+            raise ExportError(
+                f"No Core ML package could be made of {type(model).__name__}; {self.path} was not touched.\n"
+                f"  {summary(error)}"
+            ) from error
+        return result.at(Path(self.path))
+
+    def best(self, standalone: Standalone, pruned: Mapping[str, Tensor], place: Path, *, guessed: bool) -> ExportResult:
+        """The first frontend's result whose package passes verification; the package lies at ``place``."""
+        failures: list[tuple[str, Exception]] = []
+        for frontend in FRONTENDS if self.frontend == "auto" else (self.frontend,):
+            try:
+                return self.attempt(frontend, standalone, pruned, place, guessed=guessed)
+            except OSError:
+                raise  # a full disk is full for every frontend
+            except Exception as error:
+                logger.debug("Core ML export with frontend %r failed", frontend, exc_info=error)
+                failures.append((frontend, error))
+                shutil.rmtree(place, ignore_errors=True)
+        raise ExportError(
+            f"No Core ML package could be made of {type(standalone.model).__name__}; {self.path} was not touched.\n"
+            + "\n".join(f"  frontend {name}: {summary(error)}" for name, error in failures)
+        ) from failures[0][1]
+
+    def attempt(
+        self, frontend: str, standalone: Standalone, pruned: Mapping[str, Tensor], place: Path, *, guessed: bool
+    ) -> ExportResult:
+        """Convert with one frontend, save at ``place``, and verify what was saved."""
+        ct = import_coremltools()
+        arguments = self.convert_arguments(ct, standalone)
+        program, notes = capture(frontend, standalone, dynamic_dims(arguments["inputs"]))
+        with quiet():
+            converted = convert(ct, program, arguments)
+            save_package(converted, place)
+        package = read_package(place)
+        inputs = program_inputs(arguments["inputs"], standalone, package)
+        findings = Findings(notes=list(notes))
+        prove_weights(package, standalone, pruned, findings, guessed=guessed)
+        prove_numbers(package, standalone, inputs, findings, precision=self.compute_precision)
+        if self.compression is None:
+            return self.result(ct, package, standalone, inputs, findings, frontend)
+        with quiet():
+            save_package(compressed(ct, converted, self.compression), place)
+        smaller = read_package(place)
+        proof = prove_compression(package, smaller, standalone, inputs, findings)
+        result = self.result(ct, smaller, standalone, inputs, findings, frontend)
+        return replace(result, compression_error=proof)
+
+    def result(
+        self,
+        ct: Any,
+        package: Package,
+        standalone: Standalone,
+        inputs: Sequence[ProgramInput],
+        findings: Findings,
+        frontend: str,
+    ) -> ExportResult:
+        """What was found about a package that passed."""
+        if sys.platform == "darwin":
+            prove_on_device(ct, package, standalone, inputs, findings)
+        used = [package.constants[name] for name in package.uses if package.constants[name].encoding != "dense"]
+        return ExportResult(
+            package.path,
+            package.nbytes,
+            package.nbytes + sum(constant.dense_nbytes - constant.nbytes for constant in used),
+            tuple(findings.layers),
+            frontend,
+            tuple(findings.checks),
+            tuple(findings.not_checked),
+            tuple(findings.notes),
+            findings.max_error,
+        )
+
+    def prepare(self, model: nn.Module, masks: Mapping[str, Tensor] | None) -> tuple[Standalone, dict[str, Tensor]]:
+        """The copy to convert, and the keep-masks by parameter name within it."""
+        plain, renamed = plain_copy(model)
+        examples = self.examples(model)
+        prefix = ""
+        if self.submodule is not None:
+            prefix = plain_name(self.submodule) + "."
+            if self.example_inputs is None:
+                examples = submodule_inputs(plain, prefix[:-1], examples)
+            plain = plain.get_submodule(prefix[:-1])
+        parameters = dict(plain.named_parameters(remove_duplicate=False))
+        pruned = {}
+        if masks is None:
+            zeros = ((name, weight != 0) for name, weight in parameters.items() if weight.ndim > 1)
+            pruned = {name: keep for name, keep in zeros if (~keep).sum() >= BREAK_EVEN * keep.numel()}
+        for name, mask in (masks or {}).items():
+            own = plain_name(renamed.get(name, name))
+            if own.startswith(prefix):
+                own = own.removeprefix(prefix)
+                pruned[own] = expand_mask(name, mask, parameters.get(own))
+        return Standalone(plain, examples), pruned
+
+    def examples(self, model: nn.Module) -> Any:
+        """The example inputs, or the model's own."""
+        examples = self.example_inputs
+        if examples is None:
+            examples = getattr(model, "example_input_array", None)
+        if examples is None:
+            raise ConfigError(
+                f"export.example_inputs must be known, but {type(model).__name__} has no example_input_array. "
+                "Write CoreMLExport(path, example_inputs=torch.zeros(1, 3, 224, 224)) with the shape of one batch."
+            )
+        return examples
+
+    def part_of(self, model: nn.Module) -> nn.Module:
+        """The part of the model to export."""
+        try:
+            return model.get_submodule(self.submodule or "")
+        except AttributeError as error:
+            names = ", ".join(name for name, _ in model.named_children())
+            raise ConfigError(
+                f"export.submodule must name a part of {type(model).__name__}, got {self.submodule!r}. "
+                f"Its parts are: {names}."
+            ) from error
+
+    def target(self, ct: Any) -> Any:
+        """The deployment target as ``coremltools`` has it."""
+        known = {name: item for name, item in vars(ct.target).items() if hasattr(item, "value") and name[0] != "_"}
+        name = str(getattr(self.minimum_deployment_target, "name", self.minimum_deployment_target))
+        if name not in known:
+            raise ConfigError(f"export.minimum_deployment_target must be one of {', '.join(known)}, got {name!r}.")
+        needed, why = "iOS16", "sparse weights"
+        if self.compression is not None:
+            needed, why = "iOS18", f"compression={self.compression!r} on top of sparsity"
+        if known[name].value < known[needed].value:
+            raise ConfigError(
+                f"export.minimum_deployment_target must be {needed} or newer for {why}, got {name!r}. Write {needed!r}."
+            )
+        return known[name]
+
+    def convert_arguments(self, ct: Any, standalone: Standalone) -> dict[str, Any]:
+        """The arguments of ``coremltools.convert``."""
+        dtype = np.dtype(self.io_dtype).type
+        labels = self.classifier_labels
+        arguments = {
+            "source": "pytorch",
+            "convert_to": "mlprogram",
+            "inputs": self.input_types(ct, standalone, dtype),
+            "outputs": None if labels is not None else self.output_types(ct, standalone, dtype),
+            "classifier_config": None if labels is None else ct.ClassifierConfig(list(labels)),
+            "minimum_deployment_target": self.target(ct),
+            "compute_precision": getattr(ct.precision, self.compute_precision.upper()),
+            "pass_pipeline": pipeline(ct),
+            "skip_model_load": True,
+        }
+        return {**arguments, **(self.convert_kwargs or {})}
+
+    def input_types(self, ct: Any, standalone: Standalone, dtype: type) -> list[Any]:
+        """One ``coremltools`` type for each tensor that the model takes."""
+        if self.inputs is not None:
+            same_number("inputs", self.inputs, standalone.inputs)
+            types = [copy.copy(item) for item in self.inputs]
+            for item, tensor in zip(types, standalone.inputs, strict=True):
+                # Left open, the converter makes float16 of it on iOS16 and newer.
+                if getattr(item, "dtype", dtype) is None:
+                    item.dtype = ct.TensorType(
+                        shape=(1,), dtype=dtype if tensor.is_floating_point() else np.int32
+                    ).dtype
+            return types
+        names = self.input_names or standalone.input_names
+        same_number("input_names", names, standalone.inputs)
+        return [
+            ct.TensorType(name=name, shape=tuple(tensor.shape), dtype=dtype if tensor.is_floating_point() else np.int32)
+            for name, tensor in zip(names, standalone.inputs, strict=True)
+        ]
+
+    def output_types(self, ct: Any, standalone: Standalone, dtype: type) -> list[Any]:
+        """One ``coremltools`` type for each tensor that the model gives."""
+        names = self.output_names or standalone.output_names
+        same_number("output_names", names, standalone.outputs)
+        return [
+            ct.TensorType(name=name, dtype=dtype) if tensor.is_floating_point() else ct.TensorType(name=name)
+            for name, tensor in zip(names, standalone.outputs, strict=True)
+        ]
+
+
+def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise unless the value is one of the allowed ones."""
+    if value not in allowed:
+        raise ConfigError(f"export.{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> None:
+    """Raise unless there is one item for each tensor."""
+    if len(given) != len(tensors):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ConfigError(
+            f"export.{name} must have one item for each of the {len(tensors)} tensors ({shapes}), got {len(given)}."
+        )
+
+
+def check_path(path: Path, *, overwrite: bool) -> None:
+    """Raise unless a package can be put at ``path``."""
+    if path.is_symlink() or (path.exists() and not is_package(path)):
+        raise ConfigError(
+            f"export.path must be free or hold a Core ML package, but {path} is something else. Choose another path."
+        )
+    if path.exists() and not overwrite:
+        raise ConfigError(
+            f"export.path must be free with overwrite=False, but {path} exists. Remove it or write overwrite=True."
+        )
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"export.path must lie in a folder that can be written to, but {parent} cannot. Choose another path."
+        )
+
+
+def is_package(path: Path) -> bool:
+    """Whether a folder is a Core ML package: a manifest and a model."""
+    return (path / "Manifest.json").is_file() and (path / "Data").is_dir()
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A place for a package on the disk of the target; afterwards, nothing but the target is left there."""
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.stem}.", dir=target.parent))
+    try:
+        yield folder / target.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: the export succeeded
+                parent.rmdir()
+
+
+def move(source: Path, target: Path) -> None:
+    """Put a package in place; the one that was there goes only when the new one is in its place."""
+    if not target.exists():
+        source.replace(target)
+        return
+    old = source.with_name("replaced.mlpackage")
+    target.replace(old)
+    try:
+        source.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+
+
+def expand_mask(name: str, mask: Tensor, parameter: Tensor | None) -> Tensor:
+    """A mask as bools in the shape of its parameter, which must be zero where the mask prunes."""
+    if parameter is None:
+        raise ExportError(f"masks[{name!r}] must belong to a parameter of the model, but there is none of that name.")
+    try:
+        keep = (mask.detach().cpu() != 0).expand(parameter.shape)
+    except RuntimeError as error:
+        raise ExportError(
+            f"masks[{name!r}] must be broadcastable to {tuple(parameter.shape)}, got {tuple(mask.shape)}."
+        ) from error
+    if alive := int(parameter[~keep].count_nonzero()):
+        raise ExportError(f"masks[{name!r}] prunes {alive} values that are not zero in the model. Finalize it first.")
+    return keep
+
+
+def summary(error: Exception) -> str:
+    """An error's type and message; of one from elsewhere the first line, for what follows is often a page."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [""]
+    kept = lines if isinstance(error, PruningError) else lines[:1]
+    return "\n    ".join([f"{type(error).__name__}: {kept[0]}", *kept[1:]])

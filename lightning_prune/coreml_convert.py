@@ -1,0 +1,155 @@
+"""From a standalone module to a Core ML package on disk: capture, convert, store sparse, save."""
+
+import contextlib
+import io
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.standalone import Standalone
+
+__all__ = ["BREAK_EVEN", "FRONTENDS", "SPARSE_OPERATIONS", "capture", "convert", "pipeline", "quiet", "save_package"]
+
+FRONTENDS = ("export", "trace", "export_full")
+# Weights of these operations are stored sparse; the others' constants are biases, norms and shapes.
+SPARSE_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "gather", "einsum", "lstm", "gru", "rnn")
+# A bit per weight for the mask pays for itself once a sixteenth of 16-bit weights need not be stored.
+BREAK_EVEN = 1 / 16
+
+
+def convert(ct: Any, program: Any, arguments: dict[str, Any]) -> Any:
+    """Run the converter."""
+    try:
+        return ct.convert(program, **arguments)
+    except ValueError as error:
+        if "compression config conflict" not in str(error):
+            raise
+    # One weight is read by two kinds of operations and only one of them is known to take sparse weights: then all do.
+    return ct.convert(program, **{**arguments, "pass_pipeline": pipeline(ct, everywhere=True)})
+
+
+def pipeline(ct: Any, *, everywhere: bool = False) -> Any:
+    """The converter's plain passes, and after the last of them the sparse storage of every weight with enough zeros.
+
+    Last, because a weight stored sparse can no longer be folded with a batch norm. Threshold 0: only zeros are taken as
+    zeros.
+    """
+    coreml = ct.optimize.coreml
+    stored = coreml.OpThresholdPrunerConfig(threshold=0.0, minimum_sparsity_percentile=BREAK_EVEN, weight_threshold=0)
+    passes = ct.PassPipeline.DEFAULT
+    passes.append_pass("compression::prune_weights")
+    which = {"global_config": stored} if everywhere else {"op_type_configs": dict.fromkeys(SPARSE_OPERATIONS, stored)}
+    config = coreml.OptimizationConfig(**which)
+    passes.set_options("compression::prune_weights", {"config": config})
+    return passes
+
+
+def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[int]]) -> tuple[Any, tuple[str, ...]]:
+    """Capture the computation for the converter, and what the capture warned about.
+
+    Args:
+        frontend: One of ``FRONTENDS``.
+        standalone: What to capture.
+        dynamic: For each input, the dimensions that may have other sizes than the example.
+    """
+    inputs = tuple(at_least_two(tensor, dims) for tensor, dims in zip(standalone.inputs, dynamic, strict=True))
+    with warnings.catch_warnings(record=True) as caught, quiet_torch():
+        warnings.simplefilter("always")
+        if frontend == "trace":
+            # Verification compares results on other inputs than the traced ones; the tracer's own check does not.
+            program: Any = torch.jit.trace(standalone, standalone.inputs, check_trace=False)  # type: ignore[no-untyped-call]
+        else:
+            sizes = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in dynamic)
+            dynamic_shapes = (sizes,) if any(sizes) else None
+            exported = torch.export.export(standalone, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+            program = exported.run_decompositions(decompositions() if frontend == "export_full" else {})
+            spell_out_strides(program)
+    return program, traced_decisions(caught)
+
+
+def at_least_two(tensor: Tensor, dims: Iterable[int]) -> Tensor:
+    """A tensor with dimensions of size 1 doubled: ``torch.export`` takes a size of 1 as fixed for ever."""
+    for dim in dims:
+        if tensor.shape[dim] == 1:
+            tensor = tensor.repeat_interleave(2, dim)
+    return tensor
+
+
+@contextlib.contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Keep from the screen what torch prints when capturing fails, and from the graph what no converter knows."""
+    fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
+    # The fused attention kernel of nn.TransformerEncoderLayer is one opaque operation.
+    torch.backends.mha.set_fastpath_enabled(False)
+    # A failure's whole graph is logged by loggers with handlers of their own; the exception says what matters.
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def decompositions() -> dict[Any, Any]:
+    """How to break operations that the converter does not know into those that it does.
+
+    Not those of matrix products, which it knows: broken up, a weight is expanded to the batch and stored once for every
+    sample.
+    """
+    table = dict(torch.export.default_decompositions())
+    for operation in (torch.ops.aten.linear.default, torch.ops.aten.matmul.default):
+        table.pop(operation, None)
+    return table
+
+
+def traced_decisions(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    """Where tracing met a Python decision on a tensor, in code that is not torch's own."""
+    torch_folder = str(Path(torch.__file__).parent)
+    places = [
+        f"{item.filename}:{item.lineno}"
+        for item in caught
+        if item.category.__name__ == "TracerWarning" and not item.filename.startswith(torch_folder)
+    ]
+    return tuple(f"tracing fixed a Python decision on a tensor at {place}" for place in dict.fromkeys(places))
+
+
+def spell_out_strides(program: Any) -> None:
+    """Give every pooling its stride: ``torch.export`` leaves out the default, and the converter then fails."""
+    for node in program.graph.nodes:
+        name = getattr(getattr(node.target, "_schema", None), "name", "")
+        if "_pool" in name and "adaptive" not in name and len(node.args) == 2 and "stride" not in node.kwargs:
+            node.args = (*node.args, node.args[1])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars, log lines and deprecation warnings of the converter from the user's screen."""
+    coremltools_logger = logging.getLogger("coremltools")
+    level = coremltools_logger.level
+    coremltools_logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        coremltools_logger.setLevel(level)
+
+
+def save_package(converted: Any, path: Path) -> None:
+    """Write the package, without the map for another runtime's debugger, and readable for whom the umask allows."""
+    converted.save(str(path))
+    (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in path.rglob("*"):
+        if file.is_file():
+            # The converter makes the program's file readable for its owner only.
+            file.chmod((stat.S_IMODE(file.stat().st_mode) | 0o666) & ~umask)

@@ -1,0 +1,338 @@
+"""Does a saved package hold the pruned model? Weight by weight, then number by number.
+
+The package is read back from disk. Each pruned parameter must be found among its constants, stored sparse, with the
+mask's zeros and the model's values; then the program is run on fresh inputs, of other mean and scale than the example,
+and must give what the model gives. A branch that depended on the example's values, or a number that capturing turned
+into a constant, shows up here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_prune.coreml_convert import BREAK_EVEN, SPARSE_OPERATIONS
+from lightning_prune.coreml_inputs import DRAWS, ProgramInput, fresh_inputs
+from lightning_prune.coreml_match import Match, find
+from lightning_prune.coreml_result import ExportedLayer
+from lightning_prune.errors import ExportError
+from lightning_prune.mil import Constant, Package
+from lightning_prune.mil_run import run
+from lightning_prune.standalone import Standalone
+
+__all__ = [
+    "TOLERANCE",
+    "Findings",
+    "call",
+    "difference",
+    "outputs_of",
+    "prove_numbers",
+    "prove_on_device",
+    "prove_weights",
+]
+
+Array = npt.NDArray[Any]
+
+# Largest difference of an output, as a fraction of its largest value, that rounding explains in an ordinary network.
+TOLERANCE = {"float16": 5e-3, "float32": 1e-4}
+# In a network that amplifies rounding, this many times what rounding its weights does to the model itself.
+AMPLIFIED = 10.0
+# Relative size of the rounding that is tried on the model.
+ROUNDING = {"float16": 2.0**-11, "float32": 2.0**-22}
+# Fewer values than this lie in the program's text; so few that no storage makes them smaller.
+INLINE_BELOW = 10
+# Core ML itself computes in float16 too, not only stores in it.
+DEVICE_TOLERANCE = 5e-2
+
+
+@dataclass
+class Findings:
+    """What verification found, to be put into the result."""
+
+    layers: list[ExportedLayer] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    max_error: float | None = None
+
+
+def prove_weights(
+    package: Package,
+    standalone: Standalone,
+    pruned: Mapping[str, Tensor],
+    findings: Findings,
+    *,
+    guessed: bool,
+) -> None:
+    """Find every pruned parameter in a package, stored as it must be; what was found goes to ``findings``.
+
+    Args:
+        package: As read from disk.
+        standalone: The model it was made of.
+        pruned: Keep-masks by parameter name, in the shape of the parameters.
+        findings: Is added to.
+        guessed: The masks are the zeros found in the model: then a weight that only other operations read may stay
+            dense.
+
+    Raises:
+        ExportError: A pruned parameter is not in the package, is stored dense, or has other zeros or values.
+    """
+    parameters = dict(standalone.model.named_parameters(remove_duplicate=False))
+    problems: list[str] = []
+    for name, keep in pruned.items():
+        weight, mask = parameters[name].detach().numpy(), keep.numpy()
+        matches = find(weight, mask, package)
+        if not matches:
+            problem = missing(name, weight, package, standalone)
+            (findings.notes if problem.startswith("unused") else problems).append(problem)
+            continue
+        zeros, total = int((~mask).sum()), mask.size
+        reasons = [why_dense(constant, package, guessed=guessed) for match in matches for constant in match.constants]
+        stored, fine = next((reason for reason in reasons if not reason[1]), reasons[0])
+        if not fine:
+            problems.append(f"{name}: {zeros} of {total} values are pruned, but it is stored {stored}")
+        findings.layers.append(layer_of(name, weight.shape, zeros, total, stored, matches))
+    if problems:
+        raise ExportError(
+            "The package does not hold the pruned weights:\n" + "\n".join(f"  {problem}" for problem in problems)
+        )
+    describe(findings)
+
+
+def layer_of(
+    name: str, shape: tuple[int, ...], zeros: int, total: int, stored: str, matches: Sequence[Match]
+) -> ExportedLayer:
+    """The row of one parameter; a parameter that was stored more than once counts all its copies."""
+    unique = {constant.name: constant for match in matches for constant in match.constants}
+    constants = list(unique.values())
+    return ExportedLayer(
+        name,
+        tuple(shape),
+        zeros,
+        total,
+        stored,
+        sum(constant.nbytes for constant in constants),
+        sum(constant.dense_nbytes for constant in constants),
+        any(match.scaled for match in matches),
+        max(match.rounded_away for match in matches),
+        max(match.max_error for match in matches),
+        tuple(constant.name for constant in constants),
+    )
+
+
+def why_dense(constant: Constant, package: Package, *, guessed: bool) -> tuple[str, bool]:
+    """How a pruned weight is stored, why if densely, and whether that is as it should be."""
+    if constant.sparse:
+        return constant.encoding, True
+    if np.count_nonzero(constant.values) > (1 - BREAK_EVEN) * constant.values.size:
+        return f"dense (fewer than {BREAK_EVEN:.1%} zeros, which takes less than sparse)", True
+    if constant.values.size < INLINE_BELOW:
+        return f"dense (fewer than {INLINE_BELOW} values)", True
+    readers = sorted({op.type for op, _ in package.uses[constant.name]})
+    return f"dense (read by {', '.join(readers)})", guessed and not set(readers) & set(SPARSE_OPERATIONS)
+
+
+def missing(name: str, weight: Array, package: Package, standalone: Standalone) -> str:
+    """Why a parameter is not among the constants; begins with ``unused`` if the outputs do not depend on it."""
+    if not matters(name, standalone):
+        return f"unused: {name} has no influence on the outputs and is not in the package"
+    for constant in package.constants.values():
+        copies = constant.values.size / weight.size
+        if (
+            copies > 1
+            and copies.is_integer()
+            and constant.values.shape[-1] in weight.shape
+            and copied(constant.values, weight)
+        ):
+            return f"{name}: stored {int(copies)} times over, as {constant.name!r}"
+    return (
+        f"{name}: no constant of the package has its zeros and values. If forward computes another tensor from it (a "
+        "weight norm, a scaling), make that tensor the parameter first; if it is not pruned, pass masks= without it"
+    )
+
+
+def copied(values: Array, weight: Array) -> bool:
+    """Whether an array is the same matrix many times over."""
+    stack = values.reshape(-1, *values.shape[-2:])
+    return weight.ndim == 2 and stack.shape[1:] in (weight.shape, weight.T.shape) and bool((stack == stack[0]).all())
+
+
+def matters(name: str, standalone: Standalone) -> bool:
+    """Whether the outputs depend on a parameter: whether they become NaN when it does."""
+    parameter = standalone.model.get_parameter(name)
+    kept = parameter.detach().clone()
+    try:
+        with torch.no_grad():
+            parameter.fill_(torch.nan)
+            outputs = standalone(*standalone.inputs)
+    finally:
+        parameter.data.copy_(kept)
+    # Integer results cannot be NaN; they may still depend on it.
+    return any(not output.is_floating_point() or bool(output.isnan().any()) for output in outputs)
+
+
+def describe(findings: Findings) -> None:
+    """Say in sentences what was found about the weights."""
+    layers = findings.layers
+    sparse = [layer for layer in layers if not layer.stored.startswith("dense")]
+    if sparse:
+        zeros = sum(layer.zeros for layer in sparse)
+        findings.checks.append(
+            f"{len(sparse)} of {len(layers)} pruned parameters are stored sparse; their {zeros:,} zeros are the masks'"
+        )
+        scaled = sum(layer.scaled for layer in sparse)
+        folded = f", {scaled} of them times one factor per output channel (batch norm folded in)" if scaled else ""
+        findings.checks.append(f"stored values are the model's, rounded to the precision of the package{folded}")
+    if lost := sum(layer.rounded_away for layer in layers):
+        findings.notes.append(
+            f"{lost} kept weights are too small for the precision of the package: zero there, or its smallest number"
+        )
+    findings.notes.extend(
+        f"{layer.name} is stored {layer.stored}" for layer in layers if layer.stored.startswith("dense")
+    )
+
+
+def prove_numbers(
+    package: Package, standalone: Standalone, inputs: Sequence[ProgramInput], findings: Findings, *, precision: str
+) -> None:
+    """Run a package's program on fresh inputs and compare it with the model; what was found goes to ``findings``.
+
+    Raises:
+        ExportError: An output differs by more than rounding explains.
+    """
+    rounded = rounded_state(standalone, precision)
+    variants = max(len(spec.shapes) for spec in inputs)
+    trials = [(draw, 0) for draw in range(len(DRAWS) + 1)] + [(0, variant) for variant in range(1, variants)]
+    errors: dict[str, float] = {}
+    skipped, overflowed = set[str](), set[str]()
+    for draw, variant in trials:
+        given = fresh_inputs(inputs, standalone.inputs, draw, variant)
+        fed = [spec.to_model(value) for spec, value in zip(inputs, given, strict=True)]
+        expected, nearby = call(standalone, fed), call(standalone, fed, rounded)
+        found = run(package, {spec.name: value for spec, value in zip(inputs, given, strict=True)})
+        skipped.update(found.skipped)
+        if draw in (0, len(DRAWS)):  # the others may lie outside of what the network is made for
+            overflowed.update(found.overflowed)
+        for name, want, near in zip(outputs_of(package), expected, nearby, strict=True):
+            error = difference(found.outputs[name], want) if name in found.outputs else None
+            if error is None:
+                continue
+            allowed = max(TOLERANCE[precision], AMPLIFIED * (difference(near, want) or 0.0))
+            if not error <= allowed:
+                raise ExportError(wrong_numbers(name, error, allowed, "shape" if variant else "mean and scale"))
+            errors[name] = max(error, errors.get(name, 0.0))
+    report_numbers(findings, errors, skipped, overflowed, precision, len(trials))
+    unknown = [name for name in outputs_of(package) if name not in errors]
+    if unknown and not skipped:
+        findings.not_checked.append(
+            f"the numbers of {', '.join(unknown)}: the model gives nothing finite on fresh inputs"
+        )
+
+
+def wrong_numbers(output: str, error: float, allowed: float, what: str) -> str:
+    """The message for an output that is not the model's."""
+    return (
+        f"The package computes something else than the model: output {output!r} differs by {error:.1e} of its largest "
+        f"value (allowed: {allowed:.1e}) on a fresh input of another {what} than the example's. Capturing fixes a "
+        "branch on the values of a tensor, and a number read out of one by .item() or float(): write both with "
+        "torch.where and tensors. A model that is random in eval mode cannot be verified either."
+    )
+
+
+def report_numbers(
+    findings: Findings,
+    errors: Mapping[str, float],
+    skipped: set[str],
+    overflowed: set[str],
+    precision: str,
+    trials: int,
+) -> None:
+    """Say in sentences what was found about the numbers."""
+    findings.not_checked.extend(f"numbers that depend on {reason}" for reason in sorted(skipped))
+    if errors:
+        findings.max_error = max(errors.values())
+        findings.checks.append(
+            f"the program, run on {trials} fresh inputs, gives the model's {', '.join(errors)}; largest error "
+            f"{findings.max_error:.1e} of an output's largest value (allowed: {TOLERANCE[precision]:.0e})"
+        )
+    if overflowed:
+        findings.notes.append(
+            f"{len(overflowed)} intermediate results are too large for float16, such as that of {min(overflowed)}: the "
+            'package may give infinities. Write compute_precision="float32"'
+        )
+
+
+def prove_on_device(
+    ct: Any, package: Package, standalone: Standalone, inputs: Sequence[ProgramInput], findings: Findings
+) -> None:
+    """Let Core ML itself run the package on a fresh input, which it can on macOS; what was found goes to ``findings``.
+
+    Raises:
+        ExportError: An output differs by more than computing in float16 explains.
+    """
+    if any(spec.scale is not None for spec in inputs):
+        findings.not_checked.append("Core ML's own results: the package takes images")
+        return
+    model = ct.models.MLModel(str(package.path), compute_units=ct.ComputeUnit.CPU_ONLY)
+    given = fresh_inputs(inputs, standalone.inputs, 0)
+    arrays = [value.numpy() if value.is_floating_point() else value.numpy().astype(np.int32) for value in given]
+    found = model.predict({spec.name: array for spec, array in zip(inputs, arrays, strict=True)})
+    errors = [0.0]
+    for name, want in zip(outputs_of(package), call(standalone, given), strict=True):
+        if isinstance(found.get(name), np.ndarray):
+            errors.append(difference(torch.from_numpy(found[name]), want) or 0.0)
+            if not errors[-1] <= DEVICE_TOLERANCE:
+                raise ExportError(wrong_numbers(name, errors[-1], DEVICE_TOLERANCE, "mean and scale"))
+    findings.checks.append(f"Core ML's own results are the model's; largest error {max(errors):.1e}")
+
+
+def outputs_of(package: Package) -> list[str]:
+    """The program's outputs that are tensors; of a classifier, the probabilities."""
+    for op in package.main.operations:
+        if op.type == "classify":
+            return [op.outputs[1][0]]
+    return list(package.main.outputs)
+
+
+def call(
+    standalone: Standalone, inputs: Sequence[Tensor], state: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """The model's outputs, optionally with other parameters and buffers."""
+    with torch.no_grad():
+        outputs: tuple[Tensor, ...] = torch.func.functional_call(standalone, dict(state or {}), tuple(inputs))
+    return outputs
+
+
+def rounded_state(standalone: Standalone, precision: str) -> dict[str, Tensor]:
+    """Parameters and buffers, each moved by about as much as rounding moves it."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in [*standalone.named_parameters(), *standalone.named_buffers()]:
+        if value.is_floating_point():
+            noise = torch.rand(value.shape, generator=generator) * 2 - 1
+            state[name] = value.detach() * (1 + ROUNDING[precision] * noise)
+    return state
+
+
+def difference(found: Tensor, expected: Tensor) -> float | None:
+    """How far two results are apart: the largest difference as a fraction of the largest expected value.
+
+    Infinities and NaN must be in the same places, else the difference is infinite. Of integers it is the fraction that
+    differs. None if there is nothing finite to compare.
+    """
+    found = found.reshape(expected.shape) if found.numel() == expected.numel() else found
+    if found.shape != expected.shape:
+        return float("inf")
+    if not expected.is_floating_point():
+        return float((found != expected).float().mean()) if expected.numel() else None
+    finite = expected.isfinite()
+    if not finite.any():
+        return None
+    if not torch.equal(finite, found.isfinite()):
+        return float("inf")
+    scale = expected[finite].abs().max().clamp(min=1e-12)
+    return float((found[finite] - expected[finite]).abs().max() / scale)

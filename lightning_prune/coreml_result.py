@@ -1,0 +1,149 @@
+"""What an export wrote, and what was found when it was read back: numbers, a table, a line."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+__all__ = ["ExportResult", "ExportedLayer"]
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """One pruned parameter as it lies in the package.
+
+    Attributes:
+        name: The parameter's name in the model.
+        shape: The parameter's shape.
+        zeros: How many of its values the mask prunes.
+        total: How many values it has.
+        stored: The encoding (``"sparse"``, ``"sparse, int8"``), or ``"dense"`` and why.
+        nbytes: Bytes of it in the package, with records and bit masks; of a constant that several parameters share,
+            once in full.
+        dense_nbytes: Bytes that it would take without sparse storage.
+        scaled: Whether a batch norm was folded in: the stored values are the weight times one factor per output
+            channel.
+        rounded_away: Kept weights that are too small for the precision of the package, and became zero or the smallest
+            number that it has.
+        max_error: Largest difference between a stored value and the model's (times its factor), as a fraction of the
+            largest value of the weight.
+        constants: The names of the constants that hold it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    zeros: int
+    total: int
+    stored: str
+    nbytes: int
+    dense_nbytes: int
+    scaled: bool = False
+    rounded_away: int = 0
+    max_error: float = 0.0
+    constants: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros, in [0, 1]."""
+        return self.zeros / self.total
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller it is than stored densely."""
+        return self.dense_nbytes / self.nbytes if self.nbytes else 1.0
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A verified package.
+
+    Attributes:
+        path: Where it lies.
+        package_bytes: Bytes of all its files.
+        dense_package_bytes: Bytes of the same package with every weight stored densely in its compute precision.
+        layers: The pruned parameters, in the model's order.
+        frontend: Which frontend captured the network.
+        checks: What was verified, in sentences.
+        not_checked: What could not be verified, and why. Empty if everything was.
+        notes: Warnings that do not make the package wrong.
+        max_error: Largest error of an output on fresh inputs, as a fraction of the output's largest value; None if no
+            output could be computed.
+        compression_error: The same for the package with compressed weights, against the model; None without
+            compression.
+    """
+
+    path: Path
+    package_bytes: int
+    dense_package_bytes: int
+    layers: tuple[ExportedLayer, ...]
+    frontend: str
+    checks: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    max_error: float | None = None
+    compression_error: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the package is than with dense weights."""
+        return self.dense_package_bytes / self.package_bytes
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all pruned parameters, in [0, 1]."""
+        total = sum(layer.total for layer in self.layers)
+        return sum(layer.zeros for layer in self.layers) / total if total else 0.0
+
+    def at(self, path: Path) -> "ExportResult":
+        """The same result for the package at another path."""
+        return replace(self, path=path)
+
+    def as_dict(self, prefix: str = "coreml/") -> dict[str, float]:
+        """Flat numbers for a logger; what is not known is left out."""
+        numbers = {
+            "bytes": float(self.package_bytes),
+            "dense_bytes": float(self.dense_package_bytes),
+            "ratio": self.ratio,
+            "sparsity": self.sparsity,
+            "not_checked": float(len(self.not_checked)),
+        }
+        if self.max_error is not None:
+            numbers["max_error"] = self.max_error
+        if self.compression_error is not None:
+            numbers["compression_error"] = self.compression_error
+        for layer in self.layers:
+            numbers[f"layer_ratio/{layer.name}"] = layer.ratio
+        return {prefix + name: value for name, value in numbers.items()}
+
+    def table(self) -> Table:
+        """One row a pruned parameter, and one for the whole package."""
+        table = Table("parameter", "shape", title=f"Core ML package {self.path.name}", caption=str(self.path))
+        for column in ("sparsity", "bytes", "dense", "ratio"):
+            table.add_column(column, justify="right")
+        table.add_column("stored")
+        for layer in self.layers:
+            shape = "x".join(map(str, layer.shape))
+            stored = layer.stored + (", BN folded" if layer.scaled else "")
+            sizes = f"{layer.nbytes:,}", f"{layer.dense_nbytes:,}", f"{layer.ratio:.2f}x"
+            table.add_row(layer.name, shape, f"{layer.sparsity:.1%}", *sizes, stored)
+        table.add_section()
+        sizes = f"{self.package_bytes:,}", f"{self.dense_package_bytes:,}", f"{self.ratio:.2f}x"
+        table.add_row("whole package", "", f"{self.sparsity:.1%}", *sizes, f"by {self.frontend}")
+        return table
+
+    def lines(self) -> Iterable[str]:
+        """What was verified, what was not, and what to know, one sentence a line."""
+        yield from (f"verified: {text}" for text in self.checks)
+        yield from (f"not checked: {text}" for text in self.not_checked)
+        yield from (f"note: {text}" for text in self.notes)
+
+    def __str__(self) -> str:
+        doubt = f"; {len(self.not_checked)} things not checked" if self.not_checked else ""
+        size, dense = f"{self.package_bytes:,} bytes", f"{self.dense_package_bytes:,} bytes"
+        return f"{self.path}: {size}, {self.ratio:.2f}x smaller than dense ({dense}){doubt}"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()
+        yield from self.lines()

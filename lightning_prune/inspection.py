@@ -1,0 +1,315 @@
+"""What is in a file: sparsity, structure and bytes of every weight of a checkpoint or a Core ML package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from lightning_prune.checkpoint import plain_state_dict
+from lightning_prune.errors import CheckpointError, ExportError
+from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
+from lightning_prune.sparsity import count_zeros, zero_blocks, zero_channels
+
+__all__ = ["Inspection", "TensorSummary", "inspect_file", "read_checkpoint", "read_tensors", "report_of"]
+
+_NAMES_OF_STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor of a file.
+
+    Attributes:
+        name: Its name there.
+        shape: Its shape.
+        dtype: Its type, such as ``"float32"``.
+        stored: How it is stored: ``"dense"``, or an encoding of Core ML such as ``"sparse"``.
+        weights: Number of elements.
+        zeros: How many of them are zero.
+        zero_channels: Output channels that are all zero.
+        structure: The structure of the zeros, in words; see :func:`~lightning_prune.report.describe_structure`.
+        nbytes: Bytes that it takes in the file.
+        sparse_bytes: Bytes that it would take as a bit mask and nonzero values in half precision, or dense if smaller.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored: str
+    weights: int
+    zeros: int
+    zero_channels: int
+    structure: str
+    nbytes: int
+    sparse_bytes: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a file. Prints as a table.
+
+    Attributes:
+        path: The file.
+        kind: What sort of file it is, in words.
+        file_bytes: Bytes of the file, or of all files of a package.
+        tensors: Weights of rank 2 and more; all tensors where all were asked for.
+        others: Number of elements in floating tensors that are not listed: biases and norms.
+        notes: What else is worth knowing.
+    """
+
+    path: Path
+    kind: str
+    file_bytes: int
+    tensors: tuple[TensorSummary, ...]
+    others: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros among the listed weights; 0 where there are none."""
+        return sum(one.zeros for one in self.tensors) / max(sum(one.weights for one in self.tensors), 1)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict of plain values a tensor."""
+        return [{**asdict(one), "shape": list(one.shape), "sparsity": one.sparsity} for one in self.tensors]
+
+    def __rich__(self) -> Table:
+        """Table for a terminal."""
+        table = Table(title=f"{self.kind} {self.path.name}", title_justify="left", caption_justify="left")
+        table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
+        is_package = any(one.stored != "dense" for one in self.tensors)
+        table.add_column("tensor", overflow="fold")
+        table.add_column("shape", no_wrap=True)
+        table.add_column("structure", min_width=10)
+        for heading in ("sparsity", "bytes"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("stored" if is_package else "sparse", justify="left" if is_package else "right")
+        for one in self.tensors:
+            table.add_row(
+                Text(one.name),
+                "x".join(map(str, one.shape)),
+                one.structure,
+                f"{one.sparsity:.2%}",
+                f"{one.nbytes:,}",
+                one.stored if is_package else f"{one.sparse_bytes:,}",
+            )
+        zeros, weights = sum(one.zeros for one in self.tensors), sum(one.weights for one in self.tensors)
+        lines = [f"{zeros:,} of {weights:,} weights are zero ({self.sparsity:.2%})."]
+        lines += [f"{self.others:,} more numbers are biases, norms and the like."] if self.others else []
+        if not is_package:
+            sparse = sum(one.sparse_bytes for one in self.tensors)
+            lines.append(f"Stored sparse in half precision, the weights would take {sparse:,} bytes.")
+        lines.append(f"The file has {self.file_bytes:,} bytes.")
+        table.caption = "\n".join([*lines, *self.notes])
+        return table
+
+
+def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> Inspection:
+    """Look into a file of weights; nothing in it is executed.
+
+    Args:
+        path: A Lightning checkpoint, a state dict, ``.safetensors``, or an ``.mlpackage``.
+        all_tensors: List vectors and integers too, not only floating weights of rank 2 and more.
+
+    Raises:
+        CheckpointError: There is no such file, or it holds no weights that can be read.
+        ImportError: ``.safetensors`` is to be read, and the package safetensors is not installed.
+    """
+    path = Path(path)
+    if path.suffix == ".mlpackage":
+        return _inspect_package(path, all_tensors=all_tensors)
+    kind, tensors, notes = read_tensors(path)
+    listed = {name: one for name, one in tensors.items() if all_tensors or _is_weight(one)}
+    others = sum(one.numel() for name, one in tensors.items() if name not in listed and one.is_floating_point())
+    summaries = tuple(_summarize(name, one) for name, one in listed.items() if one.numel())
+    return Inspection(path, kind, path.stat().st_size, summaries, others, tuple(notes))
+
+
+def report_of(path: str | os.PathLike[str]) -> SparsityReport:
+    """The weights of a checkpoint as a report, which can be drawn."""
+    layers = [_as_layer(name, one) for name, one in read_tensors(path)[1].items() if _is_weight(one) and one.numel()]
+    if not layers:
+        raise CheckpointError(f"{path} holds no weights of rank 2 or more.")
+    return SparsityReport(layers)
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], list[str]]:
+    """Read the weights of a file, with masks that are held apart applied.
+
+    Args:
+        path: A Lightning checkpoint, a state dict, or ``.safetensors``.
+
+    Returns:
+        What sort of file it is, the tensors by plain name on the CPU, and notes on what was found.
+
+    Raises:
+        CheckpointError: There is no such file, or it holds no weights that can be read.
+        ImportError: The package safetensors is needed and not installed.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return "safetensors file", _read_safetensors(path), []
+    content = read_checkpoint(path)
+    kind, state = _find_state(path, content)
+    plain = plain_state_dict(state)
+    notes = list(_notes(content))
+    if len(held := [name for name in state if name.endswith("_orig") and name not in plain]):
+        notes.append(
+            f"{len(held)} weights are held apart from their masks (such as {held[0]}); "
+            "lightning-prune convert puts them together."
+        )
+    return kind, {name: one for name, one in plain.items() if isinstance(one, Tensor)}, notes
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """Load a file of torch with ``weights_only=True``: no code in it runs.
+
+    Raises:
+        CheckpointError: There is no such file, or it needs code to be loaded.
+    """
+    path = _existing(Path(path))
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. Give a file, or a Core ML package that ends in .mlpackage.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} cannot be read with weights_only=True, and nothing here runs code from a file. "
+            f"Save its state_dict() alone, and inspect that. ({first_line})"
+        ) from error
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.")
+    return path
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        load_file = importlib.import_module("safetensors.torch").load_file
+    except ImportError as error:
+        raise ImportError("Files of safetensors need a package of that name: pip install safetensors") from error
+    try:
+        return dict(load_file(_existing(path)))
+    except Exception as error:  # the package has an exception type of its own, for damaged files
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _find_state(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
+    """The state dict within what a file holds."""
+    if isinstance(content, Tensor):
+        return "tensor", {path.stem: content}
+    if isinstance(content, Mapping):
+        is_lightning = "pytorch-lightning_version" in content
+        if content and all(isinstance(one, Tensor) for one in content.values()):
+            return "state dict", content
+        for name in _NAMES_OF_STATES:
+            state = content.get(name)
+            if isinstance(state, Mapping) and any(isinstance(one, Tensor) for one in state.values()):
+                return "Lightning checkpoint" if is_lightning else f"checkpoint ({name})", state
+        if any(isinstance(one, Tensor) for one in content.values()):
+            return "state dict", content
+        found = f"a dict with {', '.join(map(str, list(content)[:8])) or 'nothing in it'}"
+    else:
+        found = type(content).__name__
+    raise CheckpointError(f"{path} must hold a state dict or a checkpoint with one, got {found}.")
+
+
+def _notes(content: Any) -> Iterator[str]:
+    """What a Lightning checkpoint says about pruning."""
+    callbacks = content.get("callbacks") if isinstance(content, Mapping) else None
+    if not isinstance(callbacks, Mapping):
+        return
+    if "epoch" in content and "global_step" in content:
+        yield f"Saved at epoch {content['epoch']}, optimizer step {content['global_step']}."
+    for key, state in callbacks.items():
+        if "Pruning" in str(key) and isinstance(state, Mapping) and "step_count" in state:
+            yield f"Holds the pruning state of {key} after {state['step_count']} steps: a fit can be resumed from it."
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.ndim > 1 and tensor.is_floating_point()
+
+
+def _summarize(name: str, tensor: Tensor) -> TensorSummary:
+    return _summary(
+        name, tensor, str(tensor.dtype).removeprefix("torch."), "dense", tensor.numel() * tensor.element_size()
+    )
+
+
+def _summary(name: str, tensor: Tensor, dtype: str, stored: str, nbytes: int) -> TensorSummary:
+    tensor = tensor.detach()
+    zeros = count_zeros(tensor)
+    return TensorSummary(
+        name=name,
+        shape=tuple(tensor.shape),
+        dtype=dtype,
+        stored=stored,
+        weights=tensor.numel(),
+        zeros=zeros,
+        zero_channels=zero_channels(tensor) if tensor.ndim else 0,
+        structure=describe_structure(tensor),
+        nbytes=nbytes,
+        sparse_bytes=stored_bytes(tensor.numel(), zeros if tensor.ndim > 1 else 0),
+    )
+
+
+def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
+    is_even = tensor.shape[0] % 2 == 0
+    return LayerSparsity(
+        name=name,
+        shape=tuple(tensor.shape),
+        structure=describe_structure(tensor),
+        target_sparsity=None,
+        weights=tensor.numel(),
+        zeros=count_zeros(tensor),
+        channels=tensor.shape[0],
+        zero_channels=zero_channels(tensor),
+        pairs=tensor.numel() // 2 if is_even else None,
+        zero_pairs=zero_blocks(tensor, 2) if is_even else None,
+    )
+
+
+def _inspect_package(path: Path, *, all_tensors: bool) -> Inspection:
+    """The constants of a Core ML package, as they are stored."""
+    from lightning_prune.mil import read_package
+
+    try:
+        package = read_package(_existing(path))
+    except ExportError as error:
+        raise CheckpointError(str(error)) from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged package fails in many ways within Core ML Tools
+        raise CheckpointError(f"{path} cannot be read as a Core ML package: {error}") from error
+    tensors, others = [], 0
+    for name, one in package.constants.items():
+        if one.values.size == 0 or one.values.dtype.kind not in "fiu":
+            continue
+        is_weight = one.values.ndim > 1 and prod(one.values.shape) > 1
+        if is_weight or all_tensors:
+            values = torch.from_numpy((one.values != 0).astype("uint8"))  # only zeros matter here
+            tensors.append(_summary(name, values, one.dtype, one.encoding, one.nbytes))
+        else:
+            others += one.values.size
+    return Inspection(path, "Core ML package", package.nbytes, tuple(tensors), others)

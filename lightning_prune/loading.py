@@ -1,0 +1,140 @@
+"""Models from text: ``package.module:Class``, its arguments, and the checkpoint that holds its weights."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_prune.config import did_you_mean
+from lightning_prune.errors import CheckpointError, ConfigError
+from lightning_prune.inspection import read_checkpoint, read_tensors
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    spec: str, *, arguments: str | None = None, checkpoint: str | os.PathLike[str] | None = None
+) -> nn.Module:
+    """Build a model from the text that names it.
+
+    The module is imported, so its code runs; the checkpoint is data only (``weights_only=True``).
+
+    Args:
+        spec: ``"package.module:Class"``, or a function or a model in place of the class. Modules are also looked for in
+            the current folder.
+        arguments: JSON: an object of keyword arguments, or a list of positional ones. Default: the hyperparameters in
+            the checkpoint that the class takes, if there are any.
+        checkpoint: A Lightning checkpoint, state dict or ``.safetensors`` with the weights, which must fit strictly.
+
+    Raises:
+        ConfigError: There is no such module or class, or it cannot be built from the arguments.
+        CheckpointError: The checkpoint cannot be read, or does not fit.
+
+    Example:
+        >>> load_model("torch.nn:Linear", arguments='{"in_features": 3, "out_features": 2}')
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    factory = _find(spec)
+    if not isinstance(factory, nn.Module):
+        factory = _build(spec, factory, arguments, checkpoint)
+    elif arguments is not None:
+        raise ConfigError(f"--args has no use: {spec} is a model already, not a class.")
+    if checkpoint is not None:
+        _load_weights(factory, Path(checkpoint))
+    return factory
+
+
+def _find(spec: str) -> Any:
+    """What ``module:name`` names."""
+    module_name, colon, name = spec.partition(":")
+    if not colon or not module_name or not name:
+        raise ConfigError(f"The model must be written as package.module:Class, got {spec!r}.")
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - entries of sys.path are texts
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"The module {module_name!r} of {spec!r} cannot be imported: {error}.") from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [key for key in vars(found) if not key.startswith("_")]
+            raise ConfigError(f"{module_name!r} has no {name!r}.{did_you_mean(part, known)}")
+        found = getattr(found, part)
+    return found
+
+
+def _build(spec: str, factory: Any, arguments: str | None, checkpoint: str | os.PathLike[str] | None) -> nn.Module:
+    args, kwargs = _parse_arguments(arguments)
+    if arguments is None and checkpoint is not None:
+        kwargs = _hyperparameters(factory, checkpoint)
+    try:
+        model = factory(*args, **kwargs)
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(
+            f"{spec} cannot be built: {type(error).__name__}: {error}. Give its arguments by --args as JSON, "
+            "for example --args '{\"hidden\": 64}'."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{spec} must give a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+def _parse_arguments(text: str | None) -> tuple[list[Any], dict[str, Any]]:
+    if text is None:
+        return [], {}
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--args must be JSON, got {text!r}: {error}.") from error
+    if isinstance(values, dict):
+        return [], values
+    if isinstance(values, list):
+        return values, {}
+    raise ConfigError(f"--args must be a JSON object of keyword arguments or a list of positional ones, got {text!r}.")
+
+
+def _hyperparameters(factory: Any, checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """Hyperparameters that Lightning saved beside the weights, as far as the class takes them."""
+    if Path(checkpoint).suffix == ".safetensors":
+        return {}
+    content = read_checkpoint(checkpoint)
+    saved = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    if not isinstance(saved, Mapping):
+        return {}
+    parameters = inspect.signature(factory).parameters.values()
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    names = {one.name for one in parameters}
+    return {str(name): value for name, value in saved.items() if takes_all or name in names}
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    tensors = {_without_wrapper(name): one for name, one in read_tensors(path)[1].items()}
+    own = model.state_dict()
+    missing, surplus = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
+    other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    problems = [
+        f"{text} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        for text, names in (
+            ("it lacks", missing),
+            ("it has, but the model has not,", surplus),
+            ("other shapes have", other),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}.")
+    model.load_state_dict(tensors)
+
+
+def _without_wrapper(name: str) -> str:
+    """The name without what torch.compile puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")

@@ -1,0 +1,187 @@
+"""n:m sparsity: of every m consecutive channels, the n smallest weights are zero."""
+
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.errors import ConfigError
+from lightning_prune.magnitudes import (
+    Array,
+    FlatPair,
+    as_fast_to_compare,
+    clear_signs,
+    holds_nan,
+    magnitude_keys,
+    mark_changed,
+    mask_to_write,
+    nan_error,
+)
+
+__all__ = ["n_m_mask"]
+
+# Weights handled at a time: on the CPU scratch then fits the cache, elsewhere every operation is a kernel launch.
+_CHUNK = 2**17
+_DEVICE_CHUNK = 2**24
+# From this many neighbours in memory on, members of a group are compared as rows.
+_WIDE = 256
+# Above this group size sorting is faster than comparing every member with every other.
+_LARGE_GROUP = 32
+
+
+def n_m_mask(weight: Tensor, num_zeros: int, group_size: int, *, dim: int = 1, out: Tensor | None = None) -> Tensor:
+    """Keep the largest of every ``group_size`` consecutive channels, and prune the ``num_zeros`` smallest.
+
+    Groups are formed at each kernel position separately. Where ``group_size`` does not divide the channels, the last
+    group is filled up with padding that is pruned first: it loses ``num_zeros`` weights less the number missing.
+
+    Args:
+        weight: Shape ``(C_out, C_in, *K)``, any floating dtype and memory format. Not modified.
+        num_zeros: Weights to prune in each group, from 0 to ``group_size``.
+        group_size: Channels in a group.
+        dim: 1 for groups of input channels, 0 for groups of output channels.
+        out: Bool mask of the shape of ``weight`` to write in place. If not given, a new one.
+
+    Returns:
+        Bool mask, ``True`` = keep. Among equal magnitudes of a group the first is kept.
+
+    Raises:
+        ConfigError: An argument is outside its range, or ``weight`` has fewer than two dimensions.
+        PruningError: ``weight`` holds NaN; ``out`` is then unchanged.
+
+    References:
+        Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", 2021,
+        https://arxiv.org/abs/2102.04010 (there, N counts the weights kept)
+
+    Example:
+        >>> n_m_mask(torch.tensor([[0.5, -0.1, 0.1, 0.2, 0.4, 0.3]]), 2, 4).int().tolist()
+        [[1, 0, 0, 1, 1, 1]]
+    """
+    weight = weight.detach()
+    if weight.ndim < 2 or dim not in (0, 1):
+        raise ConfigError(
+            f"n:m sparsity needs a weight of shape (C_out, C_in, *K) and dim 0 or 1, "
+            f"got shape {tuple(weight.shape)} and dim {dim}."
+        )
+    if not 0 <= num_zeros <= group_size or group_size < 1:
+        raise ConfigError(f"num_zeros must be from 0 to group_size, got {num_zeros} zeros of {group_size}.")
+    out = mask_to_write(weight, tuple(weight.shape), out)
+    if num_zeros in (0, group_size):
+        return out.fill_(num_zeros == 0)
+    if holds_nan(weight):
+        raise nan_error()
+    if weight.device.type == "cpu" and group_size <= _LARGE_GROUP:
+        _keep_in_groups(weight, num_zeros, group_size, dim, out)
+    else:
+        _keep_in_groups_by_sorting(weight, num_zeros, group_size, dim, out)
+    return out
+
+
+def _keep_in_groups(weight: Tensor, num_zeros: int, group_size: int, dim: int, out: Tensor) -> None:
+    """Write an n:m mask on the CPU, by comparing every member of a group with every other."""
+    pair = FlatPair.of(weight, out)
+    lengths = pair.storage_shape
+    place = pair.order.index(dim)
+    shape = (prod(lengths[:place]), lengths[place], prod(lengths[place + 1 :]))
+    bits, mask = pair.bits.reshape(shape), pair.mask.reshape(shape)
+    rest = shape[1] % group_size
+    whole = shape[1] - rest
+    keep = _keep_by_rows if shape[2] >= _WIDE else _keep_by_shifts
+    if whole and mask.size:
+        keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size)
+    left = num_zeros - (group_size - rest)
+    if left <= 0:
+        mask[:, whole:] = True
+    elif mask.size:
+        keep(bits[:, whole:], mask[:, whole:], left, rest)
+    pair.finish()
+    mark_changed([out])
+
+
+def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
+    """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is long: rows of it are compared."""
+    inner = bits.shape[2]
+    split = (-1, group_size, inner) if bits.flags.c_contiguous else (bits.shape[0], -1, group_size, inner)
+    pieces = [(bits.reshape(split), mask.reshape(split))]
+    if not bits.flags.c_contiguous:
+        pieces = list(zip(*pieces[0], strict=True))
+    width = min(inner, max(1, _CHUNK // group_size))
+    count = min(pieces[0][0].shape[0], max(1, _CHUNK // (group_size * width)))
+    keys = np.empty((group_size, count, width), bits.dtype)
+    ranks = np.empty((group_size, count, width), np.int8)
+    larger = np.empty((group_size, count, width), np.bool_)
+    numbers = np.arange(group_size, dtype=np.int8)[:, None, None]
+    for values, flags in pieces:
+        for top in range(0, values.shape[0], count):
+            for left in range(0, inner, width):
+                here = (slice(top, top + count), slice(None), slice(left, left + width))
+                piece = values[here].transpose(1, 0, 2)
+                used = (slice(None), slice(piece.shape[1]), slice(piece.shape[2]))
+                clear_signs(piece, out=keys[used])
+                _rank_rows(as_fast_to_compare(keys)[used], numbers, larger[used], ranks[used])
+                np.greater_equal(ranks[used], num_zeros, out=flags[here].transpose(1, 0, 2))
+
+
+def _rank_rows(keys: Array, numbers: Array, larger: Array, ranks: Array) -> None:
+    """Number of members of its group that each member ranks above: those smaller, or equal and later."""
+    ranks[...] = numbers
+    for first in range(len(keys) - 1):
+        wins = np.greater_equal(keys[first], keys[first + 1 :], out=larger[first + 1 :]).view(np.int8)
+        np.subtract(ranks[first + 1 :], wins, out=ranks[first + 1 :])
+        for win in wins:
+            np.add(ranks[first], win, out=ranks[first])
+
+
+def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
+    """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is short.
+
+    All memory is compared with itself, shifted by 1, 2, ... channels. A comparison with a member of the next group
+    means nothing and is blanked out by a pattern that repeats with the groups.
+    """
+    outer, channels, inner = bits.shape
+    shape = (1, bits.size) if bits.flags.c_contiguous else (outer, channels * inner)
+    bits, mask = bits.reshape(shape), mask.reshape(shape)
+    period = group_size * inner
+    pattern = max(1, min(2**12, bits.size) // period) * period
+    size = min(max(1, _CHUNK // pattern), -(-bits.size // pattern)) * pattern
+    columns = min(shape[1], size)
+    rows = size // columns
+    places = (np.arange(pattern) // inner % group_size).astype(np.int8)
+    keys = np.zeros(size + period, bits.dtype)
+    comparable = as_fast_to_compare(keys)
+    larger = np.empty(size, np.bool_)
+    wins = larger.view(np.int8)
+    ranks = np.empty(size + period, np.int8)
+    for top in range(0, shape[0], rows):
+        for left in range(0, shape[1], columns):
+            piece = bits[top : top + rows, left : left + columns]
+            clear_signs(piece, out=keys[: piece.size].reshape(piece.shape))
+            for shift in range(1, group_size):
+                step = shift * inner
+                np.greater_equal(comparable[:size], comparable[step : step + size], out=larger)
+                blanked = wins.reshape(-1, pattern)
+                np.bitwise_and(blanked, (places < group_size - shift).view(np.int8), out=blanked)
+                if shift == 1:
+                    np.add(blanked, places, out=ranks[:size].reshape(-1, pattern))
+                else:
+                    np.add(ranks[:size], wins, out=ranks[:size])
+                np.subtract(ranks[step : step + size], wins, out=ranks[step : step + size])
+            result = ranks[: piece.size].reshape(piece.shape)
+            np.greater_equal(result, num_zeros, out=mask[top : top + rows, left : left + columns])
+
+
+def _keep_in_groups_by_sorting(weight: Tensor, num_zeros: int, group_size: int, dim: int, out: Tensor) -> None:
+    """Write an n:m mask on any device, by sorting every group."""
+    weight, out = weight.movedim(dim, -1), out.movedim(dim, -1)
+    channels = weight.shape[-1]
+    chunk = _CHUNK if weight.device.type == "cpu" else _DEVICE_CHUNK
+    rows = max(1, chunk * weight.shape[0] // max(1, weight.numel()))
+    for start in range(0, weight.shape[0], rows):
+        keys = magnitude_keys(weight[start : start + rows])
+        padded = torch.nn.functional.pad(keys, (0, -channels % group_size), value=-1)
+        groups = torch.unflatten(padded, -1, (-1, group_size))
+        order = groups.argsort(dim=-1, descending=True, stable=True)
+        kept = torch.zeros_like(groups, dtype=torch.bool)
+        kept.scatter_(-1, order[..., : group_size - num_zeros], True)
+        out[start : start + rows].copy_(kept.flatten(-2)[..., :channels])

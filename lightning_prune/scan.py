@@ -1,0 +1,219 @@
+"""Selection of the largest magnitudes on the CPU, in one scan.
+
+A sample brackets the threshold between two magnitudes. One pass over the weights, in chunks that fit the cache, keeps
+what lies above the bracket and sets aside the percent or so that lies in it. The threshold is then found among those
+alone. Everything is NumPy on the memory of the tensors: it compares several times as fast as PyTorch does.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, as_fast_to_compare, clear_signs
+from lightning_prune.radix import RadixSelection, Shard
+
+__all__ = ["FEW", "Scan", "keep_few"]
+
+# Elements handled at a time: the scratch arrays of a chunk fit a second-level cache of 1 to 2 MiB.
+_CHUNK = 2**17
+# Up to this many elements, keep_few is faster than a scan.
+FEW = _CHUNK
+# Sampled elements lie in runs within a cache line, a little over _SAMPLES * N**(2/3) of N elements in all: the cost of
+# the sample and that of the elements in the bracket are then about equal, and vanish beside the scan as N grows.
+_RUN = 8
+_SAMPLES = 4.0
+# Half the width of the bracket, in standard deviations of the sampled rank. The second try is for weights that differ
+# so much from row to row that the sample says less than its size.
+_SIGMAS = (3.0, 15.0)
+
+
+def _kth_largest(keys: Array, rank: int) -> int:
+    """The ``rank``-th largest of a flat array of keys, counted from 1."""
+    place = keys.size - rank
+    # NumPy's selection takes twenty times its usual time among equal keys; pruned weights are a mass of zeros.
+    if keys.min() == 0 and place < keys.size - np.count_nonzero(keys):
+        return 0
+    return int(np.partition(keys, place)[place])
+
+
+def keep_few(values: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> None:
+    """Select among so few elements that copies of all of them stay in the cache."""
+    integer = FORMATS[values[0].dtype].integer
+    pieces = [value.contiguous().view(integer).numpy().ravel() for value in values]
+    keys = clear_signs(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+    threshold = _kth_largest(keys, keep)
+    kept = keys >= threshold
+    excess = int(np.count_nonzero(kept)) - keep
+    if excess:
+        kept[np.flatnonzero(keys == threshold)[-excess:]] = False
+    start = 0
+    for mask in masks:
+        mask.copy_(torch.from_numpy(kept[start : start + mask.numel()]).view(mask.shape))
+        start += mask.numel()
+
+
+class Scan:
+    """Selection in one scan over CPU tensors of one dtype."""
+
+    def __init__(self, values: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> None:
+        self.values = values
+        self.parts = [FlatPair.of(value, mask) for value, mask in zip(values, masks, strict=True)]
+        self.kind = self.parts[0].bits.dtype
+        self.total = sum(part.bits.size for part in self.parts)
+        self.keep = keep
+
+    def run(self) -> None:
+        """Write the masks."""
+        sample = np.concatenate([self.sample(part.bits) for part in self.parts])
+        if not any(self.select(*self.bracket(sample, sigmas)) for sigmas in _SIGMAS):
+            # Too many equal magnitudes in the bracket, or an unlikely sample: exact whatever the weights.
+            radix = RadixSelection([Shard(value, (), ()) for value in self.values], None)
+            self.settle(radix.threshold(self.keep)[0])
+        for part in self.parts:
+            part.finish()
+
+    def sample(self, bits: Array) -> Array:
+        """Keys of short runs of elements, one run at a jittered place in each of equal strides."""
+        runs = bits.size // _RUN
+        stride = int(self.total ** (1 / 3) / _SAMPLES)
+        if stride < 2 or runs < stride:
+            return clear_signs(bits)
+        index = np.arange(runs // stride, dtype=np.int64)
+        # Multiples of the golden ratio, modulo 1, spread evenly and never in step with the rows of a weight.
+        starts = index * stride + ((index * 0x9E37_79B1 & 0xFFFF_FFFF) * stride >> 32)
+        return clear_signs(bits[: runs * _RUN].reshape(runs, _RUN).take(starts, axis=0).ravel())
+
+    def bracket(self, sample: Array, sigmas: float) -> tuple[int, int]:
+        """Two keys with the threshold between them, most probably."""
+        share = 1.0 - self.keep / self.total
+        middle = share * sample.size
+        reach = sigmas * sqrt(middle * (1.0 - share)) + 2.0
+        first, last = (min(max(int(middle + side), 0), sample.size - 1) for side in (-reach, reach))
+        low = _kth_largest(sample, sample.size - first)
+        high = _kth_largest(sample, sample.size - last)
+        # An end that many elements share is left out of the bracket; select() looks for the threshold there.
+        many = sample.size // 64
+        if low < high and np.count_nonzero(sample == low) > many:
+            low += 1
+        if low < high and np.count_nonzero(sample == high) > many:
+            high -= 1
+        return low, high
+
+    def select(self, low: int, high: int) -> bool:
+        """Write the masks if the threshold lies in the bracket, or is the one magnitude next to it."""
+        if low == high:
+            return self.settle(low)
+        found = self.scan(low, high)
+        if found is None:
+            return False
+        kept, words, keys = found
+        above = int(np.count_nonzero(keys > high))
+        inside = int(np.count_nonzero(keys >= low)) - above
+        if kept > self.keep:
+            return self.settle(high + 1)
+        if kept + inside < self.keep:
+            return self.settle(low - 1)
+        if kept < self.keep:
+            self.resolve(words, keys, self.keep - kept + above)
+        return True
+
+    def chunks(self) -> Iterator[tuple[FlatPair, int, int, Array]]:
+        """Yield part, first element, number of elements, and keys, filled up with -1 to whole words."""
+        buffer = np.empty(_CHUNK, self.kind)
+        for part in self.parts:
+            for start in range(0, part.bits.size, _CHUNK):
+                bits = part.bits[start : start + _CHUNK]
+                keys = buffer[: -(-bits.size // WORD) * WORD]
+                clear_signs(bits, out=keys[: bits.size])
+                keys[bits.size :] = -1
+                yield part, start, bits.size, keys
+
+    def scan(self, low: int, high: int) -> tuple[int, Array, Array] | None:
+        """Keep what is above the bracket, and collect the words that hold a candidate.
+
+        Returns:
+            Number of elements above the bracket; the mask words with a candidate, numbered over all parts; and the
+            keys under each, of shape ``(words, 8)``. None if there are too many candidates.
+        """
+        ends = as_fast_to_compare(np.array([low, high], self.kind))
+        above, within = np.empty(_CHUNK, np.bool_), np.empty(_CHUNK, np.bool_)
+        # The first chunk of few elements may hold any number; a bracket that is met holds a few percent.
+        room = self.total // 20 + _CHUNK // WORD
+        words, word_keys = np.empty(room, np.int64), np.empty((room, WORD), self.kind)
+        kept = found = base = 0
+        for part, start, size, keys in self.chunks():
+            comparable = as_fast_to_compare(keys)
+            # Whole words can be written to the mask itself; the end of a part goes through scratch.
+            flags = part.mask[start : start + size] if size == keys.size else above[: keys.size]
+            np.greater(comparable, ends[1], out=flags)
+            inner = np.greater_equal(comparable, ends[0], out=within[: keys.size])
+            if size != keys.size:
+                flags[size:] = inner[size:] = False
+                part.mask[start : start + size] = flags[:size]
+            kept += int(np.count_nonzero(flags))
+            hits = (flags.view(np.uint64) != inner.view(np.uint64)).nonzero()[0]
+            stop = found + hits.size
+            if stop > room:
+                return None
+            keys.reshape(-1, WORD).take(hits, axis=0, out=word_keys[found:stop], mode="clip")
+            np.add(hits, base, out=words[found:stop])
+            found, base = stop, base + keys.size // WORD
+        return kept, words[:found], word_keys[:found]
+
+    def resolve(self, words: Array, keys: Array, keep: int) -> None:
+        """Keep the ``keep`` largest of the keys in the words that hold candidates."""
+        threshold = _kth_largest(keys.ravel(), keep)
+        kept = keys >= threshold
+        excess = int(np.count_nonzero(kept)) - keep
+        first = words.size
+        base = sum(-(-part.mask.size // WORD) for part in self.parts)
+        # From the last part to the first, because it is the last of the ties that are pruned.
+        for part in reversed(self.parts):
+            base -= -(-part.mask.size // WORD)
+            first, stop = int(np.searchsorted(words, base)), first
+            if excess:
+                tied = np.flatnonzero(keys[first:stop] == threshold)
+                places = (words[first:stop][tied // WORD] - base) * WORD + tied % WORD
+                dropped = tied[np.argsort(part.positions(places))[-excess:]]
+                kept[first:stop].reshape(-1)[dropped] = False
+                excess -= dropped.size
+            whole = part.mask[: part.mask.size // WORD * WORD].view(np.uint64)
+            last = int(np.searchsorted(words, base + whole.size))
+            whole[words[first:last] - base] = kept[first:last].view(np.uint64).ravel()
+            for rest in kept[last:stop]:
+                part.mask[whole.size * WORD :] = rest[: part.mask.size % WORD]
+
+    def settle(self, threshold: int) -> bool:
+        """Write the masks if this is the threshold: keep what is above it, and the first of those at it."""
+        above = ties = 0
+        for part, start, size, keys in self.chunks():
+            mask = part.mask[start : start + size]
+            np.greater(keys[:size], threshold, out=mask)
+            above += int(np.count_nonzero(mask))
+            ties += int(np.count_nonzero(keys[:size] == threshold))
+        quota = self.keep - above
+        if not 0 <= quota <= ties:
+            return False
+        for part in self.parts:
+            quota -= self.keep_ties(part, threshold, quota)
+        return True
+
+    def keep_ties(self, part: FlatPair, threshold: int, quota: int) -> int:
+        """Keep the first ``quota`` elements of one magnitude in row-major order, or as many as there are."""
+        bits, mask = part.in_row_major_order(part.bits), part.in_row_major_order(part.mask)
+        rows = max(1, _CHUNK * len(bits) // max(1, bits.size))
+        kept = 0
+        for start in range(0, len(bits), rows):
+            if kept == quota:
+                break
+            tied = np.ascontiguousarray(clear_signs(bits[start : start + rows]) == threshold)
+            count = int(np.count_nonzero(tied))
+            if count > quota - kept:
+                tied.ravel()[np.flatnonzero(tied)[quota - kept :]] = False
+                count = quota - kept
+            mask[start : start + rows] |= tied
+            kept += count
+        return kept

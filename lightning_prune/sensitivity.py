@@ -1,0 +1,307 @@
+"""Sensitivity: how much each layer suffers from pruning, found by pruning one layer at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from lightning_prune.allocation import module_patterns
+from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
+from lightning_prune.errors import ConfigError
+from lightning_prune.masks import compute_mask
+from lightning_prune.plan import PrunedParameter, plan_pruning
+from lightning_prune.schedules import PruningScheduler
+from lightning_prune.selection import pruned_count
+from lightning_prune.sparsity import count_zeros
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What happened when one layer was pruned, and no other.
+
+    Attributes:
+        name: What the layer is called.
+        weights: Number of weights.
+        scores: Score by the sparsity that was asked, a fraction in [0, 1].
+        sparsities: Sparsity that the mask reached, by the one that was asked.
+        config: The rule of the layer.
+        patterns: Keys of ``module_name_configs`` that match it.
+    """
+
+    name: str
+    weights: int
+    scores: Mapping[float, float]
+    sparsities: Mapping[float, float]
+    config: ModuleMagnitudePrunerConfig
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Scores of a model with one layer pruned at a time. Prints as a table.
+
+    Attributes:
+        baseline: Score of the model as it is.
+        layers: One entry a layer.
+        higher_is_better: Whether a higher score is a better one.
+    """
+
+    baseline: float
+    layers: tuple[LayerSensitivity, ...]
+    higher_is_better: bool = True
+
+    def losses(self) -> dict[str, dict[float, float]]:
+        """How much worse than the baseline the score is, by layer and sparsity; negative is better."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        return {
+            one.name: {asked: sign * (self.baseline - score) for asked, score in one.scores.items()}
+            for one in self.layers
+        }
+
+    def tolerated(self, loss: float) -> dict[str, float]:
+        """The largest tested sparsity of each layer that costs no more than some loss.
+
+        Args:
+            loss: How much worse than the baseline the score may be, in its own units: 0.01 is one point of an accuracy
+                in [0, 1].
+
+        Returns:
+            Sparsity by layer: at it, and at all smaller ones that were tested, the loss is tolerated. 0 where already
+            the smallest costs more.
+
+        Raises:
+            ConfigError: ``loss`` is not a number of at least 0.
+        """
+        if not loss >= 0:
+            raise ConfigError(f"loss must be a number of at least 0, got {loss}. Write 0.01 for one point of accuracy.")
+        found = {}
+        for name, losses in self.losses().items():
+            found[name] = 0.0
+            for asked in sorted(losses):
+                if not losses[asked] <= loss:  # a score of NaN is not tolerated
+                    break
+                found[name] = asked
+        return found
+
+    def config(
+        self, loss: float, *, scheduler: PruningScheduler | Mapping[str, Any] | None = None
+    ) -> MagnitudePrunerConfig:
+        """Write a configuration that prunes each layer as far as it tolerates alone.
+
+        The losses of layers that are pruned together add up, or worse: choose a small one, and train afterwards.
+
+        Args:
+            loss: As in :meth:`tolerated`.
+            scheduler: When and how; default: the schedule of the layer's rule.
+
+        Returns:
+            One rule by name for each layer; layers that tolerate nothing stay dense.
+
+        Raises:
+            ConfigError: No layer tolerates any pruning within ``loss``.
+        """
+        tolerated = self.tolerated(loss)
+        targets: dict[str, float] = {}
+        for one in self.layers:
+            for pattern in one.patterns:  # one rule holds for all parameters of a module
+                targets[pattern] = min(targets.get(pattern, 1.0), tolerated[one.name])
+        rules = {
+            pattern: _rule(one.config, targets[pattern], one.config.scheduler if scheduler is None else scheduler)
+            for one in self.layers
+            for pattern in one.patterns
+        }
+        if not any(rules.values()):
+            cheapest = min(min(losses.values()) for losses in self.losses().values())
+            raise ConfigError(
+                f"loss={loss} is less than any layer costs at the sparsities that were tested: "
+                f"the least is {cheapest:.4g}. Tolerate more, or test lower sparsities."
+            )
+        return MagnitudePrunerConfig(module_name_configs=rules)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict of plain values for each layer and sparsity."""
+        return [
+            {
+                "layer": one.name,
+                "weights": one.weights,
+                "asked_sparsity": asked,
+                "sparsity": one.sparsities[asked],
+                "score": score,
+                "loss": self.losses()[one.name][asked],
+            }
+            for one in self.layers
+            for asked, score in one.scores.items()
+        ]
+
+    def plot(self, *, metric: str = "score") -> Figure:
+        """Draw the scores; see :func:`~lightning_prune.plots.plot_sensitivity`."""
+        from lightning_prune.plots import plot_sensitivity
+
+        scores = {one.name: list(one.scores.values()) for one in self.layers}
+        return plot_sensitivity(self._asked, scores, baseline=self.baseline, metric=metric)
+
+    @property
+    def _asked(self) -> list[float]:
+        return list(self.layers[0].scores)
+
+    def __rich__(self) -> Table:
+        """Table for a terminal or a notebook: the change of the score, layer by layer."""
+        table = Table(title="Change of the score, one layer pruned", title_justify="left", caption_justify="left")
+        table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
+        table.add_column("layer", overflow="fold")
+        table.add_column("weights", justify="right", no_wrap=True)
+        for asked in self._asked:
+            table.add_column(f"{100 * asked:g}%", justify="right", no_wrap=True)
+        for one in self.layers:
+            changes = [f"{score - self.baseline:+.4g}" for score in one.scores.values()]
+            table.add_row(Text(one.name or "(root)"), f"{one.weights:,}", *changes)
+        better = "Higher" if self.higher_is_better else "Lower"
+        table.caption = f"The score without pruning is {self.baseline:.6g}.\n{better} is better."
+        return table
+
+
+def sensitivity(
+    model: nn.Module,
+    evaluate: Callable[[nn.Module], float | Tensor],
+    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
+    *,
+    config: object = None,
+    higher_is_better: bool = True,
+    progress: bool = True,
+    console: Console | None = None,
+) -> Sensitivity:
+    """Prune one layer at a time and see what it costs, to learn which layers can be pruned far.
+
+    Each layer is pruned in place, by the same masks as in training, evaluated and put back bit for bit: weights,
+    buffers and train or eval modes, also when ``evaluate`` raises. A model is evaluated ``1 + layers * sparsities``
+    times, without gradients.
+
+    Args:
+        model: A trained model. Comes back as it was.
+        evaluate: Gives the score of the model; puts it in eval mode itself, if that is wanted.
+        sparsities: What to test, fractions in [0, 1]. For a rule with ``n_m_ratio`` they are rounded down to whole
+            zeros of m.
+        config: Which layers, and which granularity or blocks; in any form that
+            :func:`~lightning_prune.config.load_config` reads. Targets and schedules do not matter here.
+        higher_is_better: Whether a higher score is a better one; False for a loss.
+        progress: Show a bar in a terminal.
+        console: Where the bar is shown. Default: standard error.
+
+    Returns:
+        Scores by layer and sparsity, with a table, a plot, and a configuration from a tolerated loss.
+
+    Raises:
+        ConfigError: ``sparsities`` cannot work, or the configuration does not fit the model.
+
+    References:
+        Li et al., "Pruning filters for efficient convnets", 2017, section 3.2, https://arxiv.org/abs/1608.08710
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        >>> inputs = torch.eye(8)
+        >>> found = sensitivity(model, lambda model: float(model(inputs).std()), [0.5, 0.9], progress=False)
+        >>> [one.name for one in found.layers], list(found.layers[0].sparsities.values())
+        (['0', '1'], [0.5, 0.890625])
+    """
+    asked = sorted(set(sparsities))
+    if not asked or any(not 0 <= one <= 1 for one in asked):
+        raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {list(sparsities)}.")
+    plan = plan_pruning(model, load_config(config))
+    console = Console(stderr=True) if console is None else console
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
+    layers = []
+    with bar, _kept(model) as restore:
+        task = bar.add_task("unpruned", total=1 + len(plan) * len(asked))
+
+        def score() -> float:
+            with torch.no_grad():
+                value = float(evaluate(model))
+            restore()
+            bar.advance(task)
+            return value
+
+        baseline = score()
+        for one in plan:
+            scores, reached = {}, {}
+            for sparsity in asked:
+                bar.update(task, description=f"{one.label or '(root)'} at {sparsity:.0%}")
+                with _pruned(one, sparsity) as reached[sparsity]:
+                    scores[sparsity] = score()
+            patterns = tuple(module_patterns(model, one))
+            layers.append(LayerSensitivity(one.label, one.numel, scores, reached, one.config, patterns))
+    if math.isnan(baseline):
+        raise ConfigError("evaluate must give a number for the unpruned model, got NaN.")
+    return Sensitivity(baseline, tuple(layers), higher_is_better)
+
+
+def _rule(
+    rule: ModuleMagnitudePrunerConfig, target: float, scheduler: PruningScheduler | Mapping[str, Any]
+) -> ModuleMagnitudePrunerConfig | None:
+    """The rule with another target; None, which is dense, where that prunes nothing."""
+    if rule.n_m_ratio is None:
+        if target == 0:
+            return None
+        initial = min(rule.initial_sparsity, target)
+        return replace(rule, scheduler=scheduler, target_sparsity=target, initial_sparsity=initial)
+    group_size = rule.n_m_ratio[1]
+    num_zeros = min(pruned_count(group_size, target), group_size - 1)
+    if num_zeros == 0:
+        return None
+    ratio = (num_zeros, group_size)
+    return replace(rule, scheduler=scheduler, n_m_ratio=ratio, target_sparsity=num_zeros / group_size)
+
+
+@contextmanager
+def _pruned(one: PrunedParameter, sparsity: float) -> Iterator[float]:
+    """One parameter pruned for a while; gives the sparsity that its mask reaches."""
+    parameter, rule = one.parameter.detach(), one.config
+    before = parameter.clone()
+    mask = compute_mask(
+        parameter,
+        sparsity,
+        granularity=rule.granularity,
+        block_size=rule.block_size,
+        n_m_ratio=rule.n_m_ratio,
+        dim=rule.dim,
+    )
+    try:
+        parameter.masked_fill_(~mask, 0.0)
+        yield count_zeros(mask, shape=one.shape) / one.numel
+    finally:
+        parameter.copy_(before)
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Buffers and modes of a model, put back by the function that is given, and at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+
+    def restore() -> None:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+    try:
+        yield restore
+    finally:
+        restore()

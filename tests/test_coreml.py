@@ -1,0 +1,522 @@
+import copy
+import errno
+import io
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from coreml_nets import ResNet, Small, Tagger, TwoInputs, prune
+from rich.console import Console
+from torch import nn
+
+import lightning_prune.coreml as coreml_module
+from lightning_prune.coreml import CoreMLExport
+from lightning_prune.errors import ConfigError, ExportError
+from lightning_prune.mil import read_package, walk
+
+pytest.importorskip("coremltools")
+
+X = torch.rand(1, 3, 16, 16)
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "net.mlpackage"
+
+
+def save(model, target, inputs=X, **options):
+    return CoreMLExport(target, inputs, **options).save(model, masks=prune(model))
+
+
+def interface(path):
+    """Inputs and outputs of a package as ``{name: (type, shape)}``."""
+    package = read_package(path)
+    types = {name: (dtype, shape) for op in walk(package.main) for name, dtype, shape in op.outputs}
+    return {name: (dtype, shape) for name, dtype, shape in package.main.inputs}, {
+        name: types[name] for name in package.main.outputs
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "net.onnx"}, r"export\.path must end in \.mlpackage, got 'net\.onnx'\. Write 'net\.mlpackage'"),
+        ({"compute_precision": "float8"}, r"export\.compute_precision must be one of float16, float32, got 'float8'"),
+        ({"io_dtype": "int8"}, r"export\.io_dtype must be one of"),
+        ({"frontend": "onnx"}, r"export\.frontend must be one of auto, export, trace, export_full, got 'onnx'"),
+        ({"on_error": "ignore"}, r"export\.on_error must be one of warn, raise"),
+        ({"compression": "int2"}, r"export\.compression must be one of int8, int4, palette8.*got 'int2'"),
+        ({"inputs": [None], "input_names": ["x"]}, "exclude each other"),
+        ({"classifier_labels": ["a"], "output_names": ["x"]}, "exclude each other"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_when_written(options, message):
+    with pytest.raises(ConfigError, match=message):
+        CoreMLExport(**{"path": "net.mlpackage", "example_inputs": X, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minimum_deployment_target": "iOS15"}, r"must be iOS16 or newer for sparse weights, got 'iOS15'"),
+        ({"minimum_deployment_target": "android"}, r"minimum_deployment_target must be one of .*iOS16.*got 'android'"),
+        ({"compression": "int8"}, r"must be iOS18 or newer for compression='int8' on top of sparsity.*Write 'iOS18'"),
+        ({"example_inputs": None}, r"Small has no example_input_array\. Write CoreMLExport\(path, example_inputs="),
+        ({"submodule": "head"}, r"must name a part of Small, got 'head'\. Its parts are: conv, norm, fc"),
+    ],
+)
+def test_what_needs_the_model_or_core_ml_tools_is_checked_before_training(options, message, target):
+    with pytest.raises(ConfigError, match=message):
+        CoreMLExport(target, **{"example_inputs": X, **options}).check(Small())
+
+
+def test_a_check_without_findings_writes_nothing(tmp_path):
+    CoreMLExport(tmp_path / "new" / "net.mlpackage", X).check(Small())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_core_ml_tools_the_error_says_how_to_install_it(target, monkeypatch):
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    with pytest.raises(ExportError, match=r'pip install "lightning-prune\[coreml\]"'):
+        CoreMLExport(target, X).check()
+
+
+def test_without_scikit_learn_a_palette_is_refused_with_the_pip_line(target, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    export = CoreMLExport(target, X, compression="palette4", minimum_deployment_target="iOS18")
+    with pytest.raises(ExportError, match=r'needs scikit-learn\. Write: pip install "lightning-prune\[coreml\]"'):
+        export.check()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_not_a_package_is_never_replaced(kind, tmp_path, target):
+    keep = tmp_path / "precious"
+    keep.mkdir()
+    (keep / "thesis.txt").write_text("years of work")
+    if kind == "file":
+        target.write_text("years of work")
+    elif kind == "folder":
+        shutil.copytree(keep, target)
+    else:
+        target.symlink_to(keep)
+    before = sorted(tmp_path.rglob("*"))
+    for act in (CoreMLExport(target, X).check, lambda: CoreMLExport(target, X).save(Small())):
+        with pytest.raises((ConfigError, ExportError), match="must be free or hold a Core ML package"):
+            act()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_existing_package_is_kept_with_overwrite_false(target):
+    save(Small(), target)
+    with pytest.raises(ConfigError, match=r"exists\. Remove it or write overwrite=True"):
+        CoreMLExport(target, X, overwrite=False).check()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="must lie in a folder that can be written to"):
+        CoreMLExport(tmp_path / "net.mlpackage", X).check()
+
+
+def test_a_parent_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="must lie in a folder that can be written to"):
+        CoreMLExport(tmp_path / "file" / "net.mlpackage", X).check()
+
+
+class Broken(Small):
+    def forward(self, x):
+        return super().forward(x) * (1 if x.mean() > 0 else -1)
+
+
+def test_a_failed_export_leaves_the_old_package_and_no_litter(tmp_path, target):
+    save(Small(), target)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ExportError, match="was not touched"):
+        save(Broken(), target)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_a_failed_export_leaves_no_new_folders(tmp_path):
+    with pytest.raises(ExportError):
+        save(Broken(), tmp_path / "a" / "b" / "net.mlpackage", frontend="trace")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_package_and_no_litter(tmp_path, target, monkeypatch):
+    save(Small(), target)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def half(converted, path):
+        path.mkdir()
+        (path / "Manifest.json").write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(coreml_module, "save_package", half)
+    with pytest.raises(ExportError, match="No space left on device"):
+        save(Small(), target)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_when_the_last_move_fails_the_old_package_comes_back(tmp_path, target, monkeypatch):
+    save(Small(), target)
+    before = (target / "Manifest.json").read_bytes()
+    replace = Path.replace
+
+    def fail(self, to):
+        if self.parent != target.parent and to == target and self.name == "net.mlpackage":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(ExportError, match="Input/output error"):
+        save(Small(), target)
+    assert (target / "Manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_an_existing_package_is_replaced_after_success(tmp_path, target):
+    first = save(Small(), target)
+    second = save(ResNet(), target, torch.rand(1, 3, 32, 32))
+    assert read_package(target).nbytes == second.package_bytes != first.package_bytes
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_a_package_is_readable_as_the_umask_allows_and_holds_no_debug_map(target):
+    save(Small(), target)
+    umask = os.umask(0)
+    os.umask(umask)
+    files = [path for path in target.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+    assert {path.name for path in files} == {"Manifest.json", "model.mlmodel", "weight.bin"}
+
+
+def test_the_model_is_not_changed(target):
+    model = Small().train()
+    prune(model)
+    before, hooks = copy.deepcopy(model.state_dict()), copy.copy(vars(model))
+    CoreMLExport(target, X).save(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert vars(model).keys() == hooks.keys()
+
+
+def test_a_model_in_training_mode_is_exported_with_its_running_statistics(target):
+    model = Small().train()
+    result = CoreMLExport(target, X).save(model, masks=prune(model))
+    assert result.not_checked == ()
+    assert result.max_error < 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_other_precision_are_exported(dtype, target):
+    model = Small().to(dtype)
+    assert save(model, target).layers[0].stored == "sparse"
+
+
+class Logging(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Small()
+        self.example_input_array = X
+
+    def forward(self, x):
+        y = self.net(x)
+        self.log("mean", y.mean())
+        return y
+
+
+def test_a_lightning_module_is_exported_with_its_own_example(target):
+    module = Logging()
+    result = CoreMLExport(target).save(torch.compile(module, backend="eager"), masks=prune(module))
+    assert [layer.name for layer in result.layers] == ["net.conv.weight", "net.fc.weight"]
+
+
+def test_a_submodule_is_exported_with_the_inputs_that_the_whole_gives_it(target):
+    module = Logging()
+    result = CoreMLExport(target, submodule="net.fc").save(module, masks=prune(module))
+    assert [layer.name for layer in result.layers] == ["weight"]
+    inputs, _ = interface(target)
+    assert inputs == {"input": ("fp32", (1, 16))}
+
+
+def test_without_masks_weights_with_a_sixteenth_of_zeros_are_taken_as_pruned(target):
+    model = Small()
+    with torch.no_grad():
+        model.fc.weight.view(-1)[:4] = 0
+        model.conv.weight.view(-1)[:26] = 0
+    result = CoreMLExport(target, X).save(model)
+    assert [(layer.name, layer.zeros, layer.stored) for layer in result.layers] == [("fc.weight", 4, "sparse")]
+
+
+def test_with_masks_below_break_even_dense_storage_is_reported_not_refused(target):
+    model = Small()
+    mask = torch.ones(4, 16)
+    mask[0, 0] = 0
+    with torch.no_grad():
+        model.fc.weight.mul_(mask)
+    result = CoreMLExport(target, X).save(model, masks={"fc.weight": mask.to(torch.uint8)})
+    assert result.layers[0].stored == "dense (fewer than 6.2% zeros, which takes less than sparse)"
+    assert result.notes == (f"fc.weight is stored {result.layers[0].stored}",)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"fc.wait": torch.ones(4, 16)}, r"masks\['fc.wait'\] must belong to a parameter"),
+        ({"fc.weight": torch.ones(3, 16)}, r"must be broadcastable to \(4, 16\), got \(3, 16\)"),
+        ({"fc.weight": torch.zeros(4, 16)}, r"prunes 64 values that are not zero in the model\. Finalize it first"),
+    ],
+)
+def test_masks_that_do_not_belong_to_the_model_are_refused(masks, message, target):
+    with pytest.raises(ExportError, match=message):
+        CoreMLExport(target, X).save(Small(), masks=masks)
+
+
+def test_tied_weights_are_found_under_both_names(target):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 16)
+            self.out = nn.Linear(16, 20, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, tokens):
+            return self.out(self.embed(tokens))
+
+    model = Tied()
+    keep = torch.rand(20, 16) > 0.5
+    with torch.no_grad():
+        model.embed.weight.mul_(keep)
+    masks = {"embed.weight": keep, "out.weight": keep}
+    result = CoreMLExport(target, torch.randint(0, 20, (2, 3))).save(model, masks=masks)
+    assert [layer.stored for layer in result.layers] == ["sparse", "sparse"]
+    stored = [constant for constant in read_package(target).constants.values() if constant.values.size == 320]
+    assert len(stored) == 1
+
+
+def test_weight_norm_is_exported_as_the_weight_that_it_makes(target):
+    model = Small()
+    torch.nn.utils.parametrizations.weight_norm(model.conv)
+    v = model.conv.parametrizations.weight.original1
+    keep = torch.rand(v.shape) > 0.5
+    with torch.no_grad():
+        v.mul_(keep)
+    result = CoreMLExport(target, X).save(model, masks={"conv.parametrizations.weight.original1": keep})
+    assert [(layer.name, layer.zeros) for layer in result.layers] == [("conv.weight", int((~keep).sum()))]
+
+
+def test_a_parameter_that_the_outputs_do_not_depend_on_is_reported(target):
+    model = Small()
+    model.auxiliary = nn.Linear(16, 4)
+    result = save(model, target)
+    assert "unused: auxiliary.weight has no influence on the outputs and is not in the package" in result.notes
+
+
+def test_a_weight_that_two_kinds_of_operation_read_is_stored_sparse(target):
+    class Twice(Small):
+        def forward(self, x):
+            return super().forward(x) + (self.fc.weight * x.mean()).sum()
+
+    assert [layer.stored for layer in save(Twice(), target).layers] == ["sparse", "sparse"]
+
+
+def test_a_fully_pruned_layer_is_exported(target):
+    model = Small()
+    with torch.no_grad():
+        model.fc.weight.zero_()
+    result = CoreMLExport(target, X).save(model, masks={"fc.weight": torch.zeros(4, 1)})
+    assert (result.layers[0].zeros, result.layers[0].stored) == (64, "sparse")
+
+
+def test_names_and_types_of_inputs_and_outputs_are_as_a_user_expects(target):
+    model = TwoInputs()
+    examples = {"features": torch.randn(2, 7), "image": torch.randn(2, 3, 16, 16)}
+    save(model, target, examples)
+    assert interface(target) == (
+        {"features": ("fp32", (2, 7)), "image": ("fp32", (2, 3, 16, 16))},
+        {"logits": ("fp32", (2, 3)), "embedding": ("fp32", (2, 96))},
+    )
+    save(model, target, examples, input_names=["a", "b"], output_names=["c", "d"], io_dtype="float16")
+    assert interface(target) == (
+        {"a": ("fp16", (2, 7)), "b": ("fp16", (2, 3, 16, 16))},
+        {"c": ("fp16", (2, 3)), "d": ("fp16", (2, 96))},
+    )
+    with pytest.raises(ExportError, match=r"output_names must have one item for each of the 2 tensors .* got 1"):
+        save(model, target, examples, output_names=["c"])
+
+
+def test_integer_inputs_and_outputs_stay_integers(target):
+    class Picks(Tagger):
+        def forward(self, tokens):
+            scores = super().forward(tokens)
+            return scores, scores.argmax(-1), scores > 0
+
+    result = save(Picks(layers=1), target, torch.randint(0, 50, (2, 5)))
+    inputs, outputs = interface(target)
+    assert inputs == {"tokens": ("int32", (2, 5))}
+    assert [dtype for dtype, _ in outputs.values()] == ["fp32", "int32", "int32"]
+    assert result.not_checked == ()
+
+
+def test_single_precision_is_exact(target):
+    result = save(Small(), target, compute_precision="float32")
+    assert result.max_error < 1e-5
+    assert {constant.dtype for constant in read_package(target).constants.values() if constant.sparse} == {"fp32"}
+
+
+def test_an_image_input_with_scale_and_bias_is_verified(target, coremltools):
+    image = coremltools.ImageType(name="img", shape=(1, 3, 16, 16), scale=1 / 127.5, bias=[-1.0, -0.9, -0.8])
+    result = CoreMLExport(target, X, inputs=[image]).save(Small())
+    assert result.not_checked == ()
+    assert result.max_error < 2e-3
+    kind = coremltools.utils.load_spec(str(target)).description.input[0].type.WhichOneof("Type")
+    assert kind == "imageType"
+
+
+def test_a_classifier_answers_with_labels_and_its_probabilities_are_verified(target, coremltools):
+    class Softmax(Small):
+        def forward(self, x):
+            return super().forward(x).softmax(-1)
+
+    result = save(Softmax(), target, classifier_labels=["cat", "dog", "emu", "fox"])
+    assert result.not_checked == ()
+    description = coremltools.utils.load_spec(str(target)).description
+    assert [output.name for output in description.output] == ["classLabel", "classLabel_probs"]
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace"])
+@pytest.mark.parametrize("kind", ["range", "enumerated"])
+def test_flexible_shapes_are_verified_at_other_sizes_than_the_example(kind, frontend, target, coremltools):
+    ct = coremltools
+    shape = (ct.RangeDim(1, 8), 3, ct.RangeDim(8, 64), 16)
+    if kind == "enumerated":
+        shape = ct.EnumeratedShapes([(1, 3, 16, 16), (1, 3, 32, 32)])
+    model = Small()
+    export = CoreMLExport(target, X, inputs=[ct.TensorType(name="x", shape=shape)], frontend=frontend)
+    result = export.save(model, masks=prune(model))
+    runs = {"range": 7, "enumerated": 6}[kind]
+    assert any(f"run on {runs} fresh inputs" in check for check in result.checks)
+    assert interface(target)[0]["x"][0] == "fp32"
+
+
+def test_a_size_fixed_by_tracing_is_found_at_another_size(target, coremltools):
+    class Fixed(Small):
+        def forward(self, x):
+            return super().forward(x) * float(x.shape[2])
+
+    inputs = [coremltools.TensorType(name="x", shape=(1, 3, coremltools.RangeDim(8, 64), 16))]
+    with pytest.raises(ExportError, match="fresh input of another shape"):
+        CoreMLExport(target, X, inputs=inputs, frontend="trace").save(Fixed())
+
+
+def test_inputs_of_the_wrong_number_are_refused(target, coremltools):
+    inputs = [coremltools.TensorType(shape=X.shape)] * 2
+    with pytest.raises(ExportError, match=r"export\.inputs must have one item for each of the 1 tensors"):
+        CoreMLExport(target, X, inputs=inputs).save(Small())
+
+
+def test_arguments_for_the_converter_are_passed_on(target):
+    with pytest.raises(ExportError, match="TypeError.*no_such_argument"):
+        save(Small(), target, convert_kwargs={"no_such_argument": 1})
+
+
+def test_auto_takes_the_first_frontend_whose_package_is_right(target):
+    class Views(Small):
+        def forward(self, x):
+            return super().forward(x).view(x.size(0), -1)
+
+    assert save(Views(), target).frontend == "export"
+    assert save(Tagger(layers=1), target, torch.randint(0, 50, (1, 4))).frontend == "trace"
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace", "export_full"])
+def test_pooling_with_its_default_stride_is_exported_by_every_frontend(frontend, target):
+    class Pools(Small):
+        def forward(self, x):
+            x = F.avg_pool2d(F.max_pool2d(self.conv(x), 2), 2)
+            return self.fc(self.norm(x).mean((2, 3)))
+
+    assert save(Pools(), target, frontend=frontend).max_error < 2e-3
+
+
+def test_a_failure_in_forward_is_an_export_error_with_its_cause(target):
+    with pytest.raises(ExportError, match="No Core ML package could be made of Small") as caught:
+        CoreMLExport(target, torch.rand(1, 5, 16, 16)).save(Small())
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_nothing_is_printed_and_no_logger_is_left_changed(target, capfd):
+    before = (logging.getLogger("coremltools").level, logging.root.manager.disable)
+    save(Small(), target)
+    with pytest.raises(ExportError):
+        save(Broken(), target)
+    assert capfd.readouterr() == ("", "")
+    assert (logging.getLogger("coremltools").level, logging.root.manager.disable) == before
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("compression", ["int8", "int4", "palette4", "palette2"])
+def test_compression_comes_on_top_of_sparsity(compression, target):
+    model = ResNet()
+    inputs = torch.rand(1, 3, 32, 32)
+    plain = save(model, target, inputs)
+    masks = {name: p != 0 for name, p in model.named_parameters() if p.ndim > 1}
+    export = CoreMLExport(target, inputs, compression=compression, minimum_deployment_target="iOS18")
+    result = export.save(model, masks=masks)
+    assert result.package_bytes < plain.package_bytes
+    assert result.dense_package_bytes == pytest.approx(plain.dense_package_bytes, rel=0.1)
+    assert result.compression_error > plain.max_error
+    assert {layer.stored for layer in result.layers} == {f"sparse, {compression}", "sparse"}
+    left = [layer.name for layer in result.layers if layer.stored == "sparse"]
+    assert [note.split()[0] for note in result.notes] == left
+    assert any("compression changed nothing but weights" in check for check in result.checks)
+
+
+def test_layers_too_small_to_compress_are_named(target):
+    result = save(Small(), target, compression="palette8", minimum_deployment_target="iOS18")
+    assert result.notes == tuple(
+        f"{name} is not compressed further: {size} values are too few to gain by it"
+        for name, size in (("conv.weight", 432), ("fc.weight", 64))
+    )
+
+
+def test_the_result_reads_as_text_table_and_numbers(target):
+    result = save(ResNet(), target, torch.rand(1, 3, 32, 32))
+    numbers = result.as_dict()
+    assert numbers["coreml/ratio"] == pytest.approx(result.dense_package_bytes / result.package_bytes)
+    assert numbers["coreml/not_checked"] == 0
+    assert 0.7 < numbers["coreml/sparsity"] < 0.8
+    assert numbers["coreml/layer_ratio/fc.weight"] > 1
+    assert all(isinstance(value, float) for value in numbers.values())
+    assert f"{result.package_bytes:,} bytes" in str(result)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(result)
+    text = console.export_text()
+    assert "whole package" in text
+    assert "sparse, BN folded" in text
+    assert "verified: 10 of 10 pruned parameters are stored sparse" in text
+
+
+def test_fresh_inputs_differ_from_the_example_and_stay_in_the_range_of_integers():
+    from lightning_prune.coreml_inputs import DRAWS, ProgramInput, fresh_inputs
+
+    spec = [ProgramInput("x", ((64, 64),)), ProgramInput("tokens", ((100,),)), ProgramInput("on", ((9,),))]
+    examples = (torch.randn(64, 64) * 2 + 5, torch.randint(3, 7, (100,)), torch.ones(9, dtype=torch.bool))
+    means = []
+    for draw in range(len(DRAWS) + 1):
+        x, tokens, on = fresh_inputs(spec, examples, draw)
+        means.append(float(x.mean()))
+        assert 3 <= int(tokens.min()) <= int(tokens.max()) <= 6
+        assert on.dtype == torch.bool
+    assert np.std(means) > 3
