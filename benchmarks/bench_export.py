@@ -22,6 +22,8 @@ APPLE = {0.5: "1.77x", 0.75: "3.17x", 0.9: "8.6 MB"}
 
 
 class Bottleneck(nn.Module):
+    """Three convolutions around a skip connection."""
+
     def __init__(self, c_in: int, width: int, stride: int) -> None:
         super().__init__()
         c_out = 4 * width
@@ -35,6 +37,7 @@ class Bottleneck(nn.Module):
             self.skip = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """One block."""
         return torch.relu(self.body(x) + self.skip(x))
 
 
@@ -111,8 +114,8 @@ def main() -> None:
         headings,
         rows,
         "python -m benchmarks.bench_export",
-        note="Random weights; 'than dense' is against the package of the first row, 'largest error' is of an output on fresh "
-        "inputs as a fraction of its largest value.",
+        note="Random weights; 'than dense' is against the package of the first row, 'largest error' is of an output on "
+        "fresh inputs as a fraction of its largest value.",
     )
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "erdos_renyi_kernel_zeros",
     "global_zeros",
     "module_patterns",
+    "rank_together",
     "uniform_zeros",
 ]
 
@@ -275,6 +276,29 @@ def global_zeros(
         }
         settled |= reached
     return {name: settled[name] for name in sizes}
+
+
+def rank_together(weights: Sequence[Tensor], sparsities: Sequence[float]) -> list[float]:
+    """Move the zeros that are asked of single layers to where one ranking of all of them finds the smallest weights.
+
+    For use at every update of a schedule: the number of zeros in all stays that of the schedule.
+
+    Args:
+        weights: Dense weights.
+        sparsities: What the schedule asks of each, fractions in [0, 1].
+
+    Returns:
+        Sparsity of each layer, by :func:`global_zeros` with its default bound.
+
+    Example:
+        >>> import torch
+        >>> rank_together([torch.tensor([5.0, 6.0, 7.0, 8.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])], [0.25, 0.5])
+        [0.0, 0.75]
+    """
+    total = sum(pruned_count(one.numel(), sparsity) for one, sparsity in zip(weights, sparsities, strict=True))
+    sizes = {str(index): one.numel() for index, one in enumerate(weights)}
+    zeros = global_zeros(dict(zip(sizes, weights, strict=True)), total / sum(sizes.values()))
+    return [zeros[name] / size for name, size in sizes.items()]
 
 
 def _ranked_zeros(weights: Sequence[Tensor], total: int) -> list[int]:

@@ -23,6 +23,8 @@ from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.report import SparsityReport
 from lightning_prune.schedules import TrainingRun
+from lightning_prune.sharding import reshard_model
+from lightning_prune.strategies import check_strategy
 
 __all__ = ["MagnitudePruningCallback"]
 
@@ -49,6 +51,8 @@ class MagnitudePruningCallback(Callback):
             files that were the best until then stay where they are.
         log_prefix: What the names of logged values start with; give a second callback one of its own.
         allow_config_change: Resume from a checkpoint that was pruned by other targets or schedules.
+        allow_untested: Run with a strategy that pruning was not tested with; see
+            :data:`~lightning_prune.strategies.TESTED_STRATEGIES`.
 
     Attributes:
         pruner: The :class:`~lightning_prune.pruner.MagnitudePruner` of the current or last fit; None before.
@@ -86,6 +90,7 @@ class MagnitudePruningCallback(Callback):
         best_at_target: bool = True,
         log_prefix: str = "sparsity",
         allow_config_change: bool = False,
+        allow_untested: bool = False,
     ) -> None:
         super().__init__()
         if masking not in ("hook", "resident"):
@@ -99,6 +104,7 @@ class MagnitudePruningCallback(Callback):
         self.best_at_target = best_at_target
         self.log_prefix = log_prefix
         self.allow_config_change = allow_config_change
+        self.allow_untested = allow_untested
         self.pruner: MagnitudePruner | None = None
         self.export_result: ExportResult | None = None
         self.export_error: ExportError | None = None
@@ -138,6 +144,8 @@ class MagnitudePruningCallback(Callback):
         self._is_fitting = stage == "fit"
         if not self._is_fitting:
             return
+        if not self.allow_untested:
+            check_strategy(trainer.strategy)
         if self.export is not None:
             self.export.check(pl_module)
         self._restored, self._saved = None, {}
@@ -150,8 +158,14 @@ class MagnitudePruningCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach masks to the module, and tell them the optimizers."""
+        reshard_model(pl_module)
         self.pruner = MagnitudePruner(pl_module, self.config, masking=self.masking)
         self.pruner.prepare(inplace=True, keep_zeros=True)
+        if self.export is not None and self.pruner.is_sharded:
+            raise ConfigError(
+                "export needs the whole model in one process, but it is sharded over several (DTensor). Take export "
+                "out, and export a checkpoint afterwards: CoreMLExport(path).save(Model.load_from_checkpoint(checkpoint))."
+            )
         _refuse_second_pruner(trainer, self.pruner.plan)
         self.pruner.attach_optimizers(*trainer.optimizers)
 
@@ -162,6 +176,7 @@ class MagnitudePruningCallback(Callback):
         before its state is restored, and a resumable dataloader would start over.
         """
         pruner, run = self._need_pruner(), _measure_run(trainer, pl_module)
+        reshard_model(pl_module)  # the sanity check may have left whole weights behind
         pruner.resolve(run)
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
@@ -244,7 +259,7 @@ class MagnitudePruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module with pruned weights, whatever happened."""
-        self._finish(trainer)
+        self._finish(trainer, is_failed=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what belongs to this run of the Trainer."""
@@ -319,7 +334,7 @@ class MagnitudePruningCallback(Callback):
             self._foreign.remove()
             self._foreign = None
 
-    def _finish(self, trainer: Trainer) -> None:
+    def _finish(self, trainer: Trainer, *, is_failed: bool = False) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
         self._forget_foreign()
         if self._gate is not None:
@@ -327,7 +342,8 @@ class MagnitudePruningCallback(Callback):
         self._gate, self._is_training = None, False
         if self.pruner is not None and self.pruner.is_prepared:
             self.pruner.settle()
-            self._saved = self.pruner.state_dict()
+            if not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
+                self._saved = self.pruner.state_dict()
             self.pruner.finalize(inplace=True)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import CheckpointError
 from lightning_prune.plan import PrunedParameter
+from lightning_prune.sharding import Box
 
 __all__ = [
     "FORMAT_VERSION",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_BITS = 2**24  # bits of a mask that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,25 @@ class ParameterState:
     pruned_values: Tensor | None
 
 
-def dump_state(step_count: int, parameters: Sequence[tuple[PrunedParameter, ParameterState]]) -> dict[str, Any]:
+def dump_state(step_count: int, parameters: Iterable[tuple[PrunedParameter, ParameterState]]) -> dict[str, Any]:
     """Turn the state of a pruner into plain values."""
     entries = {one.name: _dump_parameter(one, state) for one, state in parameters}
     return {"version": FORMAT_VERSION, "step_count": step_count, "parameters": entries}
 
 
 def parse_state(
-    state: Mapping[str, Any], parameters: Sequence[PrunedParameter], *, allow_config_change: bool = False
+    state: Mapping[str, Any],
+    parameters: Sequence[PrunedParameter],
+    *,
+    boxes: Sequence[Box | None] | None = None,
+    allow_config_change: bool = False,
 ) -> tuple[int, list[ParameterState]]:
     """Check a state against the parameters that it must fit, and read it.
 
     Args:
         state: What :func:`dump_state` gave.
         parameters: The parameters that are pruned now.
+        boxes: For each parameter the part that this process holds; None for the whole.
         allow_config_change: Accept that a rule (a target, a schedule) differs from the one that the state was saved
             with; names and shapes must fit all the same.
 
@@ -86,17 +94,20 @@ def parse_state(
     names = [one.name for one in parameters]
     lost, new = [name for name in entries if name not in names], [name for name in names if name not in entries]
     if lost or new:
-        parts = [f"the checkpoint pruned {', '.join(lost)}, which are not pruned now"] if lost else []
-        parts += [f"{', '.join(new)} are pruned now, but were not in the checkpoint"] if new else []
+        changes = [f"the checkpoint pruned {', '.join(lost)}, which are not pruned now"] if lost else []
+        changes += [f"{', '.join(new)} are pruned now, but were not in the checkpoint"] if new else []
         raise CheckpointError(
-            f"The pruning state belongs to another model or configuration: {'; '.join(parts)}. "
+            f"The pruning state belongs to another model or configuration: {'; '.join(changes)}. "
             "Resume with the model and rules of the checkpoint, or load only its weights and start a new fit, "
             "which continues from their sparsity."
         )
     if not allow_config_change:
         for one in parameters:
             _check_rule(one, entries[one.name])
-    return step_count, [_parse_parameter(one, entries[one.name]) for one in parameters]
+    parts = [None] * len(parameters) if boxes is None else boxes
+    return step_count, [
+        _parse_parameter(one, entries[one.name], box) for one, box in zip(parameters, parts, strict=True)
+    ]
 
 
 def plain_state_dict(state_dict: Mapping[str, Any], dense: dict[str, Tensor] | None = None) -> dict[str, Any]:
@@ -213,7 +224,7 @@ def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, An
     }
 
 
-def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any]) -> ParameterState:
+def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any], box: Box | None) -> ParameterState:
     try:
         if list(entry["shape"]) != list(one.shape):
             raise CheckpointError(
@@ -223,11 +234,43 @@ def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any]) -> Paramete
         packed, values, shape = entry["mask"], entry["pruned_values"], tuple(entry["mask_shape"])
         if _digest(packed, values) != entry["digest"]:
             raise CheckpointError(f"The pruning state of {one.name} is damaged: its digest does not fit its content.")
-        count = int(np.prod(shape, dtype=np.int64))
-        mask = torch.from_numpy(np.unpackbits(packed.numpy(), count=count)).reshape(shape)
+        if box is None:
+            mask = _unpack(packed, 0, prod(shape)).reshape(shape)
+        else:
+            mask, values = _cut_out(packed, shape, values, one.shape, box)
         return ParameterState(float(entry["initial_sparsity"]), float(entry["sparsity"]), mask, values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"The pruning state of {one.name} is damaged: {error!r} while reading it.") from error
+
+
+def _unpack(packed: Tensor, start: int, stop: int) -> Tensor:
+    """Bits ``start`` to ``stop`` of a packed mask, as bytes 0 and 1."""
+    first = start // 8
+    bits = np.unpackbits(packed.numpy()[first : -(-stop // 8)], count=stop - 8 * first)
+    return torch.from_numpy(bits[start - 8 * first :])
+
+
+def _cut_out(
+    packed: Tensor, mask_shape: tuple[int, ...], values: Tensor | None, shape: tuple[int, ...], box: Box
+) -> tuple[Tensor, Tensor | None]:
+    """The part of a mask, and of the pruned values, of one box of the weight; no whole weight is made."""
+    part = box.narrowed(mask_shape)
+    width, (rows, *rest) = prod(mask_shape[1:]), part.shape
+    top = part.start[0] if prod(part.shape) else 0
+    strip = _unpack(packed, top * width, (top + rows) * width).reshape(rows, *mask_shape[1:])  # whole rows
+    mask = strip[part.within(Box((top, *(0 for _ in rest)), part.stop))]
+    if values is None:
+        return mask, None
+    repeats = prod(shape) // prod(mask_shape)
+    before = top * width - sum(
+        int(_unpack(packed, at, min(at + _BITS, top * width)).sum(dtype=torch.int64))
+        for at in range(0, top * width, _BITS)
+    )
+    pruned = strip.expand(rows, *shape[1:]) == 0
+    dense = values.new_zeros(pruned.shape)
+    dense[pruned] = values[before * repeats : before * repeats + int(pruned.sum())]
+    dense = dense[box.within(Box((top, *(0 for _ in rest)), box.stop))] if prod(box.shape) else dense[:0]
+    return mask, dense[mask.expand(dense.shape) == 0]
 
 
 def _check_rule(one: PrunedParameter, entry: Mapping[str, Any]) -> None:

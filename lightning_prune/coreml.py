@@ -71,8 +71,11 @@ class CoreMLExport:
         ConfigError: A value cannot work.
 
     Example:
-        >>> CoreMLExport("digits.mlpackage", torch.zeros(1, 64)).frontend
-        'auto'
+        >>> import torch
+        >>> CoreMLExport("digits.mlpackage", torch.zeros(1, 64), compression="int8").check()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        lightning_prune.errors.ConfigError: export.minimum_deployment_target must be iOS18 or newer for ...
     """
 
     path: str | os.PathLike[str]

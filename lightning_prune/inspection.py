@@ -21,7 +21,15 @@ from lightning_prune.errors import CheckpointError, ExportError
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_blocks, zero_channels
 
-__all__ = ["Inspection", "TensorSummary", "inspect_file", "read_checkpoint", "read_tensors", "report_of"]
+__all__ = [
+    "Inspection",
+    "TensorSummary",
+    "inspect_file",
+    "read_checkpoint",
+    "read_tensors",
+    "read_weights",
+    "report_of",
+]
 
 _NAMES_OF_STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
 
@@ -142,11 +150,24 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
 
 
 def report_of(path: str | os.PathLike[str]) -> SparsityReport:
-    """The weights of a checkpoint as a report, which can be drawn."""
-    layers = [_as_layer(name, one) for name, one in read_tensors(path)[1].items() if _is_weight(one) and one.numel()]
-    if not layers:
+    """The weights of a checkpoint as a report, which can be drawn.
+
+    Raises:
+        CheckpointError: As :func:`read_weights`.
+    """
+    return SparsityReport([_as_layer(name, one) for name, one in read_weights(path).items()])
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The floating tensors of rank 2 and more of a checkpoint, by name.
+
+    Raises:
+        CheckpointError: As :func:`read_tensors`; or there are none.
+    """
+    weights = {name: one for name, one in read_tensors(path)[1].items() if _is_weight(one) and one.numel()}
+    if not weights:
         raise CheckpointError(f"{path} holds no weights of rank 2 or more.")
-    return SparsityReport(layers)
+    return weights
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], list[str]]:

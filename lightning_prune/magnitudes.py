@@ -22,6 +22,7 @@ __all__ = [
     "Array",
     "FlatPair",
     "Format",
+    "Guard",
     "as_fast_to_compare",
     "clear_signs",
     "holds_nan",
@@ -115,6 +116,36 @@ def mask_to_write(values: Tensor, shape: tuple[int, ...], out: Tensor | None) ->
 def nan_error() -> PruningError:
     """The error for a weight that cannot be ranked; the caller says which."""
     return PruningError("NaN has no magnitude to rank by. No mask was changed.")
+
+
+class Guard:
+    """Leaves masks as they were if a NaN turns up when half of them are written: a context to write them in.
+
+    Args:
+        dtype: Of the weights.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.infinity = FORMATS[dtype].infinity
+        self._saved: list[tuple[Array, Array]] = []
+
+    def check(self, keys: Array) -> None:
+        """Raise if there is a NaN among the numbers whose keys these are."""
+        if keys.size and keys.max() > self.infinity:
+            raise nan_error()
+
+    def save(self, mask: Array) -> None:
+        """Note a bit an element of a piece that is about to be written, so that reading its memory costs little."""
+        self._saved.append((mask, np.packbits(mask)))
+
+    def __enter__(self) -> "Guard":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, PruningError):
+            for mask, packed in reversed(self._saved):
+                mask[...] = np.unpackbits(packed, count=mask.size).reshape(mask.shape)
+        self._saved.clear()
 
 
 @dataclass(frozen=True)

@@ -429,6 +429,11 @@ class OptimizerLink:
 def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
     """Refuse what would read the weight without running the module's forward, or run it on an unmasked one."""
     module, name = owner.module, owner.attribute
+    if is_sharded(one.parameter):
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}, which is sharded over processes (DTensor). '
+            'Write masking="resident".'
+        )
     advice = 'Write masking="resident", or leave the module out with None.'
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         raise ConfigError(

@@ -233,10 +233,11 @@ class Reader:
         if file_name not in self.blobs:
             self.blobs[file_name] = (self.model_folder / file_name.removeprefix("@model_path/")).read_bytes()
         content = self.blobs[file_name]
-        sentinel, _, size, start, _ = RECORD.unpack_from(content, offset)
-        if sentinel != SENTINEL or start + size > len(content):
-            raise ExportError(f"{file_name} is damaged: no whole record at byte {offset} of {len(content)}.")
-        return content[start : start + size]
+        if offset + RECORD.size <= len(content):
+            sentinel, _, size, start, _ = RECORD.unpack_from(content, offset)
+            if sentinel == SENTINEL and start + size <= len(content):
+                return content[start : start + size]
+        raise ExportError(f"{file_name} is damaged: no whole record at byte {offset} of {len(content)}.")
 
     def value(self, spec: Any) -> Stored:
         """One value of the protobuf: in place, or in the weight file."""

@@ -10,6 +10,7 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.magnitudes import (
     Array,
     FlatPair,
+    Guard,
     as_fast_to_compare,
     clear_signs,
     holds_nan,
@@ -69,8 +70,6 @@ def n_m_mask(weight: Tensor, num_zeros: int, group_size: int, *, dim: int = 1, o
     out = mask_to_write(weight, tuple(weight.shape), out)
     if num_zeros in (0, group_size):
         return out.fill_(num_zeros == 0)
-    if holds_nan(weight):
-        raise nan_error()
     if weight.device.type == "cpu" and group_size <= _LARGE_GROUP:
         _keep_in_groups(weight, num_zeros, group_size, dim, out)
     else:
@@ -88,18 +87,20 @@ def _keep_in_groups(weight: Tensor, num_zeros: int, group_size: int, dim: int, o
     rest = shape[1] % group_size
     whole = shape[1] - rest
     keep = _keep_by_rows if shape[2] >= _WIDE else _keep_by_shifts
-    if whole and mask.size:
-        keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size)
     left = num_zeros - (group_size - rest)
-    if left <= 0:
-        mask[:, whole:] = True
-    elif mask.size:
-        keep(bits[:, whole:], mask[:, whole:], left, rest)
+    with Guard(weight.dtype) as guard:
+        if mask[:, :whole].size:
+            keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size, guard)
+        if left > 0 and mask[:, whole:].size:
+            keep(bits[:, whole:], mask[:, whole:], left, rest, guard)
+        elif left <= 0:
+            guard.check(clear_signs(bits[:, whole:]))
+            mask[:, whole:] = True
     pair.finish()
     mark_changed([out])
 
 
-def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
+def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is long: rows of it are compared."""
     inner = bits.shape[2]
     split = (-1, group_size, inner) if bits.flags.c_contiguous else (bits.shape[0], -1, group_size, inner)
@@ -118,7 +119,8 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int) -> 
                 here = (slice(top, top + count), slice(None), slice(left, left + width))
                 piece = values[here].transpose(1, 0, 2)
                 used = (slice(None), slice(piece.shape[1]), slice(piece.shape[2]))
-                clear_signs(piece, out=keys[used])
+                guard.check(clear_signs(piece, out=keys[used]))
+                guard.save(flags[here])
                 _rank_rows(as_fast_to_compare(keys)[used], numbers, larger[used], ranks[used])
                 np.greater_equal(ranks[used], num_zeros, out=flags[here].transpose(1, 0, 2))
 
@@ -133,7 +135,7 @@ def _rank_rows(keys: Array, numbers: Array, larger: Array, ranks: Array) -> None
             np.add(ranks[first], win, out=ranks[first])
 
 
-def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
+def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is short.
 
     All memory is compared with itself, shifted by 1, 2, ... channels. A comparison with a member of the next group
@@ -156,7 +158,9 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -
     for top in range(0, shape[0], rows):
         for left in range(0, shape[1], columns):
             piece = bits[top : top + rows, left : left + columns]
-            clear_signs(piece, out=keys[: piece.size].reshape(piece.shape))
+            guard.check(clear_signs(piece, out=keys[: piece.size].reshape(piece.shape)))
+            flags = mask[top : top + rows, left : left + columns]
+            guard.save(flags)
             for shift in range(1, group_size):
                 step = shift * inner
                 np.greater_equal(comparable[:size], comparable[step : step + size], out=larger)
@@ -168,11 +172,13 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -
                     np.add(ranks[:size], wins, out=ranks[:size])
                 np.subtract(ranks[step : step + size], wins, out=ranks[step : step + size])
             result = ranks[: piece.size].reshape(piece.shape)
-            np.greater_equal(result, num_zeros, out=mask[top : top + rows, left : left + columns])
+            np.greater_equal(result, num_zeros, out=flags)
 
 
 def _keep_in_groups_by_sorting(weight: Tensor, num_zeros: int, group_size: int, dim: int, out: Tensor) -> None:
     """Write an n:m mask on any device, by sorting every group."""
+    if holds_nan(weight):
+        raise nan_error()
     weight, out = weight.movedim(dim, -1), out.movedim(dim, -1)
     channels = weight.shape[-1]
     chunk = _CHUNK if weight.device.type == "cpu" else _DEVICE_CHUNK

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
@@ -119,19 +121,23 @@ class PruningPlan:
         return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
 
     def __rich__(self) -> Table:
-        """Table for a terminal or a notebook."""
-        table = Table(title="Pruning plan", title_justify="left", caption_justify="left")
-        for heading in ("module", "shape", "structure"):
-            table.add_column(heading)
-        for heading in ("target", "zeros / weights"):
-            table.add_column(heading, justify="right")
+        """Table for a terminal or a notebook; 80 columns are enough."""
+        table = Table(title="Pruning plan", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+        table.collapse_padding, table.pad_edge = True, False
+        table.add_column("module", overflow="fold")
+        table.add_column("shape", no_wrap=True)
+        table.add_column("structure", min_width=10)
+        for heading in ("target", "zeros"):
+            table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("rule, or why it stays dense", overflow="fold")
         for one in self.parameters:
-            shape = "x".join(map(str, one.shape))
-            counts = f"{one.target_zeros:,} / {one.numel:,}"
-            table.add_row(one.label, shape, one.structure, f"{one.config.target_sparsity:.1%}", counts, one.rule)
+            shape, target = "x".join(map(str, one.shape)), f"{one.config.target_sparsity:.1%}"
+            # names and rules as Text: square brackets in them are no markup
+            label, rule = Text(one.label or "(root)"), Text(one.rule)
+            table.add_row(label, shape, one.structure, target, f"{one.target_zeros:,}", rule)
         for skipped in self.skipped:
-            table.add_row(skipped.name, "", f"[dim]{skipped.kind}[/]", "", "", f"[dim]{skipped.reason}[/]")
+            name, kind, reason = (Text(text, "dim") for text in (skipped.name, skipped.kind, skipped.reason))
+            table.add_row(name, "", kind, "", "", reason)
         zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
         table.caption = f"{zeros:,} of {weights:,} weights in {len(self)} layers will be zero ({zeros / weights:.1%})."
         return table

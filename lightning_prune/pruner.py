@@ -31,7 +31,14 @@ from lightning_prune.metadata import register_coreml_metadata
 from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
 from lightning_prune.report import LayerSparsity, SparsityReport, measure_layer
 from lightning_prune.schedules import PruningScheduler, TrainingRun
-from lightning_prune.sharding import is_sharded, require_same
+from lightning_prune.shard_masks import (
+    compute_shard_mask,
+    gather_state,
+    present_zero_groups,
+    whole_rows,
+    zero_groups,
+)
+from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same
 
 __all__ = ["MagnitudePruner"]
 
@@ -43,6 +50,7 @@ class _Layer:
     plan: PrunedParameter
     held: HeldMask
     initial_sparsity: float
+    sharding: Sharding | None = None
     sparsity: float = 0.0
     measured: LayerSparsity | None = None
 
@@ -122,6 +130,11 @@ class MagnitudePruner:
         return self._is_finalized
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold parts of the weights; then all of them must make the same calls."""
+        return any(layer.sharding is not None for layer in self._layers)
+
+    @property
     def plan(self) -> PruningPlan:
         """What is pruned, by which rule, and what is not and why."""
         if self._plan is None:
@@ -166,10 +179,12 @@ class MagnitudePruner:
         model = self._model if inplace else copy.deepcopy(self._model)
         plan = plan_pruning(model, self._config)
         layers: list[_Layer] = []
+        shardings = find_shardings([one.parameter for one in plan])
         try:
-            for one in plan:
-                initial = max(one.config.initial_sparsity, _present_sparsity(one) if keep_zeros else 0.0)
-                layers.append(_Layer(one, attach_mask(one, self._masking), initial))
+            for one, sharding in zip(plan, shardings, strict=True):
+                present = _present_sparsity(one, sharding) if keep_zeros else 0.0
+                held = attach_mask(one, self._masking)
+                layers.append(_Layer(one, held, max(one.config.initial_sparsity, present), sharding))
             for layer in layers:
                 if layer.initial_sparsity > 0:
                     _update(layer, layer.initial_sparsity)
@@ -181,6 +196,7 @@ class MagnitudePruner:
         self._groups = _group_by_schedule(layers)
         if run is not None:
             self.resolve(run)
+        _measure_sharded(layers)
         return model
 
     def resolve(self, run: TrainingRun) -> None:
@@ -228,6 +244,7 @@ class MagnitudePruner:
         for scheduler, layers in self._groups:
             if scheduler.is_due(self._step_count):
                 self._update_group(scheduler, layers)
+                _measure_sharded(layers)
 
     def fast_forward(self, step_count: int) -> None:
         """Go to a later step of the schedule at once, pruning as far as it has come by then."""
@@ -243,6 +260,7 @@ class MagnitudePruner:
         self._step_count = step_count
         for scheduler, layers in self._groups:
             self._release_if_done(scheduler, layers)
+        _measure_sharded(self._layers)
 
     def restore_dense(self, dense: Mapping[str, Tensor]) -> None:
         """Put back, behind the masks, what another pruning library had pruned away.
@@ -253,6 +271,8 @@ class MagnitudePruner:
         for layer in self._layers:
             weight = dense.get(layer.plan.name)
             if weight is not None and tuple(weight.shape) == layer.plan.shape:
+                if layer.sharding is not None:
+                    weight = weight[layer.sharding.box.within(layer.sharding.whole)]
                 layer.held.restore(weight[layer.held.mask.expand(weight.shape).cpu() == 0])
 
     def mask_copy(self, model: nn.Module) -> None:
@@ -339,19 +359,17 @@ class MagnitudePruner:
     def state_dict(self) -> dict[str, Any]:
         """Give the step count, the masks and the pruned-away values as plain numbers and tensors.
 
+        The state does not depend on how the model is sharded. Where it is, every process must call this: the masks (as
+        bits) and the pruned-away values are brought to the memory of the first process, layer by layer; the others
+        get a state without parameters.
+
         Raises:
             LifecycleError: The model was never prepared.
         """
         if not self._layers:
             raise LifecycleError("state_dict() needs a prepared model. Call prepare() first.")
-        states = [
-            (
-                layer.plan,
-                ParameterState(layer.initial_sparsity, layer.sparsity, layer.held.mask, layer.held.pruned_values()),
-            )
-            for layer in self._layers
-        ]
-        return dump_state(self._step_count, states)
+        states = ((layer.plan, _state_of(layer)) for layer in self._layers)
+        return dump_state(self._step_count, ((one, state) for one, state in states if state is not None))
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow_config_change: bool = False) -> None:
         """Go on where :meth:`state_dict` was taken; the model's weights must be those of that moment.
@@ -366,7 +384,10 @@ class MagnitudePruner:
         """
         self._need_prepared("load_state_dict")
         step_count, states = parse_state(
-            state, [layer.plan for layer in self._layers], allow_config_change=allow_config_change
+            state,
+            [layer.plan for layer in self._layers],
+            boxes=[None if layer.sharding is None else layer.sharding.box for layer in self._layers],
+            allow_config_change=allow_config_change,
         )
         self._step_count = step_count
         for layer, saved in zip(self._layers, states, strict=True):
@@ -376,6 +397,7 @@ class MagnitudePruner:
             layer.measured = None
         for scheduler, layers in self._groups:
             self._release_if_done(scheduler, layers)
+        _measure_sharded(self._layers)
 
     def _update_group(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
         step = self._step_count
@@ -421,16 +443,16 @@ def _resolve(one: PrunedParameter, run: TrainingRun) -> PrunedParameter:
     return replace(one, config=replace(one.config, scheduler=resolved))
 
 
-def _present_sparsity(one: PrunedParameter) -> float:
+def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> float:
     """Fraction of groups of a weight that are zero already; 0 where all of them are."""
-    channels, block_size = one.shape[0], one.config.block_size
-    groups = math.prod(mask_shape(one.shape, granularity=one.config.granularity))
-    zero = (one.parameter.detach() == 0).reshape(groups, -1).all(1).reshape(channels, -1)  # (channels, groups of each)
-    if block_size > 1:
-        padded = nn.functional.pad(zero, (0, 0, 0, -channels % block_size), value=True)
-        blocks = padded.unflatten(0, (-1, block_size)).all(1)  # type: ignore[no-untyped-call]
-        zero = blocks.repeat_interleave(block_size, 0)[:channels]
-    zeros = int(zero.sum())
+    weight, config = local_part(one.parameter), one.config
+    if sharding is None:
+        groups = math.prod(mask_shape(one.shape, granularity=config.granularity))
+        zeros = zero_groups(weight, granularity=config.granularity, block_size=config.block_size)
+    else:
+        zeros, groups = present_zero_groups(
+            weight, sharding, granularity=config.granularity, block_size=config.block_size
+        )
     return 0.0 if zeros == groups else zeros / groups
 
 
@@ -441,22 +463,66 @@ def _update(layer: _Layer, sparsity: float) -> None:
         raise ConfigError(
             f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
         )
+    rule: dict[str, Any] = {
+        "granularity": config.granularity,
+        "block_size": config.block_size,
+        "n_m_ratio": config.n_m_ratio,
+        "dim": config.dim,
+    }
+    out = held.mask.view(torch.bool)
     try:
-        compute_mask(
-            held.dense(),
-            sparsity,
-            granularity=config.granularity,
-            block_size=config.block_size,
-            n_m_ratio=config.n_m_ratio,
-            dim=config.dim,
-            out=held.mask.view(torch.bool),
-        )
+        if layer.sharding is None:
+            compute_mask(held.dense(), sparsity, **rule, out=out)
+        else:
+            compute_shard_mask(held.dense(), sparsity, layer.sharding, **rule, out=out)
     except PruningError as error:
         raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
     finally:
         held.settle()
     layer.sparsity = sparsity
     layer.measured = None
+
+
+def _measure_sharded(layers: list[_Layer]) -> None:
+    """Count the zeros of sharded layers right after an update, so that a report never has to ask other processes."""
+    for layer in layers:
+        if layer.sharding is not None and layer.measured is None:
+            layer.measured = _measure_one(layer.plan, layer.held.mask.view(torch.bool), layer.sharding)
+
+
+def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> LayerSparsity:
+    whole = mask_shape(one.shape, granularity=one.config.granularity)
+    rows = whole_rows(mask, sharding, whole, 2)
+    local = replace(one, shape=(len(rows), *one.shape[1:]))
+    counts = torch.zeros(3, dtype=torch.int64, device=mask.device)
+    if len(rows):
+        here = measure_layer(local, rows)
+        counts += torch.tensor([here.zeros, here.zero_channels, here.zero_pairs or 0], device=mask.device)
+    zeros, channels, pairs = sharding.sum(counts).tolist()
+    is_even = one.shape[0] % 2 == 0
+    return LayerSparsity(
+        name=one.label,
+        shape=one.shape,
+        structure=one.structure,
+        target_sparsity=one.config.target_sparsity,
+        weights=one.numel,
+        zeros=zeros,
+        channels=one.shape[0],
+        zero_channels=channels,
+        pairs=one.numel // 2 if is_even else None,
+        zero_pairs=pairs if is_even else None,
+    )
+
+
+def _state_of(layer: _Layer) -> ParameterState | None:
+    """The state of one layer as a whole; None in a process that others hold parts for but which gathers none."""
+    held, sharding = layer.held, layer.sharding
+    mask, values = held.mask, held.pruned_values()
+    if sharding is None:
+        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values)
+    shape = mask_shape(layer.plan.shape, granularity=layer.plan.config.granularity)
+    gathered = gather_state(mask.view(torch.bool), values, local_part(held.parameter), sharding, shape)
+    return None if gathered is None else ParameterState(layer.initial_sparsity, layer.sparsity, *gathered)
 
 
 def _group_by_schedule(layers: list[_Layer]) -> list[tuple[PruningScheduler, list[_Layer]]]:

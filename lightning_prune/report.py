@@ -296,7 +296,7 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         dense, sparse = total.dense_bytes, sum(one.sparse_bytes for one in self.layers)
         table.caption = (
             f"{total.zeros:,} of {total.weights:,} weights are zero.\n"
-            f"In half precision {sparse:,} bytes sparse, {dense:,} dense: {dense / max(sparse, 1):.2f}x smaller."
+            f"{sparse:,} bytes stored sparse, {dense:,} dense ({dense / max(sparse, 1):.2f}x)."
         )
         return table
 

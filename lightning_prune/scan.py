@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, as_fast_to_compare, clear_signs
+from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, Guard, as_fast_to_compare, clear_signs
 from lightning_prune.radix import RadixSelection, Shard
 
 __all__ = ["FEW", "Scan", "keep_few"]
@@ -44,6 +44,7 @@ def keep_few(values: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> No
     integer = FORMATS[values[0].dtype].integer
     pieces = [value.contiguous().view(integer).numpy().ravel() for value in values]
     keys = clear_signs(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+    Guard(values[0].dtype).check(keys)
     threshold = _kth_largest(keys, keep)
     kept = keys >= threshold
     excess = int(np.count_nonzero(kept)) - keep
@@ -62,18 +63,25 @@ class Scan:
         self.values = values
         self.parts = [FlatPair.of(value, mask) for value, mask in zip(values, masks, strict=True)]
         self.kind = self.parts[0].bits.dtype
+        self.guard = Guard(values[0].dtype)
         self.total = sum(part.bits.size for part in self.parts)
         self.keep = keep
 
     def run(self) -> None:
-        """Write the masks."""
+        """Write the masks, or leave them as they were and raise."""
+        with self.guard:
+            self.write()
+        for part in self.parts:
+            part.finish()
+
+    def write(self) -> None:
+        """Sample, bracket, and select."""
         sample = np.concatenate([self.sample(part.bits) for part in self.parts])
         if not any(self.select(*self.bracket(sample, sigmas)) for sigmas in _SIGMAS):
             # Too many equal magnitudes in the bracket, or an unlikely sample: exact whatever the weights.
+            # No places are asked for, so that shape and offset of the shards do not matter.
             radix = RadixSelection([Shard(value, (), ()) for value in self.values], None)
             self.settle(radix.threshold(self.keep)[0])
-        for part in self.parts:
-            part.finish()
 
     def sample(self, bits: Array) -> Array:
         """Keys of short runs of elements, one run at a jittered place in each of equal strides."""
@@ -110,6 +118,7 @@ class Scan:
         if found is None:
             return False
         kept, words, keys = found
+        self.guard.check(keys)
         above = int(np.count_nonzero(keys > high))
         inside = int(np.count_nonzero(keys >= low)) - above
         if kept > self.keep:
@@ -129,16 +138,17 @@ class Scan:
                 keys = buffer[: -(-bits.size // WORD) * WORD]
                 clear_signs(bits, out=keys[: bits.size])
                 keys[bits.size :] = -1
+                self.guard.save(part.mask[start : start + bits.size])
                 yield part, start, bits.size, keys
 
     def scan(self, low: int, high: int) -> tuple[int, Array, Array] | None:
-        """Keep what is above the bracket, and collect the words that hold a candidate.
+        """Keep what is above the bracket, and collect the words that hold a candidate or NaN.
 
         Returns:
             Number of elements above the bracket; the mask words with a candidate, numbered over all parts; and the
             keys under each, of shape ``(words, 8)``. None if there are too many candidates.
         """
-        ends = as_fast_to_compare(np.array([low, high], self.kind))
+        limit = as_fast_to_compare(np.array([high], self.kind))[0]
         above, within = np.empty(_CHUNK, np.bool_), np.empty(_CHUNK, np.bool_)
         # The first chunk of few elements may hold any number; a bracket that is met holds a few percent.
         room = self.total // 20 + _CHUNK // WORD
@@ -148,8 +158,11 @@ class Scan:
             comparable = as_fast_to_compare(keys)
             # Whole words can be written to the mask itself; the end of a part goes through scratch.
             flags = part.mask[start : start + size] if size == keys.size else above[: keys.size]
-            np.greater(comparable, ends[1], out=flags)
-            inner = np.greater_equal(comparable, ends[0], out=within[: keys.size])
+            # NaN is not above the bracket as a number, but in it or above it as a key: that makes it a candidate.
+            np.greater(comparable, limit, out=flags)
+            inner = np.greater_equal(keys, low, out=within[: keys.size])
+            if comparable is keys:
+                self.guard.check(keys)
             if size != keys.size:
                 flags[size:] = inner[size:] = False
                 part.mask[start : start + size] = flags[:size]
@@ -190,6 +203,7 @@ class Scan:
         """Write the masks if this is the threshold: keep what is above it, and the first of those at it."""
         above = ties = 0
         for part, start, size, keys in self.chunks():
+            self.guard.check(keys)
             mask = part.mask[start : start + size]
             np.greater(keys[:size], threshold, out=mask)
             above += int(np.count_nonzero(mask))

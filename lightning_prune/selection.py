@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.magnitudes import holds_nan, mark_changed, mask_to_write, nan_error
+from lightning_prune.magnitudes import mark_changed, mask_to_write
 from lightning_prune.radix import RadixSelection, Reduce, Shard
 from lightning_prune.scan import FEW, Scan, keep_few
 
@@ -120,8 +120,6 @@ def keep_largest_of_all(values: Sequence[Tensor], pruned: int, *, out: Sequence[
     total = sum(value.numel() for value in values)
     if _all_or_none(masks, pruned, total):
         return masks
-    if any(holds_nan(value) for value in values):
-        raise nan_error()
     if total <= FEW:
         keep_few(values, masks, total - pruned)
     else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lightning_prune.errors import ConfigError, PruningError
-from lightning_prune.magnitudes import FORMATS, holds_nan
+from lightning_prune.magnitudes import FORMATS
 from lightning_prune.radix import Shard
 
 __all__ = ["Box", "Sharding", "bit_sum", "find_shardings", "is_sharded", "local_part", "require_same", "reshard_model"]
@@ -96,6 +96,11 @@ class Sharding:
     def box(self) -> Box:
         """What this process holds."""
         return self.boxes[self.me]
+
+    @property
+    def whole(self) -> Box:
+        """The box of the whole weight."""
+        return Box((0,) * len(self.shape), self.shape)
 
     @property
     def is_first(self) -> bool:
@@ -311,11 +316,6 @@ def require_same(values: dict[str, int], what: str, *, device: torch.device | No
         "look for code that changes weights, learning rates or the number of batches by rank; then resume from the "
         "last checkpoint."
     )
-
-
-def any_nan(values: Sequence[Tensor]) -> list[int]:
-    """For each tensor 1 if it holds NaN, else 0."""
-    return [int(value.numel() > 0 and holds_nan(value)) for value in values]
 
 
 def _byte_count(elements: int, dtype: torch.dtype) -> int:

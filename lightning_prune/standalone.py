@@ -104,6 +104,11 @@ def undo_reparametrizations(name: str, module: nn.Module) -> dict[str, str]:
 
 def to_cpu(tensor: Tensor) -> Tensor:
     """A detached copy on the CPU; floating point numbers become float32."""
+    if hasattr(tensor, "full_tensor"):
+        raise ExportError(
+            "The model must be whole on one process to be exported, but its parameters are sharded (DTensor). Load a "
+            "checkpoint of it into a model that is not."
+        )
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True)
 
@@ -167,7 +172,10 @@ def submodule_inputs(model: nn.Module, name: str, example_inputs: Any) -> Any:
         seen.append(kwargs or args)
 
     handle = model.get_submodule(name).register_forward_pre_hook(remember, with_kwargs=True)
-    args, kwargs = call_arguments(example_inputs)
+    leaves: list[tuple[str, Tensor]] = []
+    structure = place(example_inputs, "", leaves)
+    row = (to_cpu(tensor) for _, tensor in leaves)
+    args, kwargs = call_arguments(fill(structure, row))
     try:
         with torch.no_grad():
             model(*args, **kwargs)

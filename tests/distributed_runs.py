@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,19 +21,23 @@ import torch
 from torch import distributed
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["distributed_runs"])  # torch and Lightning are imported once, not by each process
+_CONTEXT.set_forkserver_preload(["test_distributed"])  # torch and Lightning are imported once, not by each process
 
 
 class WorkerError(Exception):
     """What went wrong in the processes."""
 
 
-def launch(function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 90.0, raises: bool = True) -> list:
+def launch(
+    function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 90.0, raises: bool = True
+) -> list:
     """Call ``function(*arguments)`` in ``world`` processes, and give what each returned, or its traceback as text.
 
     A process finds its place in the environment variables that torch and Lightning read. Whatever happens, no process
     is left after ``timeout`` seconds.
     """
+    # the server of processes is started by the first of them, and finds what to preload by this path alone
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in (str(Path(__file__).parent), *sys.path) if path)
     folder = Path(tempfile.mkdtemp())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,7 +55,9 @@ def launch(function: Callable[..., Any], world: int, *arguments: Any, timeout: f
         for rank, process in enumerate(processes):
             path = folder / f"{rank}.pt"
             state = "still running" if process.is_alive() else f"ended with {process.exitcode}"
-            results.append(torch.load(path, weights_only=False) if path.exists() else WorkerError(f"rank {rank} {state}"))
+            results.append(
+                torch.load(path, weights_only=False) if path.exists() else WorkerError(f"rank {rank} {state}")
+            )
     finally:
         for process in processes:
             process.kill()
@@ -63,6 +72,9 @@ def launch(function: Callable[..., Any], world: int, *arguments: Any, timeout: f
 def _work(function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, arguments: Any) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -9,10 +9,12 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePrunerConfig, plan_pruning
+from lightning_prune import pruner as pruner_module
 from lightning_prune.allocation import (
     allocate,
     erdos_renyi_kernel_zeros,
     global_zeros,
+    rank_together,
     uniform_zeros,
 )
 from lightning_prune.selection import pruned_count
@@ -237,3 +239,30 @@ def test_patterns_bound_several_layers():
     spread = allocate(net(), 0.6, maximum={"[02]": 0.25})
     assert spread.sparsities["0"] == spread.sparsities["2"] == 0.25
     assert spread.__rich__().caption == "2,241 of 3,736 weights are zero (59.9839%)."
+
+
+def test_ranking_together_at_every_update_keeps_the_total_of_the_schedule():
+    class GlobalPruner(MagnitudePruner):
+        """What a pruner does that ranks all layers together; each layer's asked sparsity stays that of its schedule."""
+
+        def _update_group(self, scheduler, layers):
+            asked = [scheduler.compute_sparsity(self._step_count, layer.sparsity, layer) for layer in layers]
+            moved = rank_together([layer.held.dense() for layer in layers], asked)
+            for layer, own, sparsity in zip(layers, moved, asked, strict=True):
+                pruner_module._update(layer, own)
+                layer.sparsity = sparsity
+
+    model = net()
+    with torch.no_grad():
+        model[4].weight *= 0.01
+    config = {"global_config": {"scheduler": {"update_steps": [1, 2, 3, 4]}, "target_sparsity": 0.6}}
+    ours, uniform = GlobalPruner(model, config), MagnitudePruner(model, config)
+    for pruner in (ours, uniform):
+        pruner.prepare()
+    for _ in range(4):
+        ours.step()
+        uniform.step()
+        assert ours.report().total.zeros == uniform.report().total.zeros
+    by_name = {one.name: one.sparsity for one in ours.report().layers}
+    assert by_name["4"] == pytest.approx(0.96, abs=1e-3)  # a tenth of the density of 0.4
+    assert max(value for name, value in by_name.items() if name != "4") < 0.3

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -420,6 +421,23 @@ def test_a_size_fixed_by_tracing_is_found_at_another_size(target, coremltools):
         CoreMLExport(target, X, inputs=inputs, frontend="trace").save(Fixed())
 
 
+def test_a_shape_at_which_the_model_itself_fails_is_reported_as_not_checked(target, coremltools):
+    ct = coremltools
+    inputs = [ct.TensorType(name=name, shape=(2, ct.RangeDim(low, 9))) for name, low in (("a", 1), ("b", 2))]
+
+    class Adds(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    result = CoreMLExport(target, (torch.rand(2, 5), torch.rand(2, 5)), inputs=inputs, frontend="trace").save(Adds())
+    assert result.not_checked == ()  # a size of 1 fits any other
+
+    inputs = [ct.TensorType(name=name, shape=(2, ct.RangeDim(low, 9))) for name, low in (("a", 3), ("b", 2))]
+    result = CoreMLExport(target, (torch.rand(2, 5), torch.rand(2, 5)), inputs=inputs, frontend="trace").save(Adds())
+    assert len(result.not_checked) == 1
+    assert result.not_checked[0].startswith("the shapes (2, 3), (2, 2): the model itself fails at them")
+
+
 def test_inputs_of_the_wrong_number_are_refused(target, coremltools):
     inputs = [coremltools.TensorType(shape=X.shape)] * 2
     with pytest.raises(ExportError, match=r"export\.inputs must have one item for each of the 1 tensors"):
@@ -520,3 +538,22 @@ def test_fresh_inputs_differ_from_the_example_and_stay_in_the_range_of_integers(
         assert 3 <= int(tokens.min()) <= int(tokens.max()) <= 6
         assert on.dtype == torch.bool
     assert np.std(means) > 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu_is_exported_and_stays_there(target):
+    model = Small()
+    masks = prune(model)
+    model = model.cuda().bfloat16()
+    result = CoreMLExport(target, X.cuda()).save(model, masks={name: mask.cuda() for name, mask in masks.items()})
+    assert result.not_checked == ()
+    assert {p.device.type for p in model.parameters()} == {"cuda"}
+
+
+@pytest.mark.slow
+def test_the_example_of_an_export_alone_runs(tmp_path):
+    script = Path(__file__).parents[1] / "examples" / "export_alone.py"
+    done = subprocess.run([sys.executable, script, "--out", tmp_path], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.count("3 of 3 pruned parameters are stored sparse") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sparse-palette4.mlpackage", "sparse.mlpackage"]

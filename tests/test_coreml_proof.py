@@ -194,6 +194,37 @@ def test_a_model_without_finite_results_is_reported_as_not_checked(target):
     assert result.max_error is None
 
 
+def test_a_model_that_is_random_in_eval_mode_is_reported_as_not_checked(target):
+    class Noisy(Small):
+        def forward(self, x):
+            return {"y": super().forward(x), "noisy": super().forward(x) + torch.rand(1, 4)}
+
+    result = save(Noisy(), target)
+    assert "the numbers of noisy: the model is random in eval mode" in result.not_checked
+    assert any("gives the model's y;" in check for check in result.checks)
+
+
+def test_integers_may_differ_only_where_rounding_changes_them():
+    from lightning_prune.coreml_proof import unexplained
+
+    want, reach = torch.tensor([3, 7, 1, 1]), torch.tensor([0.0, 4.0, 0.0, 0.0])
+    assert unexplained(torch.tensor([3, 2, 1, 1]), want, reach, 0.25, 0.005) == (0.0, 0.005)
+    assert unexplained(torch.tensor([4, 7, 1, 1]), want, reach, 0.25, 0.005) == (0.25, 0.005)
+
+
+def test_a_model_that_amplifies_rounding_is_held_to_what_rounding_does_to_it(target):
+    class Chaotic(Small):
+        def forward(self, x):
+            y = super().forward(x).sigmoid()
+            for _ in range(6):
+                y = 3.99 * y * (1 - y)
+            return y
+
+    result = save(Chaotic(), target)
+    assert result.max_error > 5e-3
+    assert f"(allowed: {5e-3:.0e})" not in result.checks[-1]
+
+
 def test_results_too_large_for_float16_are_noted(target):
     class Loud(Small):
         def forward(self, x):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,16 @@ from distributed_runs import WorkerError, join_group, launch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from lightning_prune import MagnitudePruningCallback, PruningError
-from lightning_prune.checkpoint import convert_checkpoint  # noqa: F401
+from lightning_prune import ConfigError, MagnitudePruningCallback, PruningError
+from lightning_prune.masks import compute_mask, mask_shape
+from lightning_prune.shard_masks import compute_shard_mask
+from lightning_prune.sharding import find_shardings
+from lightning_prune.strategies import check_strategy
 
 RULES = {
     "global_config": {"scheduler": {"update_steps": [2, 4, 6, 8]}, "target_sparsity": 0.75},
@@ -33,9 +42,13 @@ DDP_OPTIONS = {
 }
 
 
+def adamw(parameters) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
 def outcome(trainer, callback, model) -> dict:
     return {
-        "weights": {name: value.detach().clone() for name, value in model.state_dict().items()},
+        "weights": {name: value.detach().clone() for name, value in model.named_parameters()},
         "masks": {name: mask.clone() for name, mask in callback.pruner.masks().items()},
         "sparsity": callback.report().sparsity,
         "logged": float(trainer.callback_metrics["sparsity/global"]),
@@ -46,7 +59,7 @@ def outcome(trainer, callback, model) -> dict:
 def fit(folder, *callbacks, strategy="auto", devices=1, shares_data=True, model=None, ckpt_path=None, **arguments):
     """One fit of the toy network; with ``shares_data`` every process sees all batches, so that gradients are equal."""
     seed_everything(0, verbose=False)
-    model = model or ToyModule(lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+    model = model or ToyModule(adamw)
     callback = MagnitudePruningCallback(RULES, show_plan=False)
     trainer = make_trainer(
         Path(folder),
@@ -85,7 +98,7 @@ def test_ddp_trains_the_network_of_one_process(tmp_path):
     first, second = launch(ddp_options, 2, tmp_path)
     for key in first:
         assert_same(first[key], second[key])
-        assert first[key]["sparsity"] == first[key]["logged"] == second[key]["logged"]
+        assert first[key]["logged"] == second[key]["logged"] == pytest.approx(first[key]["sparsity"])
         if key[1]:
             assert_same(first[key], single)
             assert first[key]["losses"] == single["losses"]
@@ -109,7 +122,7 @@ def launcher_of_lightning(folder, strategy):
         del os.environ[name]
     torch.set_num_threads(1)
     trainer, _, model = fit(folder, Launched(folder), strategy=strategy, devices=2)
-    return {name: value.detach() for name, value in model.state_dict().items()}, float(
+    return {name: value.detach() for name, value in model.named_parameters()}, float(
         trainer.callback_metrics["sparsity/global"]
     )
 
@@ -165,7 +178,7 @@ def other_schedule(folder):
 
 def test_ranks_of_different_schedules_are_stopped_before_the_first_step(tmp_path):
     for message in launch(other_schedule, 2, tmp_path):
-        assert message.startswith("The schedule: ")
+        assert message.startswith("The schedule")
 
 
 def ddp_logs_and_saves(folder):
@@ -193,3 +206,296 @@ def test_rank_zero_alone_logs_and_saves_and_a_run_resumes_in_either_world(tmp_pa
     for path in paths:
         ToyModule().load_state_dict(torch.load(path, weights_only=True)["state_dict"], strict=True)
         assert_same(outcome(*fit(tmp_path, ckpt_path=path)), first)
+
+
+# Masks over shards
+
+SHAPES = [(8, 6), (7, 12), (10, 4, 3, 3), (5, 8, 1), (2, 9), (33, 5)]
+MASK_RULES = [
+    {},
+    {"block_size": 2},
+    {"block_size": 4},
+    {"granularity": "per_kernel"},
+    {"granularity": "per_kernel", "block_size": 3},
+    {"granularity": "per_channel"},
+    {"granularity": "per_channel", "block_size": 2},
+    {"n_m_ratio": (2, 4)},
+    {"n_m_ratio": (1, 3), "dim": 0},
+]
+
+
+def masks_that_differ(mesh_shape, placements) -> list:
+    """Cases in which a part of a mask is not that of the whole one."""
+    join_group()
+    mesh = init_device_mesh("cpu", mesh_shape)
+    generator = torch.Generator().manual_seed(0)
+    wrong, count = [], 0
+    for shape in SHAPES:
+        for dtype, ties in ((torch.float32, False), (torch.bfloat16, True)):
+            whole = torch.randn(shape, generator=generator)
+            whole = ((whole * 2).round() if ties else whole).to(dtype)
+            (sharding,) = find_shardings([distribute_tensor(whole, mesh, placements)])
+            part = whole[sharding.box.within(sharding.whole)].clone()
+            for rule, sparsity in itertools.product(MASK_RULES, (0.3, 0.5, 0.9)):
+                granularity = rule.get("granularity", "per_scalar")
+                expected = compute_mask(whole, sparsity, **rule)
+                narrow = sharding.box.narrowed(tuple(expected.shape))
+                expected = expected[narrow.within(sharding.whole)]
+                ours = torch.empty(mask_shape(tuple(part.shape), granularity=granularity), dtype=torch.bool)
+                compute_shard_mask(part, sparsity, sharding, **rule, out=ours)
+                count += 1
+                if not torch.equal(ours, expected):
+                    wrong.append((shape, dtype, rule, sparsity))
+    return [count, wrong]
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "placements"),
+    [
+        ((2,), [Shard(0)]),
+        ((3,), [Shard(0)]),
+        ((2,), [Shard(1)]),
+        pytest.param((4,), [Shard(0)], marks=pytest.mark.slow),
+        pytest.param((2, 2), [Replicate(), Shard(0)], marks=pytest.mark.slow),
+        pytest.param((2, 2), [Shard(0), Shard(1)], marks=pytest.mark.slow),
+    ],
+)
+def test_masks_of_shards_are_those_of_the_whole_weight(mesh_shape, placements):
+    for count, wrong in launch(masks_that_differ, math.prod(mesh_shape), mesh_shape, placements):
+        assert count == len(SHAPES) * 2 * len(MASK_RULES) * 3
+        assert not wrong
+
+
+# FSDP2
+
+
+class ShardedToy(ToyModule):
+    """The toy network without statistics of its batches, sharded where the strategy asks for it."""
+
+    def __init__(self):
+        super().__init__(adamw)
+        self.bn = torch.nn.Identity()
+        self.fc2 = torch.nn.Linear(32, 5)  # over four processes: 2, 2, 1 and no rows
+
+    def configure_model(self):
+        if self._device_mesh is not None and not any(isinstance(p, DTensor) for p in self.parameters()):
+            mesh = self.device_mesh["data_parallel"]
+            for module in (self.conv, self.fc1, self.fc2):
+                fully_shard(module, mesh=mesh)
+            fully_shard(self, mesh=mesh)
+
+
+def whole(trainer, callback, model) -> dict:
+    """What :func:`outcome` gives, with weights and masks put together again."""
+    masks = {}
+    for layer in callback.pruner._layers:
+        mask = layer.held.mask.view(torch.bool)
+        if layer.sharding is not None:
+            shape = mask_shape(layer.plan.shape, granularity=layer.plan.config.granularity)
+            rows = [one for one in layer.sharding.gather(mask, shape) if one is not None]
+            mask = torch.cat(rows) if rows else mask
+        masks[layer.plan.name] = mask.clone()
+    weights = {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in model.named_parameters()
+    }
+    return {
+        "weights": weights,
+        "masks": masks,
+        "sparsity": callback.report().sparsity,
+        "report": callback.report().records(),
+        "losses": model.losses,
+    }
+
+
+def fsdp(folder, *callbacks, world, distributed_checkpoint=False, **arguments):
+    strategy = ModelParallelStrategy(
+        data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=distributed_checkpoint
+    )
+    return fit(folder, *callbacks, model=ShardedToy(), strategy=strategy, devices=world, **arguments)
+
+
+def single(folder, *callbacks, **arguments):
+    return fit(folder, *callbacks, model=ShardedToy(), **arguments)
+
+
+def sharded_run(folder, world):
+    run = fsdp(folder, world=world, num_sanity_val_steps=2)
+    local = {name: mask.numel() for name, mask in run[1].pruner.masks().items()}
+    return whole(*run), local
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_fsdp2_trains_the_network_of_one_process(tmp_path, world):
+    expected = whole(*single(tmp_path))
+    results = launch(sharded_run, world, tmp_path, world)
+    assert_same(results[0][0], expected)
+    for result, _ in results:
+        assert_same(result, expected, "weights")
+        assert result["report"] == expected["report"]
+    assert sum(local["fc1.weight"] for _, local in results) == 32 * 128, "each process has its part of the mask alone"
+
+
+# Checkpoints
+
+
+def state_of(path) -> dict:
+    """The pruning state in a checkpoint: a file, or the folder of a distributed one."""
+    path = Path(path)
+    checkpoint = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
+    (state,) = [one for key, one in checkpoint["callbacks"].items() if key.startswith("MagnitudePruning")]
+    return state
+
+
+def assert_same_states(ours: dict, theirs: dict) -> None:
+    assert ours["step_count"] == theirs["step_count"]
+    assert list(ours["parameters"]) == list(theirs["parameters"])
+    for name, entry in ours["parameters"].items():
+        for key, value in entry.items():
+            other = theirs["parameters"][name][key]
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, (name, key)
+
+
+def saver_in(folder, name):
+    return ModelCheckpoint(folder / name, save_top_k=-1, every_n_train_steps=3)
+
+
+def fsdp_checkpoints(folder, world, is_distributed, resumes):
+    name = f"distributed{world}" if is_distributed else f"full{world}"
+    run = fsdp(
+        folder,
+        saver_in(folder, name),
+        world=world,
+        distributed_checkpoint=is_distributed,
+        enable_checkpointing=True,
+    )
+    results = [whole(*run)]
+    for path in resumes:
+        results.append(whole(*fsdp(folder, world=world, distributed_checkpoint=is_distributed, ckpt_path=path)))
+    return results
+
+
+STEP = "epoch=0-step=3.ckpt"
+
+
+def ddp_resume(folder, path):
+    run = fit(folder, model=ShardedToy(), strategy="ddp", devices=2, ckpt_path=path)
+    return whole(*run)
+
+
+def test_a_run_resumes_bit_exactly_in_any_world_and_strategy(tmp_path):
+    expected = whole(*single(tmp_path, saver_in(tmp_path, "single"), enable_checkpointing=True))
+    from_single, full = tmp_path / "single" / STEP, tmp_path / "full2" / STEP
+    for results in launch(fsdp_checkpoints, 2, tmp_path, 2, False, [from_single, full]):
+        for one in results:
+            assert_same(one, expected, "weights")
+    assert_same_states(state_of(full), state_of(from_single))
+    for path in (tmp_path / "full2").glob("*.ckpt"):
+        assert_same(whole(*single(tmp_path, ckpt_path=path)), expected)
+    for one in launch(ddp_resume, 2, tmp_path, full):
+        assert_same(one, expected)
+
+
+@pytest.mark.slow
+def test_a_distributed_checkpoint_resumes_in_another_world(tmp_path):
+    expected = whole(*single(tmp_path, saver_in(tmp_path, "single"), enable_checkpointing=True))
+    saved = tmp_path / "distributed2" / STEP
+    for results in launch(fsdp_checkpoints, 2, tmp_path, 2, True, [saved]):
+        for one in results:
+            assert_same(one, expected, "weights")
+    assert_same_states(state_of(saved), state_of(tmp_path / "single" / STEP))
+    for results in launch(fsdp_checkpoints, 4, tmp_path, 4, True, [saved]):
+        for one in results:
+            assert_same(one, expected, "weights")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("FSDPStrategy", "Use ModelParallelStrategy"), ("DeepSpeedStrategy", 'Use strategy="ddp"')]
+)
+def test_an_untested_strategy_is_refused_before_training_unless_allowed(tmp_path, name, advice):
+    strategy = type(name, (SingleDeviceStrategy,), {})(torch.device("cpu"))
+    model = ToyModule()
+    with pytest.raises(ConfigError, match=f"Pruning was not tested with {name}.*{advice}.*allow_untested=True"):
+        fit(tmp_path, strategy=strategy, model=model, accelerator="auto")
+    assert not model.losses
+    callback = MagnitudePruningCallback(RULES, show_plan=False, allow_untested=True)
+    trainer = make_trainer(tmp_path, strategy=strategy, accelerator="auto", callbacks=[callback], max_epochs=1)
+    trainer.fit(model, make_loader())
+    assert callback.report().sparsity > 0.7
+
+
+def test_a_strategy_that_derives_from_a_tested_one_is_tested():
+    check_strategy(type("MyStrategy", (DDPStrategy,), {})())
+    with pytest.raises(ConfigError, match="not tested with OtherStrategy. It was tested with SingleDeviceStrategy"):
+        check_strategy(type("OtherStrategy", (), {})())
+
+
+def sharded_export_and_hook(folder):
+    messages = []
+    for arguments in ({"export": folder / "model.mlpackage"}, {"masking": "hook"}):
+        callback = MagnitudePruningCallback(RULES, show_plan=False, **arguments)
+        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+        trainer = make_trainer(folder, callbacks=[callback], strategy=strategy, devices=2, max_epochs=1)
+        try:
+            trainer.fit(ShardedToy(), make_loader(2))
+        except ConfigError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_what_cannot_be_done_with_shards_is_refused_before_training(tmp_path):
+    pytest.importorskip("coremltools")
+    for export, hook in launch(sharded_export_and_hook, 2, tmp_path):
+        assert export.startswith("export needs the whole model in one process")
+        assert 'Write masking="resident"' in hook
+
+
+# Odd moments
+
+
+class Fail(Callback):
+    """One rank fails, or is killed, in the middle of training."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and trainer.global_step == 5:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("one rank fails")
+
+
+def odd_moment(folder, how, is_sharded):
+    saver = saver_in(folder, "saved")
+    timeout = timedelta(seconds=8)
+    model = ShardedToy()
+    strategy = (
+        ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, timeout=timeout, save_distributed_checkpoint=False
+        )
+        if is_sharded
+        else DDPStrategy(timeout=timeout)
+    )
+    try:
+        fit(folder, saver, Fail(how), strategy=strategy, devices=2, model=model, enable_checkpointing=True)
+    except Exception as error:
+        hooks = sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+        return type(error).__name__, hooks
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fails", "killed"])
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_rank_that_is_lost_ends_the_others_with_an_error_and_the_run_resumes(tmp_path, how, is_sharded):
+    expected = whole(*single(tmp_path))
+    first, second = launch(odd_moment, 2, tmp_path, how, is_sharded, timeout=60, raises=False)
+    assert first[0] in ("RuntimeError", "DistBackendError", "DistNetworkError")
+    assert first[1] == 0, "a plain module is left"
+    assert isinstance(second, WorkerError) if how == "killed" else second == ("RuntimeError", 0)
+    for one in launch(ddp_resume, 2, tmp_path, tmp_path / "saved" / STEP):
+        assert_same(one, expected)

@@ -256,6 +256,17 @@ def test_a_mask_is_written_in_place_or_not_at_all(options: dict[str, Any]) -> No
     assert torch.equal(held, before)
 
 
+@pytest.mark.parametrize("shape", [(600, 401), (10, 50, 700), (300, 102, 3, 3)])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_nan_in_the_last_group_leaves_an_n_m_mask_alone(shape: tuple[int, ...], dim: int) -> None:
+    weight, mask = torch.randn(shape), torch.rand(shape) < 0.5
+    weight.view(-1)[-1] = torch.nan
+    before = mask.clone()
+    with pytest.raises(PruningError, match="NaN"):
+        n_m_mask(weight, 3, 4, dim=dim, out=mask)
+    assert torch.equal(mask, before)
+
+
 def test_a_weight_is_read_only_and_needs_no_gradient() -> None:
     weight = torch.nn.Parameter(torch.randn(8, 8))
     before = weight.detach().clone()

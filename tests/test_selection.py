@@ -209,11 +209,14 @@ def test_a_new_mask_lies_in_memory_as_its_tensor() -> None:
     assert keep_largest(weight, 7).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("size", [10, 300_000])
+@pytest.mark.parametrize("size", [10, 300_003])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_is_an_error_that_leaves_the_mask_alone(size: int, dtype: torch.dtype) -> None:
-    weight = torch.randn(size).to(dtype)
-    weight[-1] = torch.nan
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("kind", ["normal", "zeros", "levels"])
+def test_nan_is_an_error_that_leaves_the_mask_alone(size: int, dtype: torch.dtype, place: int, kind: str) -> None:
+    weight = torch.randn(size)
+    weight = {"normal": weight, "zeros": torch.zeros(size), "levels": weight.sign()}[kind].to(dtype)
+    weight[place] = -torch.nan
     mask = torch.rand(size) < 0.3
     before = mask.clone()
     with pytest.raises(PruningError, match="NaN has no magnitude to rank by. No mask was changed."):

@@ -110,6 +110,17 @@ def test_reparametrized_weights_become_plain_ones(style):
         assert plain_name("conv.parametrizations.weight.original1") == "conv.weight"
 
 
+def test_sharded_parameters_are_refused():
+    class Sharded(nn.Parameter):
+        def full_tensor(self):
+            raise AssertionError
+
+    model = Small()
+    model.fc.weight = Sharded(torch.ones(4, 16))
+    with pytest.raises(ExportError, match="must be whole on one process"):
+        plain_copy(model)
+
+
 def test_a_model_that_was_not_finalized_is_refused():
     model = Small()
     torch_prune.l1_unstructured(model.conv, "weight", 0.5)

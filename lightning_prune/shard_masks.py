@@ -1,0 +1,218 @@
+"""Masks of weights that several processes hold in pieces: bit for bit those that one process would compute.
+
+Each process computes the part of the mask that belongs to its piece. Ranked are its own weights or blocks; what the
+processes tell each other are counts, and the few rows of a block or an n:m group that a cut goes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, prod
+
+import torch
+from torch import Tensor
+
+from lightning_prune.magnitudes import holds_nan, nan_error
+from lightning_prune.masks import _TINY, Granularity, _block_scores, _group_dims, mask_shape
+from lightning_prune.n_m import n_m_mask
+from lightning_prune.selection import Shard, keep_largest_of_shards, pruned_count
+from lightning_prune.sharding import Box, Sharding
+
+__all__ = ["compute_shard_mask", "gather_state", "present_zero_groups", "whole_rows", "zero_groups"]
+
+
+def compute_shard_mask(
+    values: Tensor,
+    sparsity: float,
+    sharding: Sharding,
+    *,
+    granularity: Granularity = "per_scalar",
+    block_size: int = 1,
+    n_m_ratio: tuple[int, int] | None = None,
+    dim: int = 1,
+    out: Tensor,
+) -> None:
+    """Compute this process's part of the mask of one weight. Every process that holds a part must call it.
+
+    Args:
+        values: This process's piece of the weight, of the shape of ``sharding.box``.
+        sparsity: As in :func:`~lightning_prune.masks.compute_mask`, and so on.
+        sharding: Who holds what.
+        granularity: What is zeroed as one.
+        block_size: Output channels that are pruned together.
+        n_m_ratio: ``(n, m)`` for n:m sparsity.
+        dim: Dimension of the n:m groups.
+        out: This process's part of the mask, bool, written in place.
+
+    Raises:
+        PruningError: A piece of any process holds NaN; raised in every process, and ``out`` is unchanged.
+    """
+    num_zeros = 0 if n_m_ratio is None else pruned_count(n_m_ratio[1], sparsity)
+    if n_m_ratio is not None and num_zeros:
+        group_size = n_m_ratio[1]
+        multiples = tuple(group_size if place == dim else 1 for place in range(values.ndim))
+        if _add_up(sharding, values, [int(holds_nan(values))])[0]:
+            raise nan_error()
+        _on_aligned(
+            values,
+            sharding,
+            multiples,
+            sharding.shape,
+            lambda piece, boxes: n_m_mask(piece, num_zeros, group_size, dim=dim) if piece.numel() else piece.bool(),
+            out,
+        )
+        return
+    if n_m_ratio is not None:
+        granularity, block_size = "per_scalar", 1
+    shape = mask_shape(sharding.shape, granularity=granularity)
+    pruned = pruned_count(prod(shape), sparsity)
+    if pruned in (0, prod(shape)):
+        out.fill_(pruned == 0)
+    elif block_size == 1 and prod(shape) == prod(sharding.shape):
+        shard = sharding.shard(values, sharding.boxes, sharding.shape)
+        keep_largest_of_shards([shard], pruned, reduce=sharding.sum, out=[out])
+    else:
+        block_size = min(block_size, sharding.shape[0])
+        dims = _group_dims(values.ndim, granularity)
+        _on_aligned(
+            values,
+            sharding,
+            _multiples(sharding.shape, dims, block_size),
+            shape,
+            lambda piece, boxes: _keep_blocks(piece, boxes, sharding, block_size, dims, pruned),
+            out,
+        )
+
+
+def zero_groups(values: Tensor, *, granularity: Granularity, block_size: int) -> int:
+    """Number of groups of a weight that are zero; those of a block count only where all of the block is.
+
+    Example:
+        >>> zero_groups(torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]]), granularity="per_scalar", block_size=2)
+        4
+    """
+    dims = _group_dims(values.ndim, granularity)
+    zero = values == 0
+    zero = zero.flatten(dims).all(-1) if dims < zero.ndim else zero
+    if block_size == 1:
+        return int(zero.count_nonzero())
+    return sum(int(block.all(0).sum()) * len(block) for block in torch.split(zero, block_size) if len(block))
+
+
+def present_zero_groups(
+    values: Tensor, sharding: Sharding, *, granularity: Granularity, block_size: int
+) -> tuple[int, int]:
+    """:func:`zero_groups` of a sharded weight, and the number of all groups; every process must call it."""
+    dims = _group_dims(values.ndim, granularity)
+    boxes = sharding.aligned(_multiples(sharding.shape, dims, block_size))
+    piece = sharding.exchange(values, sharding.boxes, boxes)
+    zeros = zero_groups(piece, granularity=granularity, block_size=block_size)
+    return _add_up(sharding, values, [zeros])[0], prod(mask_shape(sharding.shape, granularity=granularity))
+
+
+def gather_state(
+    mask: Tensor, pruned: Tensor | None, weight: Tensor, sharding: Sharding, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor | None] | None:
+    """Bring a mask and what it prunes to the first process, in the memory of its CPU.
+
+    Args:
+        mask: This process's part of the mask, bool.
+        pruned: Dense values where it is False, in its order; None if they are forgotten or all zero.
+        weight: This process's part of the weight, for its shape, dtype and device.
+        sharding: Who holds what.
+        shape: Shape of the whole mask.
+
+    Returns:
+        The same of the whole weight, the mask as bytes; None in all processes but the first.
+    """
+    rows = [one.cpu() for one in sharding.gather(mask, shape) if one is not None]
+    has_values = _add_up(sharding, weight, [int(pruned is not None)])[0] > 0
+    stash = torch.zeros_like(weight)
+    if pruned is not None:
+        stash[~mask.expand(weight.shape)] = pruned
+    whole = torch.cat(rows) if rows else mask
+    values: list[Tensor] = []
+    start = 0
+    for piece in sharding.gather(stash) if has_values else ():
+        if piece is not None:
+            stop = start + len(piece)
+            values.append(piece.cpu()[~whole[start:stop].expand(piece.shape)])
+            start = stop
+    if not sharding.is_first:
+        return None
+    return whole.view(torch.uint8), torch.cat(values) if has_values else None
+
+
+def whole_rows(mask: Tensor, sharding: Sharding, shape: tuple[int, ...], multiple: int) -> Tensor:
+    """This process's share of a mask, cut only between rows, and there only at multiples of ``multiple``.
+
+    Args:
+        mask: This process's part of the mask, bool.
+        sharding: Who holds what of the weight.
+        shape: Shape of the whole mask.
+        multiple: Rows that stay together.
+    """
+    boxes = sharding.aligned((multiple, *sharding.shape[1:]))
+    held = [box.narrowed(shape) for box in sharding.boxes]
+    return sharding.exchange(mask, held, [box.narrowed(shape) for box in boxes])
+
+
+def _add_up(sharding: Sharding, like: Tensor, counts: list[int]) -> list[int]:
+    return [int(count) for count in sharding.sum(torch.tensor(counts, dtype=torch.int64, device=like.device))]
+
+
+def _multiples(shape: tuple[int, ...], dims: int, block_size: int) -> tuple[int, ...]:
+    """Where a weight may be cut: between blocks of rows, and not within a group."""
+    return (block_size, *(size if place >= dims else 1 for place, size in enumerate(shape) if place))
+
+
+def _on_aligned(
+    values: Tensor,
+    sharding: Sharding,
+    multiples: tuple[int, ...],
+    shape: tuple[int, ...],
+    select: Callable[[Tensor, tuple[Box, ...]], Tensor],
+    out: Tensor,
+) -> None:
+    """Compute a mask where no group is cut, and bring its parts to where they belong."""
+    boxes = sharding.aligned(multiples)
+    mask = select(sharding.exchange(values, sharding.boxes, boxes), boxes)
+    held, wanted = ([box.narrowed(shape) for box in some] for some in (boxes, sharding.boxes))
+    out.copy_(sharding.exchange(mask, held, wanted))
+
+
+def _keep_blocks(
+    piece: Tensor, boxes: tuple[Box, ...], sharding: Sharding, block_size: int, dims: int, pruned: int
+) -> Tensor:
+    """The mask of this process's blocks, with length 1 in the dimensions within a group."""
+    rows, groups = sharding.shape[0], sharding.shape[1:dims]
+    shape = (-(-rows // block_size), *groups)
+    keep = rows * prod(groups) - pruned
+    short = rows % block_size or block_size
+    scores = _scores(piece, block_size, dims, torch.promote_types(piece.dtype, torch.float32))
+    if scores.dtype is torch.float32:
+        overflown, sound = _add_up(sharding, piece, [int((scores == inf).sum()), int((scores >= _TINY).sum())])
+        if overflown or sound < min(-(-keep // short), prod(shape)):
+            scores = _scores(piece, block_size, dims, torch.float64)
+    start = boxes[sharding.me].start
+    shard = Shard(scores, shape, (start[0] // block_size, *start[1:dims]))
+    has_last = len(piece) > 0 and start[0] + len(piece) == rows
+    count = -(-keep // block_size)
+    while True:
+        (blocks,) = keep_largest_of_shards([shard], prod(shape) - count, reduce=sharding.sum)
+        if short == block_size:
+            break
+        # Each block kept covers block_size groups, but one of the last row covers fewer: then more blocks are needed.
+        in_last = _add_up(sharding, piece, [int(blocks[-1].sum()) if has_last else 0])[0]
+        missing = keep - count * block_size + (block_size - short) * in_last
+        if missing <= 0:
+            break
+        count += -(-missing // block_size)
+    mask = blocks.repeat_interleave(block_size, 0)[: len(piece)]
+    return mask.reshape(*mask.shape, *(1 for _ in range(piece.ndim - dims)))
+
+
+def _scores(piece: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:
+    if piece.numel() == 0:
+        return piece.new_empty((-(-piece.shape[0] // block_size), *piece.shape[1:dims]), dtype=dtype)
+    return _block_scores(piece, block_size, dims, dtype)
