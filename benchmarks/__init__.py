@@ -1,0 +1,1 @@
+"""Benchmarks beside the peers, each in one run; never part of the tests."""

@@ -115,7 +115,7 @@ def main() -> None:
         rows,
         "python -m benchmarks.bench_export",
         note="Random weights; 'than dense' is against the package of the first row, 'largest error' is of an output on "
-        "fresh inputs as a fraction of its largest value.",
+        "fresh inputs as a fraction of its largest value. Time depends on what else the machine does: compare sizes.",
     )
 
 

@@ -23,7 +23,14 @@ def conv_net() -> tuple[nn.Module, Callable[[], torch.Tensor]]:
     def block(c_in: int, c_out: int) -> list[nn.Module]:
         return [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU()]
 
-    layers = [*block(3, 64), *block(64, 128), nn.MaxPool2d(2), *block(128, 256), *block(256, 256), nn.AdaptiveAvgPool2d(1)]
+    layers = [
+        *block(3, 64),
+        *block(64, 128),
+        nn.MaxPool2d(2),
+        *block(128, 256),
+        *block(256, 256),
+        nn.AdaptiveAvgPool2d(1),
+    ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10)), lambda: torch.randn(8, 3, 32, 32)
 
 

@@ -19,7 +19,7 @@ def import_coremltools() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import coremltools
-        import coremltools.optimize.torch.pruning  # noqa: F401
+        import coremltools.optimize.torch.pruning
     return coremltools
 
 
@@ -28,8 +28,11 @@ def write_table(
 ) -> None:
     """Write a Markdown table under results/, with what made it, and print it."""
     lines = [f"# {title}", "", f"`{command}`", ""]
-    lines += [f"torch {torch.__version__}, Core ML Tools {version('coremltools')}, Python {platform.python_version()}, "
-              f"{torch.get_num_threads()} thread(s), {platform.machine()}. Medians; ratios are of one run. {note}".rstrip(), ""]
+    lines += [
+        f"torch {torch.__version__}, Core ML Tools {version('coremltools')}, Python {platform.python_version()}, "
+        f"{torch.get_num_threads()} thread(s), {platform.machine()}. Medians; ratios are of one run. {note}".rstrip(),
+        "",
+    ]
     lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     text = "\n".join(lines) + "\n"

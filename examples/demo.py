@@ -22,7 +22,9 @@ from lightning_prune.plots import plot_sparsity
 console = Console()
 
 
-def fit(name: str, out: Path, epochs: int, seed: int, callbacks: list | None = None) -> tuple[ConvNet, float, CSVLogger]:
+def fit(
+    name: str, out: Path, epochs: int, seed: int, callbacks: list | None = None
+) -> tuple[ConvNet, float, CSVLogger]:
     """Train one network; returns it, its accuracy on held-out images and its logger."""
     console.rule(name)
     seed_everything(seed, workers=True, verbose=False)
@@ -31,7 +33,7 @@ def fit(name: str, out: Path, epochs: int, seed: int, callbacks: list | None = N
         max_epochs=epochs,
         accelerator="cpu",
         logger=logger,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         log_every_n_steps=10,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -87,8 +89,10 @@ def main() -> None:
     if callback.export_error is not None:
         raise SystemExit(f"The export failed: {callback.export_error}")
     console.print(callback.export_result)
-    dense_size, size = dense_package.nbytes, callback.export_result.nbytes
-    console.print(f"Core ML package: {size:,} bytes pruned, {dense_size:,} bytes dense: {dense_size / size:.2f}x smaller.")
+    dense_size, size = dense_package.package_bytes, callback.export_result.package_bytes
+    console.print(
+        f"Core ML package: {size:,} bytes pruned, {dense_size:,} bytes dense: {dense_size / size:.2f}x smaller."
+    )
     console.print("\nWhere everything is:")
     for what, where in (
         ("logged metrics", Path(logger.log_dir) / "metrics.csv"),

@@ -5,6 +5,7 @@ python examples/tutorial.py --out runs/tutorial
 
 import argparse
 import copy
+import csv
 import logging
 import time
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from digits import ConvNet, Digits
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from text import CEILING, Text, Transformer
 
@@ -26,11 +28,11 @@ from lightning_prune.sensitivity import sensitivity
 console = Console()
 
 
-def fit(model: LightningModule, data: LightningDataModule, epochs: int, callbacks: list | None = None) -> Trainer:
+def fit(model: LightningModule, data: LightningDataModule, epochs: int, out: Path, callbacks: list) -> Trainer:
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        logger=False,
+        logger=CSVLogger(out, name="logs", version=f"{type(model).__name__}-{'pruned' if callbacks else 'dense'}"),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -38,6 +40,14 @@ def fit(model: LightningModule, data: LightningDataModule, epochs: int, callback
     )
     trainer.fit(model, datamodule=data)
     return trainer
+
+
+def logged_sparsity(trainer: Trainer) -> dict[int, float]:
+    """Sparsity by optimizer step, as the callback logged it."""
+    with (Path(trainer.logger.log_dir) / "metrics.csv").open() as file:
+        return {
+            int(row["step"]): float(row["sparsity/global"]) for row in csv.DictReader(file) if row["sparsity/global"]
+        }
 
 
 @torch.no_grad()
@@ -71,7 +81,7 @@ def digits(out: Path, epochs: int) -> None:
     console.rule("Digits: train a dense network")
     seed_everything(0, verbose=False)
     model, data = ConvNet(), Digits()
-    fit(model, data, epochs)
+    fit(model, data, epochs, out, [])
     dense = copy.deepcopy(model)
     console.print(f"Accuracy {accuracy(model, data):.2%}")
 
@@ -88,12 +98,9 @@ def digits(out: Path, epochs: int) -> None:
     console.print(plan)
 
     console.rule("Train along the schedule")
-    trainer = fit(model, data, epochs, [callback])
-    report = callback.report()
-    plot_plan(plan, trainer.global_step, actual={trainer.global_step: report.sparsity}).savefig(
-        out / "digits-plan.png", dpi=100
-    )
-    show_result(model, dense, data, report, out, "digits", "body.3.0.weight")
+    trainer = fit(model, data, epochs, out, [callback])
+    plot_plan(plan, trainer.global_step, actual=logged_sparsity(trainer)).savefig(out / "digits-plan.png", dpi=100)
+    show_result(model, dense, data, callback.report(), out, "digits", "body.3.0.weight")
 
 
 def transformer(out: Path, epochs: int) -> None:
@@ -101,7 +108,7 @@ def transformer(out: Path, epochs: int) -> None:
     console.rule("Text: train a dense transformer")
     seed_everything(0, verbose=False)
     model, data = Transformer(), Text()
-    fit(model, data, epochs)
+    fit(model, data, epochs, out, [])
     dense = copy.deepcopy(model)
     console.print(f"Accuracy {accuracy(model, data):.2%}; nobody can do better than {CEILING:.2%}")
 
@@ -116,7 +123,7 @@ def transformer(out: Path, epochs: int) -> None:
 
     console.rule("Train along the schedule")
     callback = MagnitudePruningCallback(spread.config, show_plan=False)
-    fit(model, data, epochs, [callback])
+    fit(model, data, epochs, out, [callback])
     curves = {"without training": curve, "trained along the schedule": {0.75: accuracy(model, data)}}
     plot_tradeoff(curves, dense=accuracy(dense, data)).savefig(out / "text-tradeoff.png", dpi=100)
     show_result(model, dense, data, callback.report(), out, "text", "encoder.layers.0.linear1.weight")
@@ -158,7 +165,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # networks this small are slower on more
     # how a Trainer could run faster on another machine is not what this tutorial is about
-    warnings.filterwarnings("ignore", message=".*(num_workers|many workers|logging interval|LeafSpec).*")
+    warnings.filterwarnings(
+        "ignore", message=".*(num_workers|many workers|logging interval|LeafSpec|exists and is not empty).*"
+    )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     started = time.perf_counter()
     digits(args.out, args.epochs)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,12 +18,13 @@ from lightning_prune.coreml import CoreMLExport, ExportResult
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError
 from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
-from lightning_prune.plan import PruningPlan, plan_pruning
+from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.report import SparsityReport
 from lightning_prune.schedules import TrainingRun
 from lightning_prune.sharding import reshard_model
 from lightning_prune.strategies import check_strategy
+from lightning_prune.tables import as_text
 
 __all__ = ["MagnitudePruningCallback"]
 
@@ -45,6 +45,8 @@ class MagnitudePruningCallback(Callback):
             A failing export never costs the trained model: it is finalized, and ``export_error`` says what happened.
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
+        keep_zeros: Start a weight that has zeros already, from an earlier pruning, at their share and keep them, where
+            its target asks for as many at least. False lets zeros of an initialisation be trained.
         show_plan: Log the plan at the start of fit, and the report at its end.
         best_at_target: Let monitors compare only networks at the target: until the last update EarlyStopping does not
             end the run, and at that update ModelCheckpoint and EarlyStopping forget the best score so far. Checkpoint
@@ -86,6 +88,7 @@ class MagnitudePruningCallback(Callback):
         export: CoreMLExport | str | os.PathLike[str] | None = None,
         log_layers: bool = True,
         prog_bar: bool = True,
+        keep_zeros: bool = True,
         show_plan: bool = True,
         best_at_target: bool = True,
         log_prefix: str = "sparsity",
@@ -100,6 +103,7 @@ class MagnitudePruningCallback(Callback):
         self.export = CoreMLExport(export) if isinstance(export, (str, os.PathLike)) else export
         self.log_layers = log_layers
         self.prog_bar = prog_bar
+        self.keep_zeros = keep_zeros
         self.show_plan = show_plan
         self.best_at_target = best_at_target
         self.log_prefix = log_prefix
@@ -160,14 +164,16 @@ class MagnitudePruningCallback(Callback):
         """Attach masks to the module, and tell them the optimizers."""
         reshard_model(pl_module)
         self.pruner = MagnitudePruner(pl_module, self.config, masking=self.masking)
-        self.pruner.prepare(inplace=True, keep_zeros=True)
+        self.pruner.prepare(inplace=True, keep_zeros=self.keep_zeros)
         if self.export is not None and self.pruner.is_sharded:
             raise ConfigError(
                 "export needs the whole model in one process, but it is sharded over several (DTensor). Take export "
-                "out, and export a checkpoint afterwards: CoreMLExport(path).save(Model.load_from_checkpoint(checkpoint))."
+                "out, and export a checkpoint afterwards: "
+                "CoreMLExport(path).save(Model.load_from_checkpoint(checkpoint))."
             )
         _refuse_second_pruner(trainer, self.pruner.plan)
         self.pruner.attach_optimizers(*trainer.optimizers)
+        _warn_if_untrained(trainer, self.pruner.plan)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the schedules in steps, and go on where a checkpoint was taken.
@@ -184,21 +190,33 @@ class MagnitudePruningCallback(Callback):
         else:
             pruner.restore_dense({} if self._foreign is None else self._foreign.dense)
             pruner.fast_forward(trainer.global_step)
+        is_pruned_now = pruner.update_count > 0  # what was the best before is not as sparse as this
         self._forget_foreign()
         self._restored, self._is_training = None, True
         self._mask_averages(trainer)
         self._check_replicas(trainer)
-        self._gate = TargetGate() if self.best_at_target and not pruner.is_at_target else None
+        is_open = pruner.is_at_target and not is_pruned_now
+        self._gate = TargetGate() if self.best_at_target and not is_open else None
         if self._gate is not None:
             self._gate.arm(trainer)
+            if pruner.is_at_target:
+                self._open_gate(trainer)
         if self.show_plan:
             _show(pruner.plan)
+        if self.show_plan and pruner.report().sparsity:
+            rank_zero_info(f"Pruning starts from a sparsity of {pruner.report().sparsity:.1%}.")
         last = pruner.last_update_step
         if last is not None and run.total_steps is not None and last > run.total_steps:
             rank_zero_warn(
                 f"The last pruning update is at optimizer step {last}, but this run has {run.total_steps}: it will end "
                 "below the target sparsity. Train longer, or end the schedule earlier, for example with end=0.8."
             )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Heal a step that raised and was caught, and follow optimizers that were replaced."""
+        pruner = self._need_pruner()
+        pruner.reset_optimizers()
+        pruner.attach_optimizers(*trainer.optimizers)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
@@ -215,6 +233,7 @@ class MagnitudePruningCallback(Callback):
             self._mask_averages(trainer)
             self._check_replicas(trainer)
             self._log(trainer, pl_module)
+        pruner.project_if_written()
         if self._gate is not None:
             if pruner.is_at_target:
                 self._open_gate(trainer)
@@ -222,7 +241,9 @@ class MagnitudePruningCallback(Callback):
                 self._gate.arm(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch what EarlyStopping will do."""
+        """Zero what another callback wrote to pruned weights, and watch what EarlyStopping will do."""
+        if self._is_training:
+            self._need_pruner().project()
         if self._gate is not None:
             self._gate.arm(trainer)
 
@@ -234,6 +255,12 @@ class MagnitudePruningCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log once an epoch, whether or not masks changed."""
         self._log(trainer, pl_module)
+        self._need_pruner().project()
+        if trainer.global_step == 0:
+            rank_zero_warn(
+                "An epoch is over, but the Trainer has counted no optimizer step, so nothing was pruned. In manual "
+                "optimization step the optimizers that self.optimizers() gives: others are not counted."
+            )
         if self._gate is not None:
             self._gate.hold(trainer)
 
@@ -267,9 +294,14 @@ class MagnitudePruningCallback(Callback):
         self._is_fitting, self._restored = False, None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save weights under their plain names, also with ``masking="hook"``."""
-        if "state_dict" in checkpoint:
-            checkpoint["state_dict"] = plain_state_dict(checkpoint["state_dict"])
+        """Save pruned weights, and save them under their plain names with ``masking="hook"`` too."""
+        if self.pruner is None or not self.pruner.is_prepared:
+            return
+        self.pruner.project()
+        if self.masking == "hook" and "state_dict" in checkpoint:
+            ours = {f"{one.name}_orig" for one in self.pruner.plan}
+            others = {name for name in checkpoint["state_dict"] if name not in ours}
+            checkpoint["state_dict"] = plain_state_dict(checkpoint["state_dict"], keep=others)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""
@@ -366,14 +398,11 @@ class MagnitudePruningCallback(Callback):
             logger.log_metrics(self.export_result.as_dict(), step=trainer.global_step)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        report = self.report()
-        metrics = {f"{self.log_prefix}/global": report.sparsity}
-        if self.log_layers:
-            metrics |= {f"{self.log_prefix}/{one.name or '(root)'}": one.sparsity for one in report.layers}
+        metrics = self.report().metrics(prefix=self.log_prefix, layers=self.log_layers)
         # For monitors and the progress bar. Loggers are called directly: self.log passes a step on to them only at
         # multiples of log_every_n_steps, which would drop updates.
         for name, value in metrics.items():
-            is_shown = self.prog_bar and name.endswith("/global")
+            is_shown = self.prog_bar and name == f"{self.log_prefix}/global"
             pl_module.log(name, value, prog_bar=is_shown, logger=False, batch_size=1)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
@@ -411,17 +440,37 @@ def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
         if type(error).__name__ != "MisconfigurationException":
             raise
         total = math.inf
-    counts_batches = trainer.max_steps == -1 or total < trainer.max_steps
-    if counts_batches and not pl_module.automatic_optimization and len(trainer.optimizers) > 1:
-        total = math.inf  # how many optimizers step in a batch is up to the module
     batches = trainer.num_training_batches
+    if not pl_module.automatic_optimization:  # how many optimizers step in a batch, and when, is up to the module
+        total, batches = (math.inf if trainer.max_steps == -1 else trainer.max_steps), math.inf
     per_epoch = None if math.isinf(batches) else batches / trainer.accumulate_grad_batches
-    return TrainingRun(int(total) if 0 < total < math.inf else None, per_epoch)
+    return TrainingRun(int(total) if 0 < total < math.inf else None, per_epoch, _is_rehearsal(trainer))
+
+
+def _is_rehearsal(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _warn_if_untrained(trainer: Trainer, plan: PruningPlan) -> None:
+    """Say which weights no optimizer of the Trainer updates, though they could be trained."""
+    known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
+    names = [
+        one.name
+        for one in plan
+        if getattr(parameter := _trained_parameter(one), "requires_grad", False) and id(parameter) not in known
+    ]
+    if names:
+        rank_zero_warn(
+            f"{', '.join(names)} are pruned, but no optimizer of the Trainer updates them: what trains them otherwise "
+            "is not seen. Return their optimizer from configure_optimizers, or leave them out with None."
+        )
+
+
+def _trained_parameter(one: PrunedParameter) -> Any:
+    owner = one.owners[0]
+    return owner.module._parameters.get(owner.attribute, owner.module._parameters.get(f"{owner.attribute}_orig"))
 
 
 def _show(renderable: RenderableType) -> None:
     """Log a table through Lightning's own logger, as ModelSummary does."""
-    console = Console(width=120, file=io.StringIO(), color_system=None)
-    with console.capture() as capture:
-        console.print(renderable)
-    rank_zero_info(f"\n{capture.get().rstrip()}")
+    rank_zero_info(f"\n{as_text(renderable)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import CheckpointError
+from lightning_prune.masks import mask_shape
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sharding import Box
 
@@ -46,12 +47,18 @@ class ParameterState:
         sparsity: Fraction of zeros that the schedule asked for last.
         mask: Bytes 0 and 1 that broadcast over the weight.
         pruned_values: Dense values where the mask is 0, in its order; None if they are forgotten or all zero.
+        floor: Fraction of zeros below which the schedule may not fall, after a change of rules.
+        schedule: The schedule in steps, as plain values, if the rule has it in units of the run and is still the same.
+        is_other_rule: Whether the rule was another one when the state was saved.
     """
 
     initial_sparsity: float
     sparsity: float
     mask: Tensor
     pruned_values: Tensor | None
+    floor: float = 0.0
+    schedule: dict[str, Any] | None = None
+    is_other_rule: bool = False
 
 
 def dump_state(step_count: int, parameters: Iterable[tuple[PrunedParameter, ParameterState]]) -> dict[str, Any]:
@@ -110,16 +117,19 @@ def parse_state(
     ]
 
 
-def plain_state_dict(state_dict: Mapping[str, Any], dense: dict[str, Tensor] | None = None) -> dict[str, Any]:
+def plain_state_dict(
+    state_dict: Mapping[str, Any], dense: dict[str, Tensor] | None = None, *, keep: Container[str] = ()
+) -> dict[str, Any]:
     """Give a state dict the plain names of a model that never heard of pruning, with the pruned weights under them.
 
-    ``weight_orig`` and ``weight_mask``, which Core ML Tools, torch.nn.utils.prune, Lightning's ModelPruning and this
-    library's hook masking make, become ``weight``; metadata of Core ML Tools is left out. Everything else, a buffer
-    that happens to be called ``causal_mask`` too, stays as it is and in its order.
+    ``weight_orig`` and ``weight_mask`` (of zeros and ones), which Core ML Tools, torch.nn.utils.prune, Lightning's
+    ModelPruning and this library's hook masking make, become ``weight``; metadata of Core ML Tools is left out.
+    Everything else, a buffer that happens to be called ``causal_mask`` too, stays as it is and in its order.
 
     Args:
         state_dict: The state dict; not changed.
         dense: Filled with the weights as they were before masking, by plain name.
+        keep: Names that the model itself has, which are left alone.
 
     Example:
         >>> state = {"weight_orig": torch.tensor([1.0, -2.0]), "weight_mask": torch.tensor([1, 0]), "causal_mask": 1}
@@ -131,16 +141,23 @@ def plain_state_dict(state_dict: Mapping[str, Any], dense: dict[str, Tensor] | N
         if "_COREML_/" in name:
             continue
         base, _, suffix = name.rpartition("_")
-        if f"{base}_orig" not in state_dict or f"{base}_mask" not in state_dict:
-            plain[name] = value
-        elif suffix not in ("orig", "mask", "amount"):  # Core ML Tools keeps its sparsity as weight_amount
+        if not _is_masked(state_dict, base) or f"{base}_orig" in keep or suffix not in ("orig", "mask", "amount"):
             plain[name] = value
         elif suffix == "orig":
-            keep = state_dict[f"{base}_mask"].to(value.device) != 0
-            plain[base] = torch.where(keep, value, torch.zeros((), dtype=value.dtype, device=value.device))
+            kept = state_dict[f"{base}_mask"].to(value.device) != 0
+            plain[base] = torch.where(kept, value, torch.zeros((), dtype=value.dtype, device=value.device))
             if dense is not None:
                 dense[base] = value
     return plain
+
+
+def _is_masked(state_dict: Mapping[str, Any], base: str) -> bool:
+    """Whether a state dict holds a weight and its mask, and not two tensors that happen to be called so."""
+    original, mask = state_dict.get(f"{base}_orig"), state_dict.get(f"{base}_mask")
+    if not isinstance(original, Tensor) or not isinstance(mask, Tensor) or mask.ndim != original.ndim:
+        return False
+    fits = all(one in (1, size) for one, size in zip(mask.shape, original.shape, strict=True))
+    return fits and base not in state_dict and bool(((mask == 0) | (mask == 1)).all())
 
 
 def convert_checkpoint(
@@ -189,7 +206,9 @@ class ForeignWeights:
 
     def __init__(self, module: nn.Module) -> None:
         self.dense: dict[str, Tensor] = {}
-        self._handle = module.register_load_state_dict_pre_hook(_PlainNames(self.dense))
+        self._handle = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _PlainNames(self.dense)
+        )
 
     def remove(self) -> None:
         """Let the module load state dicts as before."""
@@ -203,7 +222,7 @@ class _PlainNames:
         self._dense = dense
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-        plain = plain_state_dict(state_dict, self._dense)
+        plain = plain_state_dict(state_dict, self._dense, keep=set(module.state_dict()))
         if plain.keys() != state_dict.keys():
             state_dict.clear()
             state_dict.update(plain)
@@ -214,9 +233,11 @@ def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, An
     values = None if state.pruned_values is None else state.pruned_values.cpu()
     return {
         "shape": list(one.shape),
-        "rule": json.dumps(one.config.as_dict(), default=repr),
+        "rule": _rule_text(one),
+        "schedule": None if one.written is None else json.dumps(one.config.as_dict()["scheduler"], default=repr),
         "initial_sparsity": state.initial_sparsity,
         "sparsity": state.sparsity,
+        "floor": state.floor,
         "mask": packed,
         "mask_shape": list(state.mask.shape),
         "pruned_values": values,
@@ -232,13 +253,27 @@ def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any], box: Box | 
                 "Resume with the model of the checkpoint."
             )
         packed, values, shape = entry["mask"], entry["pruned_values"], tuple(entry["mask_shape"])
+        if shape != mask_shape(one.shape, granularity=one.config.granularity):
+            raise CheckpointError(
+                f"{one.name}: the mask of the checkpoint has shape {shape}, which does not fit the granularity "
+                f"{one.config.granularity} of now. Resume with the granularity of the checkpoint."
+            )
         if _digest(packed, values) != entry["digest"]:
             raise CheckpointError(f"The pruning state of {one.name} is damaged: its digest does not fit its content.")
         if box is None:
             mask = _unpack(packed, 0, prod(shape)).reshape(shape)
         else:
             mask, values = _cut_out(packed, shape, values, one.shape, box)
-        return ParameterState(float(entry["initial_sparsity"]), float(entry["sparsity"]), mask, values)
+        is_other_rule, schedule = entry["rule"] != _rule_text(one), entry["schedule"]
+        return ParameterState(
+            float(entry["initial_sparsity"]),
+            float(entry["sparsity"]),
+            mask,
+            values,
+            float(entry["floor"]),
+            None if schedule is None or is_other_rule else json.loads(schedule),
+            is_other_rule,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"The pruning state of {one.name} is damaged: {error!r} while reading it.") from error
 
@@ -274,13 +309,21 @@ def _cut_out(
 
 
 def _check_rule(one: PrunedParameter, entry: Mapping[str, Any]) -> None:
-    before, now = json.loads(entry.get("rule", "{}")), json.loads(json.dumps(one.config.as_dict(), default=repr))
+    try:
+        before, now = json.loads(entry["rule"]), json.loads(_rule_text(one))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The pruning state of {one.name} is damaged: {error!r} while reading it.") from error
     for field in now:
         if before.get(field) != now[field]:
             raise CheckpointError(
                 f"{one.name}: {field} was {before.get(field)} in the checkpoint and is {now[field]} now. "
-                "Resume with the configuration of the checkpoint, or pass allow_config_change=True to go by the new one."
+                "Resume with the configuration of the checkpoint, or pass allow_config_change=True to change it."
             )
+
+
+def _rule_text(one: PrunedParameter) -> str:
+    """The rule as the user wrote it: a run that is resumed for longer has the same one."""
+    return json.dumps((one.written or one.config).as_dict(), default=repr)
 
 
 def _digest(packed: Tensor, values: Tensor | None) -> int:

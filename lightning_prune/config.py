@@ -139,7 +139,7 @@ class ModuleMagnitudePrunerConfig:
         return cls(**config)
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the values as plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one."""
+        """Give plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         values["scheduler"] = _describe_scheduler(self.schedule)
         if self.n_m_ratio is not None:
@@ -274,7 +274,9 @@ class MagnitudePrunerConfig:
             values = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"The configuration is not valid YAML: {error}") from error
-        return cls.from_dict({} if values is None else values)
+        if values is None:
+            raise ConfigError("The YAML configuration is empty. Write {} to prune every supported module by half.")
+        return cls.from_dict(values)
 
     def as_yaml(self) -> str:
         """Give the configuration as YAML text, from which :meth:`from_yaml` builds an equal one."""
@@ -305,7 +307,8 @@ def load_config(source: object) -> MagnitudePrunerConfig:
     if isinstance(source, ModuleMagnitudePrunerConfig):
         return MagnitudePrunerConfig(global_config=source)
     if isinstance(source, Mapping):
-        return MagnitudePrunerConfig.from_dict(source)
+        is_class = "class_path" in source and set(source) <= {"class_path", "init_args"}  # as LightningCLI writes it
+        return MagnitudePrunerConfig.from_dict(source.get("init_args") or {} if is_class else source)
     if isinstance(source, (str, os.PathLike)):
         return MagnitudePrunerConfig.from_yaml(source)
     if type(source).__module__.startswith("coremltools."):

@@ -61,6 +61,14 @@ class HeldMask(ABC):
         """Make the module agree with the mask, after :meth:`dense`, a change of the mask or of the dense values."""
 
     @abstractmethod
+    def project(self) -> None:
+        """Zero what is pruned and something else has written to, without taking it for a dense value."""
+
+    @abstractmethod
+    def project_if_written(self) -> None:
+        """The same, only if PyTorch has counted a write to the parameter since it was last settled."""
+
+    @abstractmethod
     def release(self) -> None:
         """Forget what was pruned away: the mask will not change any more."""
 
@@ -125,6 +133,14 @@ class HookMask(HeldMask):
             if buffer is not mask and buffer is not None:  # a move to another device makes one buffer two
                 buffer.copy_(mask)
             hook.show(owner.module)
+
+    @override
+    def project(self) -> None:
+        """Nothing to do: every forward makes the weight anew."""
+
+    @override
+    def project_if_written(self) -> None:
+        """Nothing to do, likewise."""
 
     @override
     def release(self) -> None:
@@ -237,6 +253,8 @@ class ResidentMask(HeldMask):
         self._keeps_stash = True
         self._is_folded = False
         self._is_masking = False
+        self._mask_is_new = False
+        self._version = self.parameter._version
         self._masked_gradient: tuple[int, int] | None = None
         self._gradient_hook = self._watch_gradient(one)
 
@@ -273,7 +291,12 @@ class ResidentMask(HeldMask):
         if not self._is_folded:
             return
         self._is_folded = False
-        self._is_masking = self._is_masking or not bool(self.mask.all())
+        self._unfold()
+        self._version = self.parameter._version
+
+    def _unfold(self) -> None:
+        if self._mask_is_new:  # looked at only after an update: it costs a pass, and a device a wait
+            self._is_masking, self._mask_is_new = self._is_masking or not bool(self.mask.all()), False
         if not self._is_masking:
             return
         self._follow_device()
@@ -288,6 +311,7 @@ class ResidentMask(HeldMask):
 
     @override
     def dense(self) -> Tensor:
+        self._mask_is_new = True
         self.fold()
         return local_part(self.parameter)
 
@@ -295,6 +319,20 @@ class ResidentMask(HeldMask):
     def settle(self) -> None:
         self.fold()
         self.unfold()
+
+    @override
+    def project(self) -> None:
+        if self._is_folded:
+            self.unfold()
+        elif self._is_masking:
+            self._follow_device()
+            apply_mask(self.parameter, self.mask)
+
+    @override
+    def project_if_written(self) -> None:
+        if self.parameter._version != self._version:
+            self.project()
+            self._version = self.parameter._version
 
     @override
     def release(self) -> None:
@@ -363,10 +401,11 @@ class OptimizerLink:
     """
 
     def __init__(self, optimizer: Optimizer, masks: Sequence[ResidentMask]) -> None:
-        if not isinstance(optimizer, Optimizer):
+        if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
             raise ConfigError(
-                f"An optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}. "
-                'Give the optimizer that it wraps, or use masking="hook", which needs none.'
+                f"An optimizer must be a torch.optim.Optimizer that was initialised as one, got "
+                f"{type(optimizer).__name__}. Give the optimizer that it wraps, "
+                'or use masking="hook", which needs none.'
             )
         self.optimizer = optimizer
         self._masks = {id(mask.parameter): mask for mask in masks}
@@ -374,6 +413,7 @@ class OptimizerLink:
         self._calls_closure_first = type(optimizer).__module__.startswith("torch.optim")
         self._members: list[ResidentMask] = []
         self._sizes: list[int] = []
+        self._depth = 0
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -387,12 +427,22 @@ class OptimizerLink:
             self._members, self._sizes = [mask for mask in known if mask is not None], sizes
         return iter(self._members)
 
+    def reset(self) -> None:
+        """Take the dense weights away after a step that raised, and never came to its end."""
+        if self._depth:
+            self._depth = 0
+            for mask in self:
+                mask.unfold()
+
     def remove(self) -> None:
         """Leave the optimizer as it was."""
         for handle in self._handles:
             handle.remove()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
+        self._depth += 1
+        if self._depth > 1:  # a subclass called the step of its base, which has the same hooks
+            return None
         closures = [one for one in (*args, *kwargs.values()) if callable(one)]
         if not closures:
             self._fold()
@@ -404,8 +454,10 @@ class OptimizerLink:
         )
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for mask in self:
-            mask.unfold()
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            for mask in self:
+                mask.unfold()
 
     def _fold(self) -> None:
         for mask in self:

@@ -62,9 +62,9 @@ class TargetGate:
             if saver.monitor is None:
                 continue
             forgotten += list(saver.best_k_models)
+            # best_model_path stays until there is a new best: if no validation follows, it is better than nothing
             saver.best_k_models = {}
-            saver.best_model_path = saver.kth_best_model_path = ""
-            saver.best_model_score = None
+            saver.kth_best_model_path = ""
             saver.kth_value = torch.tensor(torch.inf if saver.mode == "min" else -torch.inf)
         return forgotten
 

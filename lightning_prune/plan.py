@@ -18,6 +18,7 @@ from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerC
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
 from lightning_prune.selection import pruned_count
+from lightning_prune.tables import as_text
 
 __all__ = ["SUPPORTED_MODULES", "PrunedParameter", "PruningPlan", "SkippedModule", "plan_pruning"]
 
@@ -43,7 +44,8 @@ class PrunedParameter:
         name: Its name in the state dict, such as ``"body.0.weight"``.
         label: What reports call it: the name of its module, or of the parameter where a module has several.
         owners: The places where it hangs; more than one for a tied parameter.
-        config: What the rule says.
+        config: What the rule says, its schedule in steps once the length of the run is known.
+        written: What the rule says as the user wrote it, where its schedule was in units of the run.
         rule: The path of the rule in the configuration.
         shape: Shape of the weight, ``(C_out, C_in, *K)``.
     """
@@ -54,6 +56,7 @@ class PrunedParameter:
     config: ModuleMagnitudePrunerConfig
     rule: str
     shape: tuple[int, ...]
+    written: ModuleMagnitudePrunerConfig | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -120,6 +123,9 @@ class PruningPlan:
         nothing = dict.fromkeys(("rule", "shape", "structure", "target_sparsity", "zeros", "weights"))
         return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
 
+    def __str__(self) -> str:
+        return as_text(self.__rich__(), width=110)
+
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough."""
         table = Table(title="Pruning plan", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
@@ -168,6 +174,7 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
             found[key] = _tie(found[key], one) if key in found else one
         if not chosen and (next(module.parameters(recurse=False), None) is not None or _is_parametrized(module)):
             skipped.append(SkippedModule(name, type(module).__name__, reason))
+    _check_rules_prune(modules, config, {one.rule for one in found.values()})
     if not found:
         raise ConfigError(
             "The configuration prunes nothing of this model. Its modules with parameters: "
@@ -186,8 +193,11 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
     rule, leaf = match
     if leaf is None:
         return [], f"left dense by {rule}"
-    is_named = rule == f'module_name_configs["{name}"]' or rule.startswith("module_type_configs")
-    if not isinstance(module, SUPPORTED_MODULES) and not is_named:
+    whole_names = (f'module_name_configs["{one}"]' for one in (name, re.escape(name)))
+    is_named = rule in whole_names or rule.startswith("module_type_configs")
+    # a pattern reaches any module whose parameter it names, as "encoder.*" with in_proj_weight does
+    names_parameter = rule.startswith("module_name_configs") and leaf.param_name != "weight"
+    if not isinstance(module, SUPPORTED_MODULES) and not is_named and not names_parameter:
         if all(parameter.ndim < 2 for parameter in module.parameters(recurse=False)):
             return [], "its parameters have rank 1"
         return [], f"{kind} is pruned only where its type or its full name is given"
@@ -200,9 +210,12 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
         raise ConfigError(f'{rule}.param_name: {_called(name, kind)} has no parameter "{leaf.param_name}".{hint}')
     chosen = []
     for attribute in attributes:
-        label = name if attribute == leaf.param_name else ".".join(filter(None, (name, attribute)))
+        is_clear = attribute == leaf.param_name and name != "global"  # "global" is the sum in every report
+        label = name if is_clear else ".".join(filter(None, (name, attribute)))
         owner, path = _resolve(module, attribute, rule, _called(name, kind))
         parameter = getattr(owner.module, owner.attribute)
+        if not isinstance(parameter, UninitializedParameter) and parameter.numel() == 0:
+            return [], "it has no weights"
         full_name = ".".join(filter(None, (name, path)))
         one = PrunedParameter(full_name, label, (owner,), leaf, rule, ())
         _check_prunable(parameter, one, module)
@@ -291,7 +304,10 @@ def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerCon
     for pattern in config.module_name_configs:
         matched = [name for name in modules if re.fullmatch(pattern, name)]
         if not matched:
-            hint = did_you_mean(pattern, modules) or f" It has {', '.join(filter(None, list(modules)[:30]))}."
+            hint = did_you_mean(pattern, modules)
+            if pattern in modules:
+                hint = f" It is a regular expression: write {re.escape(pattern)!r} for that name."
+            hint = hint or f" It has {', '.join(filter(None, list(modules)[:30]))}."
             raise ConfigError(f'module_name_configs["{pattern}"] matches no module of the model.{hint}')
     supported = {cls.__name__ for cls in SUPPORTED_MODULES}
     known = {
@@ -307,6 +323,20 @@ def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerCon
         if key not in known and name not in supported:
             raise ConfigError(
                 f'module_type_configs["{name}"] matches no module of the model.{did_you_mean(name, kinds)}'
+            )
+
+
+def _check_rules_prune(modules: dict[str, nn.Module], config: MagnitudePrunerConfig, used: set[str]) -> None:
+    """Refuse a rule by name that applies to modules of which it prunes none."""
+    for pattern, leaf in config.module_name_configs.items():
+        rule = f'module_name_configs["{pattern}"]'
+        applies = [name for name, module in modules.items() if (config.match(name, module) or ("",))[0] == rule]
+        if leaf is not None and applies and rule not in used:
+            kinds = ", ".join(sorted({type(modules[name]).__name__ for name in applies}))
+            raise ConfigError(
+                f"{rule} prunes nothing: it matches {', '.join(applies[:5])} ({kinds}), where a pattern finds no "
+                f'"{leaf.param_name}" to prune. Write the full name of the module, or a pattern that reaches inside it '
+                f'such as "{pattern}\\..*".'
             )
 
 

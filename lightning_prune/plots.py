@@ -304,10 +304,7 @@ def plot_tradeoff(
         for x, values in points:
             if values.size > 1:
                 axes.plot([x, x], [values.min(), values.max()], "_-", color=color, linewidth=1.2, markersize=9)
-    axes.set_xscale("log")
-    axes.set_xlim(1.08 if ticks and ticks[0] == 0 else 1.15 * (1 - ticks[0]), 0.87 * (1 - ticks[-1]))
-    axes.set_xticks([1 - sparsity for sparsity in ticks], [f"{100 * sparsity:g}%" for sparsity in ticks])
-    axes.xaxis.set_minor_locator(_no_ticks())
+    _scale_by_density(axes, ticks)
     axes.set(xlabel="sparsity (fraction of zeros)", ylabel=metric)
     axes.set_title(f"{metric[:1].upper()}{metric[1:]} against sparsity", loc="left")
     axes.grid(alpha=0.3)
@@ -320,7 +317,8 @@ def plot_sensitivity(
 ) -> Figure:
     """Draw how the score of a model falls as one layer at a time is pruned.
 
-    Up to seven layers are drawn as lines, more as a table of colours.
+    Up to seven layers are drawn as lines, more as a table of colours. As in :func:`plot_tradeoff`, equal distances to
+    the right are equal factors of weights saved, unless all weights of a layer are pruned.
 
     Args:
         sparsities: Fractions in [0, 1].
@@ -335,12 +333,17 @@ def plot_sensitivity(
         return _plot_heat(sparsities, scores, baseline, metric)
     figure, axes = _new_figure()
     axes.axhline(baseline, color="black", linestyle="--", linewidth=1, label=f"unchanged, {baseline:.4g}")
+    is_log = max(sparsities) < 1
+    places = [1 - one for one in sparsities] if is_log else sparsities
     for color, marker, (label, values) in zip(_COLORS, _MARKERS, scores.items(), strict=False):
         label = _shorten(label or "(root)")
-        axes.plot(sparsities, values, marker=marker, color=color, label=label, linewidth=2, markersize=6)
+        axes.plot(places, values, marker=marker, color=color, label=label, linewidth=2, markersize=6)
     axes.set(xlabel="sparsity of the one layer that is pruned", ylabel=metric)
     axes.set_title("Sensitivity to pruning, layer by layer", loc="left")
-    axes.set_xticks(sparsities, [f"{100 * one:g}%" for one in sparsities])
+    if is_log:
+        _scale_by_density(axes, sorted(sparsities))
+    else:
+        axes.set_xticks(sparsities, [f"{100 * one:g}%" for one in sparsities])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -387,6 +390,14 @@ def _follow(one: PrunedParameter, run: TrainingRun, total_steps: int) -> dict[in
         # less than one zero in a group is pruned by single weights
         curve = {step: (pruned_count(group, value) / group) or value for step, value in curve.items()}
     return {**curve, total_steps: curve[max(curve)]}
+
+
+def _scale_by_density(axes: Axes, sparsities: Sequence[float]) -> None:
+    """An axis of densities, a logarithm, sparser to the right, with the sparsities written at it."""
+    axes.set_xscale("log")
+    axes.set_xlim(1.15 * (1 - sparsities[0]), 0.87 * (1 - sparsities[-1]))
+    axes.set_xticks([1 - one for one in sparsities], [f"{100 * one:g}%" for one in sparsities])
+    axes.xaxis.set_minor_locator(_no_ticks())
 
 
 def _finish_sparsity(axes: Axes, target: float | None) -> None:

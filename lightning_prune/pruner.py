@@ -52,6 +52,7 @@ class _Layer:
     initial_sparsity: float
     sharding: Sharding | None = None
     sparsity: float = 0.0
+    floor: float = 0.0
     measured: LayerSparsity | None = None
 
     @property
@@ -165,7 +166,8 @@ class MagnitudePruner:
             inplace: Change the model itself instead of a copy.
             run: Length of the training run, for schedules that are written in its units; see :meth:`resolve`.
             keep_zeros: Start from the sparsity that a weight has already, from an earlier pruning, where that is higher
-                than ``initial_sparsity``. A weight that is zero everywhere was initialised so, and is not meant.
+                than ``initial_sparsity``. A weight with more zeros than its target asks for was initialised so, and is
+                not meant.
 
         Returns:
             The model to train. Its parameters are the same objects, in the same order, if ``inplace``.
@@ -183,6 +185,8 @@ class MagnitudePruner:
         try:
             for one, sharding in zip(plan, shardings, strict=True):
                 present = _present_sparsity(one, sharding) if keep_zeros else 0.0
+                if present > one.config.target_sparsity:  # more than this rule ever makes: an initialisation
+                    present = 0.0
                 held = attach_mask(one, self._masking)
                 layers.append(_Layer(one, held, max(one.config.initial_sparsity, present), sharding))
             for layer in layers:
@@ -240,6 +244,7 @@ class MagnitudePruner:
                 'step() with masking="resident" needs to know the optimizers. '
                 "Call pruner.attach_optimizers(optimizer) after prepare()."
             )
+        self.reset_optimizers()
         self._step_count += 1
         for scheduler, layers in self._groups:
             if scheduler.is_due(self._step_count):
@@ -249,18 +254,8 @@ class MagnitudePruner:
     def fast_forward(self, step_count: int) -> None:
         """Go to a later step of the schedule at once, pruning as far as it has come by then."""
         self._need_prepared("fast_forward")
-        for scheduler, layers in self._groups:
-            due = [step for step in range(self._step_count + 1, step_count + 1) if scheduler.is_due(step)]
-            for layer in layers:
-                sparsity = layer.sparsity
-                for step in due:
-                    sparsity = scheduler.compute_sparsity(step, sparsity, layer)
-                if sparsity > layer.sparsity:
-                    _update(layer, sparsity)
-        self._step_count = step_count
-        for scheduler, layers in self._groups:
-            self._release_if_done(scheduler, layers)
-        _measure_sharded(self._layers)
+        first, self._step_count = self._step_count + 1, step_count
+        self._catch_up(first, self._layers)
 
     def restore_dense(self, dense: Mapping[str, Tensor]) -> None:
         """Put back, behind the masks, what another pruning library had pruned away.
@@ -281,6 +276,21 @@ class MagnitudePruner:
         for name, mask in self.masks().items():
             if name in parameters:
                 apply_mask(parameters[name], mask)
+
+    def reset_optimizers(self) -> None:
+        """Take the dense weights away from an optimizer whose step raised and was caught."""
+        for link in self._links:
+            link.reset()
+
+    def project(self) -> None:
+        """Zero pruned weights that something other than an optimizer has written to."""
+        for layer in self._layers:
+            layer.held.project()
+
+    def project_if_written(self) -> None:
+        """The same where PyTorch counted a write since the last one: next to free, but blind to ``.data``."""
+        for layer in self._layers:
+            layer.held.project_if_written()
 
     def settle(self) -> None:
         """Make every weight agree with its mask again, after something else wrote to it."""
@@ -376,7 +386,9 @@ class MagnitudePruner:
 
         Args:
             state: What :meth:`state_dict` gave. Checked as a whole before anything is changed.
-            allow_config_change: Accept another target, schedule or structure than the state was saved with.
+            allow_config_change: Accept another target or schedule than the state was saved with: the model is pruned
+                at once as far as the new schedule has come by now, and its sparsity never falls below the saved one.
+                Otherwise a schedule in units of the run keeps the steps that it had, also in a run that is longer now.
 
         Raises:
             CheckpointError: The state is damaged, or does not fit the model or the configuration.
@@ -394,19 +406,37 @@ class MagnitudePruner:
             layer.held.mask.copy_(saved.mask)
             layer.held.restore(saved.pruned_values)
             layer.initial_sparsity, layer.sparsity = saved.initial_sparsity, saved.sparsity
+            layer.floor = min(saved.sparsity, layer.target_sparsity) if saved.is_other_rule else saved.floor
             layer.measured = None
-        for scheduler, layers in self._groups:
-            self._release_if_done(scheduler, layers)
-        _measure_sharded(self._layers)
+            if saved.schedule is not None:
+                layer.plan = replace(layer.plan, config=replace(layer.plan.config, scheduler=saved.schedule))
+        self._groups = _group_by_schedule(self._layers)
+        self._catch_up(1, [layer for layer, saved in zip(self._layers, states, strict=True) if saved.is_other_rule])
 
     def _update_group(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
         step = self._step_count
         for layer in layers:
-            sparsity = scheduler.compute_sparsity(step, layer.sparsity, layer)
+            sparsity = max(layer.floor, scheduler.compute_sparsity(step, layer.sparsity, layer))
             if sparsity != layer.sparsity or scheduler.reselects(step):
                 _update(layer, sparsity)
         self._update_count += 1
         self._release_if_done(scheduler, layers)
+
+    def _catch_up(self, first: int, chosen: list[_Layer]) -> None:
+        """Prune layers as far as their schedules, played from step ``first`` to now, say; never less than before."""
+        for scheduler, layers in self._groups:
+            behind = [one for one in layers if any(one is other for other in chosen)]
+            steps = range(first, self._step_count + 1) if behind else ()
+            due = [step for step in steps if scheduler.is_due(step)]
+            for layer in behind:
+                sparsity = layer.sparsity
+                for step in due:
+                    sparsity = scheduler.compute_sparsity(step, sparsity, layer)
+                if sparsity > layer.sparsity:
+                    _update(layer, sparsity)
+                    self._update_count += 1
+            self._release_if_done(scheduler, layers)
+        _measure_sharded(self._layers)
 
     def _release_if_done(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
         last = scheduler.last_update_step
@@ -440,7 +470,7 @@ def _resolve(one: PrunedParameter, run: TrainingRun) -> PrunedParameter:
         resolved = schedule.resolve(run)
     except ConfigError as error:
         raise ConfigError(f"{one.rule}.scheduler.{error}") from error
-    return replace(one, config=replace(one.config, scheduler=resolved))
+    return replace(one, config=replace(one.config, scheduler=resolved), written=one.written or one.config)
 
 
 def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> float:
@@ -519,10 +549,10 @@ def _state_of(layer: _Layer) -> ParameterState | None:
     held, sharding = layer.held, layer.sharding
     mask, values = held.mask, held.pruned_values()
     if sharding is None:
-        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values)
+        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values, layer.floor)
     shape = mask_shape(layer.plan.shape, granularity=layer.plan.config.granularity)
     gathered = gather_state(mask.view(torch.bool), values, local_part(held.parameter), sharding, shape)
-    return None if gathered is None else ParameterState(layer.initial_sparsity, layer.sparsity, *gathered)
+    return None if gathered is None else ParameterState(layer.initial_sparsity, layer.sparsity, *gathered, layer.floor)
 
 
 def _group_by_schedule(layers: list[_Layer]) -> list[tuple[PruningScheduler, list[_Layer]]]:

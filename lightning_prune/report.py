@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
+from lightning_prune.tables import as_text
 
 __all__ = ["LayerSparsity", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
 
@@ -247,29 +248,30 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         writer.writerows({**one, "shape": "x".join(map(str, one["shape"]))} for one in records)
         return text.getvalue()
 
-    def metrics(self, *, layers: bool = True) -> dict[str, float]:
-        """Flat numbers for a logger; the names stay as they are from version to version.
+    def metrics(self, *, prefix: str = "sparsity", layers: bool = True) -> dict[str, float]:
+        """Flat numbers for a logger, of pruned layers only; the names stay as they are from version to version.
 
         Args:
+            prefix: What all names begin with.
             layers: Whether to give the sparsity of each layer too.
 
         Returns:
             ``sparsity/global``, ``sparsity/<layer>``: fraction of zeros. ``sparsity_channels/global``: fraction of
             weights in output channels that are all zero. ``sparsity_block2/global``: fraction of all-zero pairs, left
-            out where it does not apply. ``weights/effective``: number of weights that are not zero.
-            ``bytes/compressed``: see :func:`stored_bytes`, summed over layers. Pruned layers only.
+            out where it does not apply. ``sparsity_weights/effective``: number of weights that are not zero.
+            ``sparsity_bytes/compressed``: see :func:`stored_bytes`, summed over layers.
         """
         total = self.total
         numbers = {
-            "sparsity/global": total.sparsity,
-            "sparsity_channels/global": total.structured_sparsity,
-            "weights/effective": float(total.weights - total.zeros),
-            "bytes/compressed": float(sum(one.sparse_bytes for one in self.layers)),
+            f"{prefix}/global": total.sparsity,
+            f"{prefix}_channels/global": total.structured_sparsity,
+            f"{prefix}_weights/effective": float(total.weights - total.zeros),
+            f"{prefix}_bytes/compressed": float(sum(one.sparse_bytes for one in self.layers)),
         }
         if total.block2_sparsity is not None:
-            numbers["sparsity_block2/global"] = total.block2_sparsity
+            numbers[f"{prefix}_block2/global"] = total.block2_sparsity
         if layers:
-            numbers |= {f"sparsity/{one.name or '(root)'}": one.sparsity for one in self.layers}
+            numbers |= {f"{prefix}/{one.name or '(root)'}": one.sparsity for one in self.layers}
         return numbers
 
     def __rich__(self) -> Table:
@@ -301,10 +303,7 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         return table
 
     def __repr__(self) -> str:
-        console = Console(width=_WIDE, file=io.StringIO(), color_system=None)
-        with console.capture() as capture:
-            console.print(self.__rich__())
-        return capture.get().rstrip()
+        return as_text(self.__rich__(), width=_WIDE)
 
     def _repr_html_(self) -> str:
         """Table for a notebook."""

@@ -44,10 +44,14 @@ class SparsityBounds(Protocol):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Length of a planned training run, in optimizer steps; None where it is not known in advance."""
+    """Length of a planned training run, in optimizer steps; None where it is not known in advance.
+
+    In a rehearsal (``fast_dev_run``) a schedule need not finish.
+    """
 
     total_steps: int | None
     steps_per_epoch: float | None = None
+    is_rehearsal: bool = False
 
     def to_steps(self, moment: Moment, name: str) -> int:
         """Turn a moment of the run into optimizer steps.
@@ -199,9 +203,11 @@ class _SteppedScheduler(PruningScheduler):
             return self
         begin, end = run.to_steps(self.begin, "begin"), run.to_steps(self.end, "end")
         frequency = max(1, run.to_steps(self.frequency, "frequency"))
+        if run.is_rehearsal or not isinstance(self.end, int):
+            end = max(begin, end, 1)  # fractions of a very short run may fall on one step
         if end < max(begin, 1):
             raise ConfigError(f"end must not come before begin, got begin={begin} and end={end} optimizer steps.")
-        if run.total_steps is not None and end > run.total_steps:
+        if run.total_steps is not None and end > run.total_steps and not run.is_rehearsal:
             raise ConfigError(
                 f"end={self.end!r} is optimizer step {end}, but the run has {run.total_steps}: "
                 "the target would never be reached. Train longer, or write an earlier end."

@@ -52,7 +52,9 @@ def test_a_configuration_goes_to_plain_values_and_back():
 
 
 def test_a_schedule_of_the_user_is_found_by_its_class_path():
-    config = ModuleMagnitudePrunerConfig(scheduler={"class_path": f"{__name__}.EveryOther", "init_args": {"limit": 0.5}})
+    config = ModuleMagnitudePrunerConfig(
+        scheduler={"class_path": f"{__name__}.EveryOther", "init_args": {"limit": 0.5}}
+    )
     assert config.scheduler == EveryOther(0.5)
     assert ModuleMagnitudePrunerConfig.from_dict(config.as_dict()) == config
 
@@ -66,7 +68,9 @@ def test_yaml_may_be_a_path_a_text_or_a_file(tmp_path):
     assert load_config(str(path)) == config
     with path.open() as file:
         assert MagnitudePrunerConfig.from_yaml(file) == config
-    assert MagnitudePrunerConfig.from_yaml("global_config: {target_sparsity: 0.25}").global_config.target_sparsity == 0.25
+    assert (
+        MagnitudePrunerConfig.from_yaml("global_config: {target_sparsity: 0.25}").global_config.target_sparsity == 0.25
+    )
 
 
 def test_yaml_errors_are_config_errors(tmp_path):
@@ -153,7 +157,10 @@ def test_the_nearest_rule_wins():
         ({"scheduler": 3}, "scheduler must be a PruningScheduler"),
         ({"scheduler": {"update_steps": []}}, "scheduler.update_steps must not be empty"),
         ({"scheduler": {"update_step": [1]}}, "scheduler.update_step is not a known key. Did you mean 'update_steps'"),
-        ({"scheduler": {"class_path": "os.path.join"}}, "scheduler.class_path must name a subclass of PruningScheduler"),
+        (
+            {"scheduler": {"class_path": "os.path.join"}},
+            "scheduler.class_path must name a subclass of PruningScheduler",
+        ),
         ({"scheduler": {"class_path": "no.such.Thing"}}, "scheduler.class_path must be an importable schedule"),
         ({"target_sparisty": 0.5}, "target_sparisty is not a known key. Did you mean 'target_sparsity'"),
     ],

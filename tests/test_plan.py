@@ -35,7 +35,10 @@ def test_the_plan_says_what_is_pruned_by_which_rule_and_what_is_not_and_why():
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        ({"module_name_configs": {"hed": {}}}, 'module_name_configs\\["hed"\\] matches no module .* Did you mean .head'),
+        (
+            {"module_name_configs": {"hed": {}}},
+            'module_name_configs\\["hed"\\] matches no module .* Did you mean .head',
+        ),
         ({"module_name_configs": {"hed": None}}, "matches no module"),
         ({"module_type_configs": {"Conv2D": {}}}, "matches no module of the model. Did you mean 'Conv2d'"),
         ({"module_type_configs": {nn.LSTM: {}}}, 'module_type_configs\\["LSTM"\\] matches no module'),

@@ -141,7 +141,9 @@ def test_hook_masking_looks_as_core_ml_tools_documents_it():
     parameters = list(model.parameters())
     prepared = MagnitudePruner(model, {"global_config": {"initial_sparsity": 0.5}}).prepare(inplace=True)
     assert prepared is model
-    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True)), "same objects, same order"
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True)), (
+        "same objects, same order"
+    )
     assert [name for name, _ in model.named_parameters()] == [name.replace("weight", "weight_orig") for name in names]
     assert set(dict(model.named_buffers())) == {"0.weight_mask", "1.weight_mask"}
     assert model[0].weight_mask.dtype == torch.uint8
@@ -184,7 +186,7 @@ def test_weights_may_return(masking):
 def test_a_prepared_model_can_be_copied_and_pickled(masking):
     run = Run(RULES["per_scalar"], masking=masking).train(6)
     images = torch.randn(2, 3, 8, 8)
-    for clone in (copy.deepcopy(run.model), pickle.loads(pickle.dumps(run.model))):  # noqa: S301
+    for clone in (copy.deepcopy(run.model), pickle.loads(pickle.dumps(run.model))):
         assert torch.equal(clone(images), run.model(images))
         assert list(clone.state_dict()) == list(run.model.state_dict())
     finalized = run.pruner.finalize(copy.deepcopy(run.model))
@@ -243,7 +245,7 @@ def test_any_wrong_order_says_what_to_call():
         resident.step()
     with pytest.raises(ConfigError, match='masking must be "hook" or "resident"'):
         MagnitudePruner(nn.Linear(4, 4), masking="hooks")
-    with pytest.raises(ConfigError, match="must be a torch.optim.Optimizer, got int"):
+    with pytest.raises(ConfigError, match="must be a torch.optim.Optimizer .* got int"):
         resident.attach_optimizers(3)
 
 
@@ -393,7 +395,9 @@ def test_the_stash_is_dropped_after_the_last_update():
 def test_a_model_may_be_moved_and_cast_after_it_is_prepared():
     model = nn.Linear(8, 8)
     pruner = MagnitudePruner(
-        model, {"global_config": {"scheduler": {"update_steps": [1, 3, 5]}, "initial_sparsity": 0.25}}, masking="resident"
+        model,
+        {"global_config": {"scheduler": {"update_steps": [1, 3, 5]}, "initial_sparsity": 0.25}},
+        masking="resident",
     )
     pruner.prepare(inplace=True)
     model.to(torch.float64)

@@ -118,17 +118,18 @@ def test_what_does_not_apply_is_none_in_the_records_and_minus_one_in_the_mapping
 def test_metrics_are_flat_numbers_with_documented_names():
     report = pruned(RULES["per_scalar"]).report()
     metrics = report.metrics()
-    assert set(metrics) == {
+    whole = {
         "sparsity/global",
         "sparsity_channels/global",
         "sparsity_block2/global",
-        "weights/effective",
-        "bytes/compressed",
-        *(f"sparsity/{name}" for name in ("0", "1", "3")),
+        "sparsity_weights/effective",
+        "sparsity_bytes/compressed",
     }
+    assert set(metrics) == whole | {"sparsity/0", "sparsity/1", "sparsity/3"}
     assert all(type(value) is float for value in metrics.values())
-    assert metrics["weights/effective"] == report.total.weights - report.total.zeros
-    assert set(report.metrics(layers=False)) == {name for name in metrics if name.count("/") and name[-1] not in "013"}
+    assert metrics["sparsity_weights/effective"] == report.total.weights - report.total.zeros
+    assert set(report.metrics(layers=False)) == whole
+    assert set(report.metrics(prefix="a", layers=False)) == {name.replace("sparsity", "a") for name in whole}
 
 
 def test_csv_can_be_read_back():
