@@ -8,6 +8,7 @@ import csv
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from digits import ConvNet, Digits
@@ -22,9 +23,7 @@ from lightning_prune.plots import plot_sparsity
 console = Console()
 
 
-def fit(
-    name: str, out: Path, epochs: int, seed: int, callbacks: list | None = None
-) -> tuple[ConvNet, float, CSVLogger]:
+def fit(name: str, out: Path, epochs: int, seed: int, callbacks: Sequence = ()) -> tuple[ConvNet, float, CSVLogger]:
     """Train one network; returns it, its accuracy on held-out images and its logger."""
     console.rule(name)
     seed_everything(seed, workers=True, verbose=False)
