@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lightning_prune.checkpoint import convert_checkpoint
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
 from lightning_prune.plan import PruningPlan, plan_pruning
@@ -19,9 +20,11 @@ from lightning_prune.schedules import (
     CosineDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
+    TrainingRun,
 )
 
 if TYPE_CHECKING:
+    from lightning_prune.allocation import allocate
     from lightning_prune.callback import MagnitudePruningCallback
     from lightning_prune.coreml import CoreMLExport, ExportResult
     from lightning_prune.metrics import WeightSparsity
@@ -44,7 +47,10 @@ __all__ = [
     "PruningPlan",
     "PruningScheduler",
     "SparsityReport",
+    "TrainingRun",
     "WeightSparsity",
+    "allocate",
+    "convert_checkpoint",
     "plan_pruning",
 ]
 
@@ -55,6 +61,7 @@ _LAZY = {
     "ExportResult": "lightning_prune.coreml",
     "MagnitudePruningCallback": "lightning_prune.callback",
     "WeightSparsity": "lightning_prune.metrics",
+    "allocate": "lightning_prune.allocation",
 }
 
 

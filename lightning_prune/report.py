@@ -281,7 +281,7 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         table.add_column("layer", overflow="fold")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)
-        for heading in ("target", "sparsity", "zeros"):
+        for heading in ("target", "sparsity", "zeros / weights"):
             table.add_column(heading, justify="right", no_wrap=True)
         for one in self.layers:
             table.add_row(
@@ -290,16 +290,13 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
                 one.structure,
                 "" if one.target_sparsity is None else f"{one.target_sparsity:.1%}",
                 f"{one.sparsity:.2%}",
-                f"{one.zeros:,}",
+                f"{one.zeros:,} / {one.weights:,}",
             )
         total = self.total
         table.add_section()
-        table.add_row("global", "", "", "", f"{total.sparsity:.2%}", f"{total.zeros:,}")
+        table.add_row("global", "", "", "", f"{total.sparsity:.2%}", f"{total.zeros:,} / {total.weights:,}")
         dense, sparse = total.dense_bytes, sum(one.sparse_bytes for one in self.layers)
-        table.caption = (
-            f"{total.zeros:,} of {total.weights:,} weights are zero.\n"
-            f"{sparse:,} bytes stored sparse, {dense:,} dense ({dense / max(sparse, 1):.2f}x)."
-        )
+        table.caption = f"{sparse:,} bytes stored sparse, {dense:,} dense ({dense / max(sparse, 1):.2f}x)."
         return table
 
     def __repr__(self) -> str:
