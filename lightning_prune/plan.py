@@ -166,15 +166,17 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
     modules = {_plain_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
     _check_rules_match(modules, config)
     found: dict[int, PrunedParameter] = {}
+    used: set[str] = set()
     skipped: list[SkippedModule] = []
     for name, module in modules.items():
         chosen, reason = _choose(name, module, config)
         for one in chosen:
+            used.add(one.rule)
             key = id(one.parameter)
             found[key] = _tie(found[key], one) if key in found else one
         if not chosen and (next(module.parameters(recurse=False), None) is not None or _is_parametrized(module)):
             skipped.append(SkippedModule(name, type(module).__name__, reason))
-    _check_rules_prune(modules, config, {one.rule for one in found.values()})
+    _check_rules_prune(modules, config, used)
     if not found:
         raise ConfigError(
             "The configuration prunes nothing of this model. Its modules with parameters: "
