@@ -16,9 +16,9 @@ help:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --upgrade "pip>=23"
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 demo: $(READY)
