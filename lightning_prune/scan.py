@@ -19,8 +19,8 @@ __all__ = ["FEW", "Scan", "keep_few"]
 
 # Elements handled at a time: the scratch arrays of a chunk fit a second-level cache of 1 to 2 MiB.
 _CHUNK = 2**17
-# Up to this many elements, keep_few is faster than a scan.
-FEW = _CHUNK
+# Up to this many elements, keep_few is faster than a scan, and takes some 3 MiB.
+FEW = 2**18
 # Sampled elements lie in runs within a cache line, a little over _SAMPLES * N**(2/3) of N elements in all: the cost of
 # the sample and that of the elements in the bracket are then about equal, and vanish beside the scan as N grows.
 _RUN = 8
@@ -33,9 +33,13 @@ _SIGMAS = (3.0, 15.0)
 def _kth_largest(keys: Array, rank: int) -> int:
     """The ``rank``-th largest of a flat array of keys, counted from 1."""
     place = keys.size - rank
-    # NumPy's selection takes twenty times its usual time among equal keys; pruned weights are a mass of zeros.
-    if keys.min() == 0 and place < keys.size - np.count_nonzero(keys):
-        return 0
+    # Among equal keys NumPy's selection takes twenty times as long; pruned weights are a mass of zeros.
+    if keys.min() == 0:
+        zeros = keys.size - int(np.count_nonzero(keys))
+        if place < zeros:
+            return 0
+        if zeros > keys.size // 8:
+            keys, place = keys[keys > 0], place - zeros
     return int(np.partition(keys, place)[place])
 
 
