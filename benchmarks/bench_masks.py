@@ -169,7 +169,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
-def update_rows(threads: int, rounds: int) -> tuple[list[list[str]], dict[str, float]]:
+def update_rows(threads: int, rounds: int) -> tuple[list[list[str]], dict[str, tuple[float, float]]]:
     """One row a network and rule, and the ratios to draw."""
     networks: list[tuple[str, Shapes, dict[str, dict[str, Any]], float]] = [
         ("ResNet-50", resnet50(), RULES, 0.5),
@@ -187,11 +187,10 @@ def update_rows(threads: int, rounds: int) -> tuple[list[list[str]], dict[str, f
                 theirs["torch prune"] = torch_prune(shapes, sparsity)
             quick = {**ours, **floors(shapes)}
             t = interleaved({**quick, **theirs}, rounds, quick=list(quick))
-            ratios[f"{name}, {rule}, {sparsity:.0%}"] = t["their step"] / t["masks"]
+            ratios[f"{name}, {rule}, {sparsity:.0%}"] = (t["their masks"] / t["masks"], t["their step"] / t["step"])
             row = [name, rule, f"{sparsity:.0%}", str(threads), f"{t['masks'] * 1e3:.1f}", f"{t['step'] * 1e3:.1f}"]
             row += [f"{t['their masks'] * 1e3:.0f}", f"{t['their step'] * 1e3:.0f}"]
-            row += [f"{t['their masks'] / t['masks']:.1f}", f"**{t['their step'] / t['masks']:.1f}**"]
-            row += [f"{t['their step'] / t['step']:.1f}"]
+            row += [f"**{t['their masks'] / t['masks']:.1f}**", f"**{t['their step'] / t['step']:.1f}**"]
             row += [f"{t['torch prune'] / t['masks']:.1f}" if "torch prune" in t else ""]
             row += [f"{t['masks'] / t['torch.gt']:.1f}", f"{t['masks'] / t['NumPy']:.1f}"]
             rows.append(row)
@@ -281,7 +280,7 @@ def memory_rows() -> list[list[str]]:
     return rows
 
 
-def draw(ratios: dict[str, float], seconds: dict[int, float], path: Path) -> None:
+def draw(ratios: dict[str, tuple[float, float]], seconds: dict[int, float], path: Path) -> None:
     """Ratios as bars, and the time of an update over its size."""
     import matplotlib
 
@@ -290,9 +289,14 @@ def draw(ratios: dict[str, float], seconds: dict[int, float], path: Path) -> Non
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     names = list(ratios)[::-1]
-    bars = left.barh(names, [ratios[name] for name in names], color="tab:blue")
-    left.bar_label(bars, fmt="%.0fx", padding=3)
-    left.set(title="Mask update, beside Core ML Tools' step()", xlabel="ratio of medians, one run, 1 thread")
+    places = np.arange(len(names))
+    for which, label in ((0, "the masks alone"), (1, "the whole step()")):
+        values = [ratios[name][which] for name in names]
+        bars = left.barh(places + 0.2 - 0.4 * which, values, height=0.4, label=label)
+        left.bar_label(bars, fmt="%.0fx", padding=3, fontsize=8)
+    left.set_yticks(places, names)
+    left.legend(loc="center right")
+    left.set(title="Mask update: times faster than Core ML Tools", xlabel="ratio of medians, one run, 1 thread")
     left.margins(x=0.1)
     sizes = list(seconds)
     right.loglog(sizes, [seconds[size] * 1e3 for size in sizes], "o-", base=2)
@@ -343,7 +347,7 @@ def main() -> None:
         "",
     ]
     headings = ["network", "rule", "sparsity", "threads", "our masks, ms", "our step, ms", "their masks, ms"]
-    headings += ["their step, ms", "masks / masks", "their step / our masks", "step / step", "torch prune / our masks"]
+    headings += ["their step, ms", "masks / masks", "step / step", "torch prune / our masks"]
     lines += table([*headings, "torch.gt passes", "NumPy passes"], rows)
     lines += [f"## Size\n\nTime grows as weights to the power {exponent(seconds):.2f}, from 2^18 to 2^26.", ""]
     sizes = [[f"2^{size.bit_length() - 1}", f"{t * 1e3:.2f}", f"{t / size * 1e9:.2f}"] for size, t in seconds.items()]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from math import sqrt
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, Guard, as_fast_to_compare, clear_signs
@@ -56,7 +55,7 @@ def keep_few(values: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> No
         kept[np.flatnonzero(keys == threshold)[-excess:]] = False
     start = 0
     for mask in masks:
-        mask.copy_(torch.from_numpy(kept[start : start + mask.numel()]).view(mask.shape))
+        np.copyto(mask.numpy(), kept[start : start + mask.numel()].reshape(mask.shape))
         start += mask.numel()
 
 
