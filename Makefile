@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= runs
 
-.PHONY: demo test check lint bench clean
+.PHONY: help demo test check lint bench clean
 .DEFAULT_GOAL := help
 
 help:

@@ -13,12 +13,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
+from lightning_prune.class_names import is_a
 from lightning_prune.config import load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError
 from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
-from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
+from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.report import SparsityReport
 from lightning_prune.schedules import TrainingRun
@@ -157,7 +158,7 @@ class MagnitudePruningCallback(Callback):
         self._foreign = ForeignWeights(pl_module)
         # a new list: the Trainer is walking over the old one
         others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
-        first_checkpoint = next((i for i, one in enumerate(others) if _is_a(one, "Checkpoint")), len(others))
+        first_checkpoint = next((i for i, one in enumerate(others) if is_a(one, "Checkpoint")), len(others))
         trainer.callbacks = [*others[:first_checkpoint], self, *others[first_checkpoint:]]  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,7 +174,7 @@ class MagnitudePruningCallback(Callback):
             )
         _refuse_second_pruner(trainer, self.pruner.plan)
         self.pruner.attach_optimizers(*trainer.optimizers)
-        _warn_if_untrained(trainer, self.pruner.plan)
+        _warn_if_untrained(trainer, self.pruner)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the schedules in steps, and go on where a checkpoint was taken.
@@ -342,7 +343,7 @@ class MagnitudePruningCallback(Callback):
 
     def _check_replicas(self, trainer: Trainer) -> None:
         """Stop all processes of a data-parallel run if one of them has gone its own way."""
-        if trainer.world_size > 1 and _is_a(trainer.strategy, "DDPStrategy"):
+        if trainer.world_size > 1 and is_a(trainer.strategy, "DDPStrategy"):
             self._need_pruner().check_replicas()
 
     def _open_gate(self, trainer: Trainer) -> None:
@@ -413,11 +414,6 @@ class MagnitudePruningCallback(Callback):
         return self.pruner
 
 
-def _is_a(part: object, *names: str) -> bool:
-    """Whether a part of Lightning is of a class: by name, since lightning and pytorch_lightning have a class each."""
-    return any(cls.__name__ in names for cls in type(part).__mro__)
-
-
 def _refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
     """Refuse Lightning's ModelPruning on a parameter of the plan: it would rename it at the end of the first epoch."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -434,41 +430,28 @@ def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
     """Length of the planned run in optimizer steps, as far as it can be known."""
     try:
         total = float(trainer.estimated_stepping_batches)
-    except (
-        Exception
-    ) as error:  # Lightning cannot tell for changing accumulation, and says so by an exception of its own
-        if type(error).__name__ != "MisconfigurationException":
+    except Exception as error:
+        if not is_a(
+            error, "MisconfigurationException"
+        ):  # how Lightning says that it cannot tell, as while this changes
             raise
         total = math.inf
     batches = trainer.num_training_batches
     if not pl_module.automatic_optimization:  # how many optimizers step in a batch, and when, is up to the module
         total, batches = (math.inf if trainer.max_steps == -1 else trainer.max_steps), math.inf
     per_epoch = None if math.isinf(batches) else batches / trainer.accumulate_grad_batches
-    return TrainingRun(int(total) if 0 < total < math.inf else None, per_epoch, _is_rehearsal(trainer))
+    return TrainingRun(int(total) if 0 < total < math.inf else None, per_epoch, bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
 
 
-def _is_rehearsal(trainer: Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def _warn_if_untrained(trainer: Trainer, plan: PruningPlan) -> None:
+def _warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
     """Say which weights no optimizer of the Trainer updates, though they could be trained."""
     known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
-    names = [
-        one.name
-        for one in plan
-        if getattr(parameter := _trained_parameter(one), "requires_grad", False) and id(parameter) not in known
-    ]
+    names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
     if names:
         rank_zero_warn(
             f"{', '.join(names)} are pruned, but no optimizer of the Trainer updates them: what trains them otherwise "
             "is not seen. Return their optimizer from configure_optimizers, or leave them out with None."
         )
-
-
-def _trained_parameter(one: PrunedParameter) -> Any:
-    owner = one.owners[0]
-    return owner.module._parameters.get(owner.attribute, owner.module._parameters.get(f"{owner.attribute}_orig"))
 
 
 def _show(renderable: RenderableType) -> None:

@@ -189,7 +189,7 @@ class _MaskedForward(prune.BasePruningMethod):
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         return default_mask
 
-    def show(self, module: nn.Module, *_: Any) -> None:
+    def show(self, module: nn.Module) -> None:
         """Set the pruned weight for readers; outside a forward it carries no graph, so the module can be copied."""
         with torch.no_grad():
             setattr(module, self._tensor_name, self.apply_mask(module))
@@ -271,11 +271,6 @@ class ResidentMask(HeldMask):
         handle = parameter.register_post_accumulate_grad_hook(self._mask_gradient_of)  # type: ignore[no-untyped-call]
         parameter.requires_grad_(is_trained)
         return handle
-
-    @property
-    def is_folded(self) -> bool:
-        """Whether the parameter holds the dense values at this moment."""
-        return self._is_folded
 
     def fold(self) -> None:
         """Put what was pruned away back into the parameter."""

@@ -18,14 +18,23 @@ from lightning_prune.magnitudes import mark_changed, mask_to_write
 from lightning_prune.n_m import n_m_mask
 from lightning_prune.selection import keep_largest, pruned_count
 
-__all__ = ["Granularity", "compute_mask", "magnitude_mask", "mask_shape", "n_m_mask"]
+__all__ = [
+    "TINY",
+    "Granularity",
+    "block_scores",
+    "compute_mask",
+    "group_dims",
+    "magnitude_mask",
+    "mask_shape",
+    "n_m_mask",
+]
 
 Granularity: TypeAlias = Literal["per_scalar", "per_kernel", "per_channel"]
 
 # Weights converted to another dtype at a time.
 _CHUNK = 2**17
 # A sum of squares below this has lost bits to underflow, in float32.
-_TINY = 2.0**-100
+TINY = 2.0**-100
 
 
 def mask_shape(shape: tuple[int, ...], *, granularity: Granularity = "per_scalar") -> tuple[int, ...]:
@@ -45,7 +54,7 @@ def mask_shape(shape: tuple[int, ...], *, granularity: Granularity = "per_scalar
         >>> mask_shape((64, 32, 3, 3), granularity="per_kernel")
         (64, 32, 1, 1)
     """
-    dims = _group_dims(len(shape), granularity)
+    dims = group_dims(len(shape), granularity)
     return tuple(shape[:dims]) + (1,) * (len(shape) - dims)
 
 
@@ -135,7 +144,7 @@ def magnitude_mask(
         return out.fill_(pruned == 0)
     if block_size == 1 and prod(shape) == weight.numel():
         return keep_largest(weight, pruned, out=out)
-    dims = _group_dims(weight.ndim, granularity)
+    dims = group_dims(weight.ndim, granularity)
     _keep_blocks(weight, min(block_size, shape[0]), pruned, out[(...,) + (0,) * (weight.ndim - dims)])
     return out
 
@@ -146,7 +155,7 @@ def _fraction(sparsity: float) -> float:
     return sparsity
 
 
-def _group_dims(rank: int, granularity: Granularity) -> int:
+def group_dims(rank: int, granularity: Granularity) -> int:
     """How many leading dimensions tell the groups apart; the others lie within a group."""
     dims = {"per_scalar": rank, "per_kernel": 2, "per_channel": 1}.get(granularity)
     if dims is None:
@@ -161,10 +170,10 @@ def _keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> N
     keep = out.numel() - pruned
     rows = out.shape[0]
     short = rows % block_size or block_size
-    scores = _block_scores(weight, block_size, out.ndim, torch.promote_types(weight.dtype, torch.float32))
+    scores = block_scores(weight, block_size, out.ndim, torch.promote_types(weight.dtype, torch.float32))
     if scores.dtype is torch.float32 and _out_of_range(scores, -(-keep // short)):
         # The squares of float32 magnitudes neither overflow nor vanish in float64.
-        scores = _block_scores(weight, block_size, out.ndim, torch.float64)
+        scores = block_scores(weight, block_size, out.ndim, torch.float64)
     count = -(-keep // block_size)
     if block_size == 1:
         keep_largest(scores, scores.numel() - count, out=out)
@@ -194,10 +203,10 @@ def _out_of_range(scores: Tensor, keep: int) -> bool:
     # NumPy reads faster than PyTorch, and waits for no other thread.
     ends = (scores.numpy().min(), scores.numpy().max()) if scores.device.type == "cpu" else scores.aminmax()
     smallest, largest = map(float, ends)
-    return largest == inf or (smallest < _TINY and int((scores >= _TINY).count_nonzero()) < keep)
+    return largest == inf or (smallest < TINY and int((scores >= TINY).count_nonzero()) < keep)
 
 
-def _block_scores(weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:
+def block_scores(weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:
     """Squared L2 norm of each block, ``(ceil(C_out / block_size), *groups)``, with ``dims`` dimensions."""
     rows = weight.shape[0]
     group = weight[(slice(-(-rows // block_size)), ...) + (0,) * (weight.ndim - dims)]

@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 
+from lightning_prune.class_names import is_a
+
 __all__ = ["TargetGate"]
 
 _NOT_STOPPED = -1
 
 
 class TargetGate:
-    """Holds back the monitors of a Trainer until the target sparsity is reached.
-
-    Callbacks are told apart by the names of their classes, since lightning and pytorch_lightning have one each.
-    """
+    """Holds back the monitors of a Trainer until the target sparsity is reached."""
 
     def __init__(self) -> None:
         self._was_stopping = False
@@ -70,6 +69,4 @@ class TargetGate:
 
 
 def _find(trainer: Any, name: str) -> Iterator[Any]:
-    for callback in trainer.callbacks:
-        if any(cls.__name__ == name for cls in type(callback).__mro__):
-            yield callback
+    yield from (callback for callback in trainer.callbacks if is_a(callback, name))

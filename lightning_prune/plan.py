@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,12 +67,12 @@ class PrunedParameter:
     @property
     def numel(self) -> int:
         """Number of weights."""
-        return _product(self.shape)
+        return math.prod(self.shape)
 
     @property
     def target_zeros(self) -> int:
         """Weights that are zero at the target; an upper bound for blocks and for n:m with padded rows."""
-        groups = _product(mask_shape(self.shape, granularity=self.config.granularity))
+        groups = math.prod(mask_shape(self.shape, granularity=self.config.granularity))
         return pruned_count(groups, self.config.target_sparsity) * (self.numel // groups)
 
     @property
@@ -368,10 +369,3 @@ def _is_inner(name: str) -> bool:
 def _plain_name(name: str) -> str:
     """The name without the wrapper that torch.compile puts around a module."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

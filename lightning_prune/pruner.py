@@ -159,6 +159,10 @@ class MagnitudePruner:
         """Bool masks (True = keep) by parameter name; views that follow the updates and broadcast over the weights."""
         return {layer.plan.name: layer.held.mask.view(torch.bool) for layer in self._layers}
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The Parameters that are pruned, as an optimizer knows them, by the names that they have without pruning."""
+        return {layer.plan.name: layer.held.parameter for layer in self._layers}
+
     def prepare(self, inplace: bool = False, *, run: TrainingRun | None = None, keep_zeros: bool = False) -> nn.Module:
         """Attach masks, at the initial sparsity.
 
@@ -224,11 +228,11 @@ class MagnitudePruner:
             LifecycleError: The model is not prepared.
         """
         self._need_prepared("attach_optimizers")
-        held = [layer.held for layer in self._layers]
-        resident = [mask for mask in held if isinstance(mask, ResidentMask)]
         known = {id(link.optimizer) for link in self._links}
-        if resident:
-            self._links += [OptimizerLink(one, resident) for one in optimizers if id(one) not in known]
+        new = [one for one in optimizers if id(one) not in known]
+        if new and self._masking == "resident":
+            masks = [layer.held for layer in self._layers if isinstance(layer.held, ResidentMask)]
+            self._links += [OptimizerLink(one, masks) for one in new]
 
     def step(self) -> None:
         """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
@@ -474,7 +478,7 @@ def _resolve(one: PrunedParameter, run: TrainingRun) -> PrunedParameter:
 
 
 def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> float:
-    """Fraction of groups of a weight that are zero already; 0 where all of them are."""
+    """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
     weight, config = local_part(one.parameter), one.config
     if sharding is None:
         groups = math.prod(mask_shape(one.shape, granularity=config.granularity))
@@ -528,20 +532,7 @@ def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> Laye
     if len(rows):
         here = measure_layer(local, rows)
         counts += torch.tensor([here.zeros, here.zero_channels, here.zero_pairs or 0], device=mask.device)
-    zeros, channels, pairs = sharding.sum(counts).tolist()
-    is_even = one.shape[0] % 2 == 0
-    return LayerSparsity(
-        name=one.label,
-        shape=one.shape,
-        structure=one.structure,
-        target_sparsity=one.config.target_sparsity,
-        weights=one.numel,
-        zeros=zeros,
-        channels=one.shape[0],
-        zero_channels=channels,
-        pairs=one.numel // 2 if is_even else None,
-        zero_pairs=pairs if is_even else None,
-    )
+    return LayerSparsity.of(one, *sharding.sum(counts).tolist())
 
 
 def _state_of(layer: _Layer) -> ParameterState | None:

@@ -55,6 +55,23 @@ class LayerSparsity:
     pairs: int | None
     zero_pairs: int | None
 
+    @classmethod
+    def of(cls, one: PrunedParameter, zeros: int, zero_channels: int, zero_pairs: int | None) -> LayerSparsity:
+        """Give the counts of one parameter their place beside what its plan says."""
+        is_paired = one.shape[0] % 2 == 0
+        return cls(
+            name=one.label,
+            shape=one.shape,
+            structure=one.structure,
+            target_sparsity=one.config.target_sparsity,
+            weights=one.numel,
+            zeros=zeros,
+            channels=one.shape[0],
+            zero_channels=zero_channels,
+            pairs=one.numel // 2 if is_paired else None,
+            zero_pairs=zero_pairs if is_paired else None,
+        )
+
     @property
     def sparsity(self) -> float:
         """Fraction of weights that are zero."""
@@ -151,20 +168,9 @@ def _find_n_m(mask: Tensor, zeros: int) -> str | None:
 
 def measure_layer(one: PrunedParameter, mask: Tensor) -> LayerSparsity:
     """Count the zeros of a mask, bytes 0 and 1 or bool, that broadcasts over the weight of ``one``."""
-    is_even = one.shape[0] % 2 == 0
     mask = mask.view(torch.bool) if mask.dtype == torch.uint8 else mask
-    return LayerSparsity(
-        name=one.label,
-        shape=one.shape,
-        structure=one.structure,
-        target_sparsity=one.config.target_sparsity,
-        weights=one.numel,
-        zeros=count_zeros(mask, shape=one.shape),
-        channels=one.shape[0],
-        zero_channels=zero_channels(mask, shape=one.shape),
-        pairs=one.numel // 2 if is_even else None,
-        zero_pairs=zero_blocks(mask, 2, shape=one.shape) if is_even else None,
-    )
+    zeros, channels = count_zeros(mask, shape=one.shape), zero_channels(mask, shape=one.shape)
+    return LayerSparsity.of(one, zeros, channels, zero_blocks(mask, 2, shape=one.shape))
 
 
 class SparsityReport(Mapping[str, dict[str, Any]]):

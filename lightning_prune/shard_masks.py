@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.magnitudes import holds_nan, nan_error
-from lightning_prune.masks import _TINY, Granularity, _block_scores, _group_dims, mask_shape
+from lightning_prune.masks import TINY, Granularity, block_scores, group_dims, mask_shape
 from lightning_prune.n_m import n_m_mask
 from lightning_prune.selection import Shard, keep_largest_of_shards, pruned_count
 from lightning_prune.sharding import Box, Sharding
@@ -73,7 +73,7 @@ def compute_shard_mask(
         keep_largest_of_shards([shard], pruned, reduce=sharding.sum, out=[out])
     else:
         block_size = min(block_size, sharding.shape[0])
-        dims = _group_dims(values.ndim, granularity)
+        dims = group_dims(values.ndim, granularity)
         _on_aligned(
             values,
             sharding,
@@ -91,7 +91,7 @@ def zero_groups(values: Tensor, *, granularity: Granularity, block_size: int) ->
         >>> zero_groups(torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]]), granularity="per_scalar", block_size=2)
         4
     """
-    dims = _group_dims(values.ndim, granularity)
+    dims = group_dims(values.ndim, granularity)
     zero = values == 0
     zero = zero.flatten(dims).all(-1) if dims < zero.ndim else zero
     if block_size == 1:
@@ -103,7 +103,7 @@ def present_zero_groups(
     values: Tensor, sharding: Sharding, *, granularity: Granularity, block_size: int
 ) -> tuple[int, int]:
     """:func:`zero_groups` of a sharded weight, and the number of all groups; every process must call it."""
-    dims = _group_dims(values.ndim, granularity)
+    dims = group_dims(values.ndim, granularity)
     boxes = sharding.aligned(_multiples(sharding.shape, dims, block_size))
     piece = sharding.exchange(values, sharding.boxes, boxes)
     zeros = zero_groups(piece, granularity=granularity, block_size=block_size)
@@ -191,7 +191,7 @@ def _keep_blocks(
     short = rows % block_size or block_size
     scores = _scores(piece, block_size, dims, torch.promote_types(piece.dtype, torch.float32))
     if scores.dtype is torch.float32:
-        overflown, sound = _add_up(sharding, piece, [int((scores == inf).sum()), int((scores >= _TINY).sum())])
+        overflown, sound = _add_up(sharding, piece, [int((scores == inf).sum()), int((scores >= TINY).sum())])
         if overflown or sound < min(-(-keep // short), prod(shape)):
             scores = _scores(piece, block_size, dims, torch.float64)
     start = boxes[sharding.me].start
@@ -215,4 +215,4 @@ def _keep_blocks(
 def _scores(piece: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:
     if piece.numel() == 0:
         return piece.new_empty((-(-piece.shape[0] // block_size), *piece.shape[1:dims]), dtype=dtype)
-    return _block_scores(piece, block_size, dims, dtype)
+    return block_scores(piece, block_size, dims, dtype)

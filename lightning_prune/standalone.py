@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lightning_prune.class_names import is_a
 from lightning_prune.errors import ExportError
 
 __all__ = ["Standalone", "call_arguments", "plain_copy", "plain_name", "submodule_inputs"]
@@ -135,11 +136,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def quieten(module: nn.Module) -> None:
-    """Turn the logging of a copied LightningModule into no-ops: its trainer stayed behind.
-
-    Known by its name, so that both ``lightning`` and ``pytorch_lightning`` are met and neither is imported.
-    """
-    if any(cls.__name__ == "LightningModule" for cls in type(module).__mro__):
+    """Turn the logging of a copied LightningModule into no-ops: its trainer stayed behind."""
+    if is_a(module, "LightningModule"):
         for method in ("log", "log_dict", "print"):
             object.__setattr__(module, method, ignore)
 

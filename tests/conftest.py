@@ -73,6 +73,17 @@ def make_loader(batches: int = 8, batch_size: int = 8, *, shuffle: bool = False)
     return DataLoader(TensorDataset(images, labels), batch_size, shuffle=shuffle)
 
 
+def assert_plain(model: nn.Module) -> None:
+    """No trace of pruning but the zeros is left on a :class:`ToyModule`."""
+    for module in model.modules():
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+        assert not module._load_state_dict_pre_hooks
+    for parameter in model.parameters():
+        assert not parameter._post_accumulate_grad_hooks
+    assert list(model.state_dict()) == list(ToyModule().state_dict())
+
+
 class ResumableLoader:
     """Batches in order; a Trainer that resumes in the middle of an epoch goes on with the next one."""
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import POLYNOMIAL, ToyModule, make_loader, make_trainer, sparsity_of
+from conftest import POLYNOMIAL, ToyModule, assert_plain, make_loader, make_trainer, sparsity_of
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -20,16 +20,6 @@ def fit(tmp_path, callback, *, model=None, batches=8, callbacks=(), **arguments)
     trainer = make_trainer(tmp_path, callbacks=[callback, *callbacks], **{"max_epochs": 2, **arguments})
     trainer.fit(model, make_loader(batches), make_loader(2))
     return model, trainer
-
-
-def assert_plain(model: nn.Module) -> None:
-    for module in model.modules():
-        assert not module._forward_pre_hooks
-        assert not module._forward_hooks
-        assert not module._load_state_dict_pre_hooks
-    for parameter in model.parameters():
-        assert not parameter._post_accumulate_grad_hooks
-    assert list(model.state_dict()) == list(ToyModule().state_dict())
 
 
 @pytest.mark.parametrize("masking", ["resident", "hook"])

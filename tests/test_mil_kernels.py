@@ -16,10 +16,11 @@ from lightning_prune.mil_kernels import KERNELS
 from lightning_prune.mil_run import run
 from lightning_prune.mil_shapes import CannotRun
 
-X = torch.randn(2, 4, 6, 8)
-POSITIVE = torch.rand(2, 4, 6, 8) + 0.5
-INDEX = torch.randint(0, 4, (2, 4, 6, 8))
-CONV, UP = torch.randn(2, 4, 3, 3), torch.randn(4, 2, 3, 3)
+SEEDED = torch.Generator().manual_seed(0)
+X = torch.randn(2, 4, 6, 8, generator=SEEDED)
+POSITIVE = torch.rand(2, 4, 6, 8, generator=SEEDED) + 0.5
+INDEX = torch.randint(0, 4, (2, 4, 6, 8), generator=SEEDED)
+CONV, UP = torch.randn(2, 4, 3, 3, generator=SEEDED), torch.randn(4, 2, 3, 3, generator=SEEDED)
 
 # What a converter makes of torch functions; ``x`` is any, ``p`` positive, ``i`` integer.
 FUNCTIONS = {
@@ -115,7 +116,7 @@ def test_what_a_converter_makes_of_torch_functions_runs_to_the_same_results(name
     export = CoreMLExport(path, (X, POSITIVE, INDEX), frontend=frontend, minimum_deployment_target=target)
     result = export.save(Calls(FUNCTIONS[name]))
     assert result.not_checked == ()
-    assert result.max_error < 5e-3  # what the library allows in float16; the inputs are new in every run
+    assert result.max_error < 1e-3
     assert {op.type for op in walk(read_package(path).main)} <= KERNELS.keys()
 
 

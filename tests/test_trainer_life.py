@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ResumableLoader, ToyModule, make_loader, make_trainer, sparsity_of
+from conftest import ResumableLoader, ToyModule, assert_plain, make_loader, make_trainer, sparsity_of
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
@@ -78,13 +78,7 @@ def assert_same(ours: dict, theirs: dict) -> None:
 
 
 def assert_plain_and_usable(model: nn.Module) -> None:
-    for module in model.modules():
-        assert not module._forward_pre_hooks
-        assert not module._forward_hooks
-        assert not module._load_state_dict_pre_hooks
-    for parameter in model.parameters():
-        assert not parameter._post_accumulate_grad_hooks
-    assert list(model.state_dict()) == list(ToyModule().state_dict())
+    assert_plain(model)
     copy.deepcopy(model)
     pickle.dumps(nn.ModuleDict(dict(model.named_children())))
 
