@@ -1,10 +1,11 @@
 """What pruning costs a training step, beside Core ML Tools and a dense model: one run, interleaved, medians, ratios.
 
-python -m benchmarks.bench_training --threads 1
+python -m benchmarks.bench_training --threads 1 2
 """
 
 import argparse
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -64,10 +65,11 @@ NETS = {"conv net": conv_net, "MLP": mlp, "transformer": transformer}
 class Contender:
     """One model in training, one optimizer step a call."""
 
-    def __init__(self, kind: str, net: str, theirs: object) -> None:
+    def __init__(self, kind: str, net: str, theirs: object, is_compiled: bool) -> None:
         torch.manual_seed(0)
         self.model, make_inputs = NETS[net]()
         self.inputs, self.pruner = make_inputs(), None
+        self.run = self.model
         config = {"global_config": DONE if kind.endswith("done") else RULE}
         if kind.startswith("Core ML Tools"):
             self.pruner = theirs.MagnitudePruner(self.model, theirs.MagnitudePrunerConfig.from_dict(config))
@@ -78,38 +80,40 @@ class Contender:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         if isinstance(self.pruner, MagnitudePruner):
             self.pruner.attach_optimizers(self.optimizer)
+        if is_compiled:
+            self.run = torch.compile(self.model)
         for _ in range(3):
             self.step()
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        self.model(self.inputs).square().mean().backward()
+        self.run(self.inputs).square().mean().backward()
         self.optimizer.step()
         if self.pruner is not None:
             self.pruner.step()
 
     def evaluate(self) -> None:
         with torch.no_grad():
-            self.model(self.inputs[:1])
+            self.run(self.inputs[:1])
 
 
 KINDS = ("dense", "Core ML Tools", "hook", "resident", "Core ML Tools, done", "hook, done", "resident, done")
 
 
-def measure(net: str, theirs: object, rounds: int) -> dict[str, tuple[float, float]]:
+def measure(net: str, theirs: object, rounds: int, is_compiled: bool) -> dict[str, tuple[float, float]]:
     """Median seconds of a training step and of an evaluation at batch 1, by contender."""
-    contenders = {kind: Contender(kind, net, theirs) for kind in KINDS}
+    contenders = {kind: Contender(kind, net, theirs, is_compiled) for kind in KINDS}
     train: dict[str, list[float]] = {kind: [] for kind in KINDS}
     evaluate: dict[str, list[float]] = {kind: [] for kind in KINDS}
     gc.disable()
     for _ in range(rounds):
         for kind, one in contenders.items():
-            for times, action in ((train[kind], one.step),):
-                start = time.perf_counter()
-                action()
-                times.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            one.step()
+            train[kind].append(time.perf_counter() - start)
     for one in contenders.values():
         one.model.eval()
+        one.evaluate()
     for _ in range(rounds):
         for kind, one in contenders.items():
             start = time.perf_counter()
@@ -121,25 +125,27 @@ def measure(net: str, theirs: object, rounds: int) -> dict[str, tuple[float, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=25)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     theirs = import_coremltools().optimize.torch.pruning
     rows = []
-    for net in NETS:
-        medians = measure(net, theirs, args.rounds)
+    for threads, is_compiled, net in itertools.product(args.threads, (False, True), NETS):
+        torch.set_num_threads(threads)
+        medians = measure(net, theirs, args.rounds, is_compiled)
         dense_train, dense_eval = medians["dense"]
         for kind in KINDS:
             train, evaluate = medians[kind]
-            rows.append([net, kind, f"{1e3 * train:.2f}", f"{train / dense_train:.2f}", f"{evaluate / dense_eval:.2f}"])
+            row = [str(threads), "compiled" if is_compiled else "eager", net, kind, f"{1e3 * train:.2f}"]
+            rows.append([*row, f"{train / dense_train:.2f}", f"{evaluate / dense_eval:.2f}"])
+            print(*rows[-1], flush=True)
     write_table(
         "training.md",
         "Training step and evaluation",
-        ["net", "masks", "training step, ms", "step / dense", "evaluation at batch 1 / dense"],
+        ["threads", "mode", "net", "masks", "training step, ms", "step / dense", "evaluation at batch 1 / dense"],
         rows,
-        f"python -m benchmarks.bench_training --threads {args.threads} --rounds {args.rounds}",
-        note="SGD with momentum, eager, float32. `done`: after the last update.",
+        f"python -m benchmarks.bench_training --threads {' '.join(map(str, args.threads))} --rounds {args.rounds}",
+        note="SGD with momentum, float32; compiled by `torch.compile(model)`. `done`: after the last update.",
     )
 
 

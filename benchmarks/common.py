@@ -30,7 +30,7 @@ def write_table(
     lines = [f"# {title}", "", f"`{command}`", ""]
     lines += [
         f"torch {torch.__version__}, Core ML Tools {version('coremltools')}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} thread(s), {platform.machine()}. Medians; ratios are of one run. {note}".rstrip(),
+        f"{platform.machine()}. Medians; ratios are of one run. {note}".rstrip(),
         "",
     ]
     lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn.utils import prune
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -39,6 +39,14 @@ __all__ = [
 Masking = Literal["hook", "resident"]
 
 _CHUNK = 1 << 17  # elements worked on at once, so that a pass over several tensors stays in the processor's cache
+
+# Optimizers whose step leaves a weight at zero where gradient and momentum are zero too, and what they call momentum.
+_LEAVE_ZEROS = {
+    *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam),
+    *(optim.RMSprop, optim.Adagrad, optim.Adadelta, optim.Adamax),
+}
+_MOMENTA = {"momentum_buffer", "exp_avg"}
+_LOOK_AFTER = 32  # steps
 
 
 class HeldMask(ABC):
@@ -174,6 +182,11 @@ class _MaskedForward(prune.BasePruningMethod):
 
     def __init__(self, name: str) -> None:
         self._tensor_name = name
+        self._factor: Tensor | None = None
+        self._factor_of: tuple[Tensor, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_tensor_name": self._tensor_name, "_factor": None, "_factor_of": None}
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         """Make the pruned weight for one forward."""
@@ -183,7 +196,19 @@ class _MaskedForward(prune.BasePruningMethod):
     def apply_mask(self, module: nn.Module) -> Tensor:
         orig: Tensor = getattr(module, f"{self._tensor_name}_orig")
         mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
-        return orig * mask.to(orig.dtype)
+        if torch.compiler.is_compiling() or mask.is_inference():
+            return orig * mask.to(orig.dtype)
+        return orig * self._as_factor(mask, orig)
+
+    def _as_factor(self, mask: Tensor, orig: Tensor) -> Tensor:
+        """The mask in the dtype of the weight, made once after each change: backward would hold one for itself."""
+        known, factor = self._factor_of, self._factor
+        if factor is None or known is None or known[0] is not mask or known[1] != mask._version:
+            factor = None
+        if factor is None or factor.dtype != orig.dtype or factor.device != mask.device:
+            factor = self._factor = mask.to(orig.dtype)
+            self._factor_of = (mask, mask._version)
+        return factor
 
     @override
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
@@ -191,8 +216,16 @@ class _MaskedForward(prune.BasePruningMethod):
 
     def show(self, module: nn.Module) -> None:
         """Set the pruned weight for readers; outside a forward it carries no graph, so the module can be copied."""
+        name = self._tensor_name
+        orig, mask = getattr(module, f"{name}_orig").detach(), getattr(module, f"{name}_mask")
+        shown: Any = module.__dict__.get(name)
+        if not _is_like(shown, orig):
+            shown = torch.empty_like(orig)
+            setattr(module, name, shown)
+        self._factor = self._factor_of = None  # of an older mask
         with torch.no_grad():
-            setattr(module, self._tensor_name, self.apply_mask(module))
+            for factor, dense, pruned in _passes(mask, orig, shown):
+                torch.mul(dense, factor, out=pruned)
 
     def attach(self, module: nn.Module, mask: Tensor) -> None:
         """Put the hooks and the mask on a module."""
@@ -243,6 +276,9 @@ class ResidentMask(HeldMask):
 
     The stash is made when the first weight is pruned and dropped by :meth:`release`. Between two folds
     ``dense = parameter + stash`` holds exactly, since where one is not zero the other is.
+
+    Attributes:
+        was_written: Whether PyTorch had counted a write to the parameter between the last fold and the one before.
     """
 
     def __init__(self, one: PrunedParameter) -> None:
@@ -255,6 +291,7 @@ class ResidentMask(HeldMask):
         self._is_masking = False
         self._mask_is_new = False
         self._version = self.parameter._version
+        self.was_written = False
         self._masked_gradient: tuple[int, int] | None = None
         self._gradient_hook = self._watch_gradient(one)
 
@@ -272,21 +309,29 @@ class ResidentMask(HeldMask):
         parameter.requires_grad_(is_trained)
         return handle
 
+    @property
+    def is_released(self) -> bool:
+        """Whether the mask will not change any more, and what it pruned is forgotten."""
+        return not self._keeps_stash and not self._mask_is_new
+
     def fold(self) -> None:
         """Put what was pruned away back into the parameter."""
+        if not self._is_folded:
+            self.was_written = self.parameter._version != self._version
         if self._stash is not None and not self._is_folded:
             self._follow_device()
             with torch.no_grad():
                 local_part(self.parameter).add_(self._stash)
         self._is_folded = True
 
-    def unfold(self) -> None:
-        """Take it out again, by the mask as it is now."""
+    def unfold(self, *, is_zero: bool = False) -> None:
+        """Take it out again, by the mask as it is now; ``is_zero`` says that there is nothing to take out."""
         self._masked_gradient = None
         if not self._is_folded:
             return
         self._is_folded = False
-        self._unfold()
+        if not is_zero:
+            self._unfold()
         self._version = self.parameter._version
 
     def _unfold(self) -> None:
@@ -406,12 +451,15 @@ class OptimizerLink:
         self._masks = {id(mask.parameter): mask for mask in masks}
         # torch's own optimizers call the closure before they look at a parameter; of others that is not known
         self._calls_closure_first = type(optimizer).__module__.startswith("torch.optim")
+        self._resting: set[int] = set()
+        self._steps = 0
         self._members: list[ResidentMask] = []
         self._sizes: list[int] = []
         self._depth = 0
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_load_state_dict_post_hook(lambda _: self._resting.clear()),
         ]
 
     def __iter__(self) -> Iterator[ResidentMask]:
@@ -451,8 +499,27 @@ class OptimizerLink:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
+            self._steps += 1
             for mask in self:
-                mask.unfold()
+                mask.unfold(is_zero=self._left_zeros(mask))
+
+    def _left_zeros(self, mask: ResidentMask) -> bool:
+        """Whether a step left at zero what is pruned for good, so that no pass over the weights is needed.
+
+        It did if weights, gradients and momentum were zero there. The first step after the release makes them so. A
+        write between two steps is noticed, unless it went through ``.data``: for these all is looked after now and
+        then all the same.
+        """
+        if not mask.is_released or type(self.optimizer) not in _LEAVE_ZEROS:
+            self._resting.discard(id(mask))
+            return False
+        if id(mask) in self._resting and not mask.was_written and self._steps % _LOOK_AFTER:
+            return True
+        for name, value in self.optimizer.state.get(mask.parameter, {}).items():
+            if name in _MOMENTA and value is not None:
+                apply_mask(value, mask.mask)
+        self._resting.add(id(mask))
+        return False
 
     def _fold(self) -> None:
         for mask in self:
@@ -541,37 +608,46 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]] | None:
     return zip(*(torch.split(one.view(-1), _CHUNK) for one in flat), strict=True)
 
 
+def _passes(mask: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The mask as numbers of the tensors' dtype, and the tensors: piece by piece, or whole where no piece fits all.
+
+    One conversion and a product of floats are three times as fast as a product of floats and bytes.
+    """
+    dtype = tensors[0].dtype
+    chunks = _chunks(mask, *tensors)
+    if chunks is None:
+        yield (mask.to(dtype), *tensors)
+        return
+    scratch = torch.empty(min(_CHUNK, mask.numel()), dtype=dtype)
+    for keep, *pieces in chunks:
+        yield (scratch[: keep.numel()].copy_(keep), *pieces)
+
+
 def _split(dense: Tensor, mask: Tensor, stash: Tensor) -> None:
     """Split ``dense`` in place into what the mask keeps (stays in ``dense``) and what it prunes (goes to ``stash``).
 
     ``dense - dense * mask`` is exactly the pruned part, and taking that off ``dense`` leaves +0.0, never -0.0.
     """
-    chunks = _chunks(dense, mask, stash)
-    if chunks is None:
-        torch.sub(dense, dense * mask.to(dense.dtype), out=stash)
-        dense.sub_(stash)
-        return
-    scratch = torch.empty(min(_CHUNK, dense.numel()), dtype=dense.dtype)
-    for weight, keep, pruned in chunks:
-        kept = scratch[: weight.numel()]
-        kept.copy_(keep)  # one conversion and a float product are three times as fast as a mixed product
-        kept.mul_(weight)
-        torch.sub(weight, kept, out=pruned)
+    for factor, weight, pruned in _passes(mask, dense, stash):
+        torch.addcmul(weight, weight, factor, value=-1, out=pruned)
         weight.sub_(pruned)
 
 
 def _apply_in_place(tensor: Tensor, mask: Tensor, *, zero_is_positive: bool = True) -> None:
     """``tensor *= mask``; adds +0.0 where a weight is written, so that no zero is -0.0."""
-    chunks = _chunks(tensor, mask)
-    if chunks is None:
-        tensor.mul_(mask.to(tensor.dtype))
-        if zero_is_positive:
-            tensor.add_(0.0)
-        return
-    scratch = torch.empty(min(_CHUNK, tensor.numel()), dtype=tensor.dtype)
-    for piece, keep in chunks:
-        factor = scratch[: piece.numel()]
-        factor.copy_(keep)
+    for factor, piece in _passes(mask, tensor):
         piece.mul_(factor)
         if zero_is_positive:
             piece.add_(0.0)
+
+
+def _is_like(tensor: object, other: Tensor) -> bool:
+    """Whether a value is a plain tensor that can take values of another in place."""
+    if not isinstance(tensor, Tensor) or tensor.requires_grad or tensor.is_inference():
+        return False
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device) == (
+        other.shape,
+        other.stride(),
+        other.dtype,
+        other.device,
+    )

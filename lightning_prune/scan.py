@@ -24,6 +24,8 @@ FEW = 2**18
 # the sample and that of the elements in the bracket are then about equal, and vanish beside the scan as N grows.
 _RUN = 8
 _SAMPLES = 4.0
+# Eight elements none of which is a candidate, as one word of flags.
+_NONE = np.uint64(0x0101_0101_0101_0101)
 # Half the width of the bracket, in standard deviations of the sampled rank. The second try is for weights that differ
 # so much from row to row that the sample says less than its size.
 _SIGMAS = (3.0, 15.0)
@@ -151,8 +153,8 @@ class Scan:
             Number of elements above the bracket; the mask words with a candidate, numbered over all parts; and the
             keys under each, of shape ``(words, 8)``. None if there are too many candidates.
         """
-        limit = as_fast_to_compare(np.array([high], self.kind))[0]
-        above, within = np.empty(_CHUNK, np.bool_), np.empty(_CHUNK, np.bool_)
+        first, last = (as_fast_to_compare(np.array([key], self.kind))[0] for key in (low, high))
+        above, below = np.empty(_CHUNK, np.bool_), np.empty(_CHUNK, np.bool_)
         # The first chunk of few elements may hold any number; a bracket that is met holds a few percent.
         room = self.total // 20 + _CHUNK // WORD
         words, word_keys = np.empty(room, np.int64), np.empty((room, WORD), self.kind)
@@ -161,16 +163,16 @@ class Scan:
             comparable = as_fast_to_compare(keys)
             # Whole words can be written to the mask itself; the end of a part goes through scratch.
             flags = part.mask[start : start + size] if size == keys.size else above[: keys.size]
-            # NaN is not above the bracket as a number, but in it or above it as a key: that makes it a candidate.
-            np.greater(comparable, limit, out=flags)
-            inner = np.greater_equal(keys, low, out=within[: keys.size])
+            np.greater(comparable, last, out=flags)
+            under = np.less(comparable, first, out=below[: keys.size])
             if comparable is keys:
                 self.guard.check(keys)
             if size != keys.size:
-                flags[size:] = inner[size:] = False
+                flags[size:], under[size:] = False, True
                 part.mask[start : start + size] = flags[:size]
             kept += int(np.count_nonzero(flags))
-            hits = (flags.view(np.uint64) != inner.view(np.uint64)).nonzero()[0]
+            # What is neither above nor below is a candidate; that is how NaN, which is neither, comes to be checked.
+            hits = (flags.view(np.uint64) + under.view(np.uint64) != _NONE).nonzero()[0]
             stop = found + hits.size
             if stop > room:
                 return None

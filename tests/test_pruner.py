@@ -392,6 +392,86 @@ def test_the_stash_is_dropped_after_the_last_update():
     assert run.pruner.state_dict()["parameters"]["4.weight"]["pruned_values"] is None
 
 
+ELEMENTWISE = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
+    "plain sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=1e-2, amsgrad=True),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "nadam": lambda p: torch.optim.NAdam(p, weight_decay=1e-2, decoupled_weight_decay=True),
+    "radam": lambda p: torch.optim.RAdam(p, lr=1e-2, weight_decay=1e-2),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5, centered=True, weight_decay=1e-2),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, weight_decay=1e-2),
+    "adadelta": lambda p: torch.optim.Adadelta(p, weight_decay=1e-2),
+    "adamax": lambda p: torch.optim.Adamax(p, weight_decay=1e-2),
+    "rprop": torch.optim.Rprop,
+    "asgd": torch.optim.ASGD,
+}
+
+
+@pytest.mark.parametrize("optimizer", ELEMENTWISE)
+def test_pruned_weights_stay_zero_after_the_last_update(monkeypatch, optimizer):
+    monkeypatch.setitem(OPTIMIZERS, optimizer, ELEMENTWISE[optimizer])
+    run = Run(RULES["block and 2:4"], masking="resident", optimizer=optimizer).train(9)
+    states = copy.deepcopy(run.optimizer.state_dict())
+    masks = {name: mask.clone() for name, mask in run.pruner.masks().items()}
+
+    def nonzero():
+        weights = run.model.state_dict()
+        return sum(int(weights[name][~mask].count_nonzero()) for name, mask in masks.items())
+
+    for _ in range(40):
+        run.train(1)
+        assert nonzero() == 0
+    run.optimizer.load_state_dict(states)  # with momentum of weights that are pruned now
+    for _ in range(3):
+        run.train(1)
+        assert nonzero() == 0
+    with torch.no_grad():
+        run.model[0].weight.add_(1.0)
+    assert nonzero() > 0
+    run.train(1)
+    assert nonzero() == 0
+    run.model[0].weight.data.add_(1.0)  # PyTorch counts no such write
+    run.train(32)
+    assert nonzero() == 0
+
+
+@pytest.mark.parametrize("optimizer", ELEMENTWISE)
+def test_training_goes_on_bit_equal_after_the_last_update(monkeypatch, optimizer):
+    monkeypatch.setitem(OPTIMIZERS, optimizer, ELEMENTWISE[optimizer])
+    hook, resident = (
+        Run(RULES["per_scalar"], masking=one, optimizer=optimizer).train(50) for one in ("hook", "resident")
+    )
+    assert hook.losses == resident.losses
+    assert_equal_states(hook.finalize(), resident.finalize())
+
+
+def test_a_prepared_model_follows_masks_and_weights_that_are_loaded_moved_or_cast():
+    run = Run(RULES["per_scalar"]).train(5)
+    model, images = run.model, torch.randn(2, 3, 8, 8)
+    model(images)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["0.weight_mask"].zero_()
+    model.load_state_dict(state)
+    model(images)
+    assert int(model[0].weight.count_nonzero()) == 0
+    model.double()
+    assert model(images.double()).dtype == torch.float64
+    model[0].weight_mask = torch.ones_like(model[0].weight_mask)
+    model(images.double())
+    assert torch.equal(model[0].weight, model[0].weight_orig)
+
+
+def test_the_weight_of_a_hooked_module_is_pruned_right_after_a_step():
+    run = Run(RULES["per_scalar"]).train(2)
+    for _ in range(8):
+        run.train(1)
+        for name, mask in run.pruner.masks().items():
+            module = run.model.get_submodule(name.rpartition(".")[0])
+            assert not module.weight[~mask].any()
+            assert not module.weight.requires_grad
+
+
 def test_a_model_may_be_moved_and_cast_after_it_is_prepared():
     model = nn.Linear(8, 8)
     pruner = MagnitudePruner(
