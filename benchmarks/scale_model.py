@@ -24,7 +24,7 @@ import torch
 from torch import distributed
 
 from lightning_prune.shard_masks import compute_shard_mask
-from lightning_prune.sharding import Box, Sharding
+from lightning_prune.sharding import Box, Sharding, run_together
 
 HISTOGRAM = 4096 * 8  # bytes of one round of counts
 ROUNDS = {torch.float32: 3, torch.bfloat16: 2}  # 31 and 15 bits of magnitude, 12 a round
@@ -82,9 +82,9 @@ def predict(
     work = weights * machine.per_weight / (parallel or devices) + parameters * machine.per_call * devices / (
         parallel or devices
     )
-    wait = parameters * sum(machine.collective(devices, size) for size in sizes)
+    wait = sum(machine.collective(devices, parameters * size) for size in sizes)
     held = weights // devices * (1 + dtype.itemsize)  # mask and stash
-    return Update(work + wait, parameters * len(sizes), parameters * 2 * sum(sizes), held)
+    return Update(work + wait, len(sizes), parameters * 2 * sum(sizes), held)
 
 
 MODELS = {"1 B": (10**9, 16 * 7), "70 B": (70 * 10**9, 80 * 7), "1 T": (10**12, 128 * 7)}
@@ -94,16 +94,16 @@ ASSUMED = Machine(per_weight=0.5e-9, per_call=2e-3, base=20e-6, hop=10e-6, bandw
 def table(machine: Machine = ASSUMED) -> str:
     """Predictions as a Markdown table."""
     lines = [
-        "| weights | devices | update | of it waiting for others | traffic a device | masks and stash a device |",
-        "|---|---|---|---|---|---|",
+        "| weights | devices | update | waiting for others | collectives | traffic a device | held a device |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, (weights, parameters) in MODELS.items():
         for devices in (8, 64, 512, 4096):
             update = predict(machine, weights, parameters, devices, torch.bfloat16)
             alone = predict(machine, weights // devices, parameters, 1, torch.bfloat16)
             lines.append(
-                f"| {name} | {devices:,} | {update.seconds:.2f} s | {(update.seconds - alone.seconds):.2f} s "
-                f"| {update.traffic / 2**20:.0f} MiB | {update.held / 2**30:.2f} GiB |"
+                f"| {name} | {devices:,} | {update.seconds:.2f} s | {(update.seconds - alone.seconds) * 1e3:.1f} ms "
+                f"| {update.collectives} | {update.traffic / 2**20:.0f} MiB | {update.held / 2**30:.2f} GiB |"
             )
     return "\n".join(lines)
 
@@ -119,9 +119,9 @@ def measure_updates(sharding: Sharding, parameters: int, device: str, dtype: tor
             distributed.barrier()
         _synchronize(device)
         start = time.perf_counter()
-        for weight, mask in zip(weights, masks, strict=True):
-            compute_shard_mask(weight, 0.75, sharding, out=mask)
-            sharding.sum(torch.zeros(3, dtype=torch.int64, device=device))  # the counts of the report
+        pairs = zip(weights, masks, strict=True)
+        run_together([(sharding, compute_shard_mask(weight, 0.75, sharding, out=mask)) for weight, mask in pairs])
+        sharding.sum(torch.zeros(3 * parameters, dtype=torch.int64, device=device))  # the counts of the report
         _synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
@@ -152,7 +152,7 @@ def check(shape: tuple[int, int] = (2048, 2048), parameters: int = 6) -> str:
     lines = [
         f"Measured: {per_weight * 1e9:.2f} ns a weight, {per_call * 1e6:.0f} us a parameter.",
         "",
-        "| processes | one collective of 32 KiB | predicted | measured |",
+        f"| processes | one collective of {parameters * HISTOGRAM // 1024} KiB | predicted | measured |",
         "|---|---|---|---|",
     ]
     cores = len(os.sched_getaffinity(0))
@@ -197,7 +197,7 @@ def _work(me: int, devices: int, port: int, shape: tuple[int, int], parameters: 
         world_size=devices,
         timeout=timedelta(seconds=60),
     )
-    counts = torch.zeros(HISTOGRAM // 8, dtype=torch.int64)
+    counts = torch.zeros(parameters * HISTOGRAM // 8, dtype=torch.int64)
     times = []
     for _ in range(200):
         start = time.perf_counter()

@@ -20,6 +20,7 @@ from fractions import Fraction
 from math import prod
 from typing import Literal, get_args
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -29,7 +30,8 @@ from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerC
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import PrunedParameter, plan_pruning
-from lightning_prune.selection import keep_largest_of_all, pruned_count
+from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count
+from lightning_prune.sharding import Sharding, find_shardings, local_part
 from lightning_prune.sparsity import count_zeros
 
 __all__ = [
@@ -259,13 +261,27 @@ def global_zeros(
         >>> global_zeros(weights, 0.5, maximum=1.0), global_zeros(weights, 0.5, maximum=0.75)
         ({'large': 0, 'small': 4}, {'large': 1, 'small': 3})
     """
+    shardings = find_shardings(list(weights.values()))
+    pieces = {
+        name: (local_part(weight), sharding)
+        for (name, weight), sharding in zip(weights.items(), shardings, strict=True)
+    }
+    return _global_zeros(pieces, sparsity, minimum, maximum)
+
+
+def _global_zeros(
+    pieces: Mapping[str, tuple[Tensor, Sharding | None]], sparsity: float, minimum: Bound, maximum: Bound | None
+) -> dict[str, int]:
+    """:func:`global_zeros` of this process's pieces of weights."""
     maximum = _default_maximum(sparsity, "global") if maximum is None else maximum
-    sizes = {name: weight.numel() for name, weight in weights.items()}
+    sizes = {
+        name: piece.numel() if sharding is None else prod(sharding.shape) for name, (piece, sharding) in pieces.items()
+    }
     low, high, total = _count_bounds(sizes, sparsity, minimum, maximum)
     settled: dict[str, int] = {}
     while len(settled) < len(sizes):
         free = [name for name in sizes if name not in settled]
-        counts = _ranked_zeros([weights[name] for name in free], total - sum(settled.values()))
+        counts = _ranked_zeros([pieces[name] for name in free], total - sum(settled.values()))
         bounded = {name: min(max(zeros, low[name]), high[name]) for name, zeros in zip(free, counts, strict=True)}
         surplus = sum(bounded.values()) - sum(counts)
         # Too many zeros so far: the cut moves down, and who is below its minimum stays there. Too few: the reverse.
@@ -278,14 +294,17 @@ def global_zeros(
     return {name: settled[name] for name in sizes}
 
 
-def rank_together(weights: Sequence[Tensor], sparsities: Sequence[float]) -> list[float]:
+def rank_together(
+    weights: Sequence[Tensor], sparsities: Sequence[float], shardings: Sequence[Sharding | None] | None = None
+) -> list[float]:
     """Move the zeros that are asked of single layers to where one ranking of all of them finds the smallest weights.
 
     For use at every update of a schedule: the number of zeros in all stays that of the schedule.
 
     Args:
-        weights: Dense weights.
+        weights: Dense weights; of sharded ones this process's pieces.
         sparsities: What the schedule asks of each, fractions in [0, 1].
+        shardings: How each is sharded; None for one that this process holds whole.
 
     Returns:
         Sparsity of each layer, by :func:`global_zeros` with its default bound.
@@ -295,15 +314,24 @@ def rank_together(weights: Sequence[Tensor], sparsities: Sequence[float]) -> lis
         >>> rank_together([torch.tensor([5.0, 6.0, 7.0, 8.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])], [0.25, 0.5])
         [0.0, 0.75]
     """
-    total = sum(pruned_count(one.numel(), sparsity) for one, sparsity in zip(weights, sparsities, strict=True))
-    sizes = {str(index): one.numel() for index, one in enumerate(weights)}
-    zeros = global_zeros(dict(zip(sizes, weights, strict=True)), total / sum(sizes.values()))
-    return [zeros[name] / size for name, size in sizes.items()]
+    parts = list(zip(weights, shardings or [None] * len(weights), strict=True))
+    sizes = [one.numel() if sharding is None else prod(sharding.shape) for one, sharding in parts]
+    total = sum(pruned_count(size, sparsity) for size, sparsity in zip(sizes, sparsities, strict=True))
+    pieces = {str(index): one for index, one in enumerate(parts)}
+    zeros = _global_zeros(pieces, total / sum(sizes), 0.0, None)
+    return [count / size for count, size in zip(zeros.values(), sizes, strict=True)]
 
 
-def _ranked_zeros(weights: Sequence[Tensor], total: int) -> list[int]:
+def _ranked_zeros(pieces: Sequence[tuple[Tensor, Sharding | None]], total: int) -> list[int]:
     """How many of the ``total`` smallest magnitudes of several tensors are in each of them."""
-    return [count_zeros(mask) for mask in keep_largest_of_all(weights, total)]
+    shardings = [sharding for _, sharding in pieces if sharding is not None]
+    if not shardings:
+        return [count_zeros(mask) for mask in keep_largest_of_all([piece for piece, _ in pieces], total)]
+    if len(shardings) < len(pieces) or len({sharding.groups for sharding in shardings}) > 1:
+        raise ConfigError("Weights that are ranked together must all be sharded, over the same dimensions of the mesh.")
+    shards = [one.shard(piece, one.boxes, one.shape) for (piece, _), one in zip(pieces, shardings, strict=True)]
+    masks = keep_largest_of_shards(shards, total, reduce=shardings[0].sum)
+    return [int(zeros) for zeros in shardings[0].sum(torch.stack([(~mask).sum() for mask in masks]))]
 
 
 def _default_maximum(sparsity: float, method: str) -> float:

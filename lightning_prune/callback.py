@@ -20,7 +20,7 @@ from lightning_prune.errors import CheckpointError, ConfigError, ExportError, Li
 from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner
+from lightning_prune.pruner import MagnitudePruner, Scope
 from lightning_prune.report import SparsityReport
 from lightning_prune.schedules import TrainingRun
 from lightning_prune.sharding import reshard_model
@@ -42,6 +42,8 @@ class MagnitudePruningCallback(Callback):
             of a YAML file or its text, or a configuration of Core ML Tools.
         masking: How masks are held. ``"resident"`` leaves all names of the module as they are; ``"hook"`` gives modules
             ``weight_orig`` and ``weight_mask``, as Core ML Tools does, and so changes what checkpoints contain.
+        scope: What is ranked together at an update: ``"layer"``, each layer by itself, or ``"global"``, the weights of
+            all layers, so that layers of small weights become sparser than others.
         export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.coreml.CoreMLExport`, or a path.
             A failing export never costs the trained model: it is finalized, and ``export_error`` says what happened.
         log_layers: Log the sparsity of each layer beside that of the whole.
@@ -62,7 +64,9 @@ class MagnitudePruningCallback(Callback):
         export_result: What was exported at the end of fit, or None.
         export_error: The error of a failed export, or None.
 
-    Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1]. They are in
+    Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1], and more; see
+    :meth:`SparsityReport.metrics() <lightning_prune.report.SparsityReport.metrics>`, and for updates
+    :meth:`MaskChanges.metrics() <lightning_prune.report.MaskChanges.metrics>`. They are in
     ``trainer.callback_metrics``, so other callbacks can monitor them. A schedule counts the optimizer steps of the
     Trainer (``trainer.global_step``): a run that was resumed from a checkpoint without pruning is pruned at once as far
     as its schedule has come.
@@ -86,6 +90,7 @@ class MagnitudePruningCallback(Callback):
         config: dict[str, Any] | str | os.PathLike[str] | object | None = None,
         *,
         masking: Masking = "resident",
+        scope: Scope = "layer",
         export: CoreMLExport | str | os.PathLike[str] | None = None,
         log_layers: bool = True,
         prog_bar: bool = True,
@@ -99,8 +104,11 @@ class MagnitudePruningCallback(Callback):
         super().__init__()
         if masking not in ("hook", "resident"):
             raise ConfigError(f'masking must be "resident" or "hook", got {masking!r}.')
+        if scope not in ("layer", "global"):
+            raise ConfigError(f'scope must be "layer" or "global", got {scope!r}.')
         self.config = load_config(config)
         self.masking: Masking = masking
+        self.scope: Scope = scope
         self.export = CoreMLExport(export) if isinstance(export, (str, os.PathLike)) else export
         self.log_layers = log_layers
         self.prog_bar = prog_bar
@@ -164,7 +172,9 @@ class MagnitudePruningCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach masks to the module, and tell them the optimizers."""
         reshard_model(pl_module)
-        self.pruner = MagnitudePruner(pl_module, self.config, masking=self.masking)
+        self.pruner = MagnitudePruner(
+            pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True
+        )
         self.pruner.prepare(inplace=True, keep_zeros=self.keep_zeros)
         if self.export is not None and self.pruner.is_sharded:
             raise ConfigError(
@@ -233,7 +243,8 @@ class MagnitudePruningCallback(Callback):
         if pruner.update_count != updates:
             self._mask_averages(trainer)
             self._check_replicas(trainer)
-            self._log(trainer, pl_module)
+            changes = pruner.changes.metrics(prefix=self.log_prefix) if pruner.changes is not None else {}
+            self._log(trainer, pl_module, changes)
         pruner.project_if_written()
         if self._gate is not None:
             if pruner.is_at_target:
@@ -398,8 +409,8 @@ class MagnitudePruningCallback(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(self.export_result.as_dict(), step=trainer.global_step)
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = self.report().metrics(prefix=self.log_prefix, layers=self.log_layers)
+    def _log(self, trainer: Trainer, pl_module: LightningModule, changes: dict[str, float] | None = None) -> None:
+        metrics = {**self.report().metrics(prefix=self.log_prefix, layers=self.log_layers), **(changes or {})}
         # For monitors and the progress bar. Loggers are called directly: self.log passes a step on to them only at
         # multiples of log_every_n_steps, which would drop updates.
         for name, value in metrics.items():

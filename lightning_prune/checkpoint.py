@@ -61,16 +61,19 @@ class ParameterState:
     is_other_rule: bool = False
 
 
-def dump_state(step_count: int, parameters: Iterable[tuple[PrunedParameter, ParameterState]]) -> dict[str, Any]:
+def dump_state(
+    step_count: int, scope: str, parameters: Iterable[tuple[PrunedParameter, ParameterState]]
+) -> dict[str, Any]:
     """Turn the state of a pruner into plain values."""
     entries = {one.name: _dump_parameter(one, state) for one, state in parameters}
-    return {"version": FORMAT_VERSION, "step_count": step_count, "parameters": entries}
+    return {"version": FORMAT_VERSION, "step_count": step_count, "scope": scope, "parameters": entries}
 
 
 def parse_state(
     state: Mapping[str, Any],
     parameters: Sequence[PrunedParameter],
     *,
+    scope: str = "layer",
     boxes: Sequence[Box | None] | None = None,
     allow_config_change: bool = False,
 ) -> tuple[int, list[ParameterState]]:
@@ -79,6 +82,7 @@ def parse_state(
     Args:
         state: What :func:`dump_state` gave.
         parameters: The parameters that are pruned now.
+        scope: What is ranked together now, a layer or all of them.
         boxes: For each parameter the part that this process holds; None for the whole.
         allow_config_change: Accept that a rule (a target, a schedule) differs from the one that the state was saved
             with; names and shapes must fit all the same.
@@ -109,6 +113,11 @@ def parse_state(
             "which continues from their sparsity."
         )
     if not allow_config_change:
+        if state.get("scope", "layer") != scope:
+            raise CheckpointError(
+                f'The pruning state was saved with scope="{state["scope"]}", but this is a run with scope="{scope}". '
+                "Resume with the scope of the checkpoint, or pass allow_config_change=True to go on with this one."
+            )
         for one in parameters:
             _check_rule(one, entries[one.name])
     parts = [None] * len(parameters) if boxes is None else boxes

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.allocation import rank_together
 from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
 from lightning_prune.errors import ConfigError, LifecycleError, PruningError
+from lightning_prune.magnitudes import holds_nan
 from lightning_prune.masking import (
     HeldMask,
     Masking,
@@ -29,7 +31,8 @@ from lightning_prune.masking import (
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
 from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
-from lightning_prune.report import LayerSparsity, SparsityReport, measure_layer
+from lightning_prune.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
+from lightning_prune.rounds import Rounds
 from lightning_prune.schedules import PruningScheduler, TrainingRun
 from lightning_prune.shard_masks import (
     compute_shard_mask,
@@ -38,9 +41,12 @@ from lightning_prune.shard_masks import (
     whole_rows,
     zero_groups,
 )
-from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same
+from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
+from lightning_prune.sparsity import count_zeros
 
-__all__ = ["MagnitudePruner"]
+__all__ = ["MagnitudePruner", "Scope"]
+
+Scope = Literal["layer", "global"]
 
 
 @dataclass
@@ -51,7 +57,7 @@ class _Layer:
     held: HeldMask
     initial_sparsity: float
     sharding: Sharding | None = None
-    sparsity: float = 0.0
+    sparsity: float = 0.0  # that its schedule asks for; with scope="global" it may have more or less
     floor: float = 0.0
     measured: LayerSparsity | None = None
 
@@ -73,9 +79,14 @@ class MagnitudePruner:
         masking: How a mask is held. ``"hook"``: as Core ML Tools documents it, the module has ``weight_orig``,
             ``weight_mask`` and a forward pre-hook. ``"resident"``: ``weight`` stays the Parameter and always is the
             pruned weight; the optimizers must be given to :meth:`attach_optimizers`. Both train bit-equal networks.
+        scope: What is ranked together at an update. ``"layer"``: each layer by itself, so that it has the sparsity that
+            its schedule asks for. ``"global"``: the single weights of all layers that are due, anew each time; they
+            have as many zeros together as their schedules ask for, and no layer keeps less than a tenth of the density
+            of them all.
+        track_changes: Count what each update changes, for :attr:`changes`. Costs a copy of one mask at a time.
 
     Raises:
-        ConfigError: The configuration does not hold together, or ``masking`` is unknown.
+        ConfigError: The configuration does not hold together, or ``masking`` or ``scope`` is unknown.
 
     References:
         Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
@@ -91,12 +102,23 @@ class MagnitudePruner:
         16
     """
 
-    def __init__(self, model: nn.Module, config: object = None, *, masking: Masking = "hook") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: object = None,
+        *,
+        masking: Masking = "hook",
+        scope: Scope = "layer",
+        track_changes: bool = False,
+    ) -> None:
         if masking not in ("hook", "resident"):
             raise ConfigError(f'masking must be "hook" or "resident", got {masking!r}.')
+        if scope not in ("layer", "global"):
+            raise ConfigError(f'scope must be "layer" or "global", got {scope!r}.')
         self._model = model
         self._config = load_config(config)
         self._masking: Masking = masking
+        self._scope: Scope = scope
         self._step_count = 0
         self._update_count = 0
         self._plan: PruningPlan | None = None
@@ -104,6 +126,8 @@ class MagnitudePruner:
         self._groups: list[tuple[PruningScheduler, list[_Layer]]] = []
         self._links: list[OptimizerLink] = []
         self._is_finalized = False
+        self._track_changes = track_changes
+        self._changes: MaskChanges | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -119,6 +143,11 @@ class MagnitudePruner:
     def update_count(self) -> int:
         """Update steps that this object has made."""
         return self._update_count
+
+    @property
+    def changes(self) -> MaskChanges | None:
+        """What the last computation of masks changed; None before it, and without ``track_changes``."""
+        return self._changes
 
     @property
     def is_prepared(self) -> bool:
@@ -186,16 +215,19 @@ class MagnitudePruner:
         plan = plan_pruning(model, self._config)
         layers: list[_Layer] = []
         shardings = find_shardings([one.parameter for one in plan])
+        present = [0.0] * len(shardings)
+        if keep_zeros:
+            present = run_together(
+                [(two, _present_sparsity(one, two)) for one, two in zip(plan, shardings, strict=True)]
+            )
         try:
-            for one, sharding in zip(plan, shardings, strict=True):
-                present = _present_sparsity(one, sharding) if keep_zeros else 0.0
-                if present > one.config.target_sparsity:  # more than this rule ever makes: an initialisation
-                    present = 0.0
-                held = attach_mask(one, self._masking)
-                layers.append(_Layer(one, held, max(one.config.initial_sparsity, present), sharding))
-            for layer in layers:
-                if layer.initial_sparsity > 0:
-                    _update(layer, layer.initial_sparsity)
+            if self._scope == "global":
+                _need_single_weights(plan)
+            for one, sharding, zeros in zip(plan, shardings, present, strict=True):
+                # more zeros than this rule ever makes are those of an initialisation
+                start = max(one.config.initial_sparsity, zeros if zeros <= one.config.target_sparsity else 0.0)
+                layers.append(_Layer(one, attach_mask(one, self._masking), start, sharding))
+            self._update([(layer, layer.initial_sparsity) for layer in layers if layer.initial_sparsity > 0])
         except PruningError:
             for layer in layers:
                 layer.held.detach()
@@ -250,10 +282,9 @@ class MagnitudePruner:
             )
         self.reset_optimizers()
         self._step_count += 1
-        for scheduler, layers in self._groups:
-            if scheduler.is_due(self._step_count):
-                self._update_group(scheduler, layers)
-                _measure_sharded(layers)
+        due = [one for one in self._groups if one[0].is_due(self._step_count)]
+        if due:
+            self._update_groups(due)
 
     def fast_forward(self, step_count: int) -> None:
         """Go to a later step of the schedule at once, pruning as far as it has come by then."""
@@ -368,7 +399,10 @@ class MagnitudePruner:
         for layer in self._layers:
             if layer.measured is None:
                 layer.measured = measure_layer(layer.plan, layer.held.mask)
-        return SparsityReport([layer.measured for layer in self._layers if layer.measured is not None])
+        measured = [layer.measured for layer in self._layers if layer.measured is not None]
+        if self._scope == "global":  # no layer has a target of its own
+            measured = [replace(one, target_sparsity=None) for one in measured]
+        return SparsityReport(measured)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the step count, the masks and the pruned-away values as plain numbers and tensors.
@@ -383,7 +417,7 @@ class MagnitudePruner:
         if not self._layers:
             raise LifecycleError("state_dict() needs a prepared model. Call prepare() first.")
         states = ((layer.plan, _state_of(layer)) for layer in self._layers)
-        return dump_state(self._step_count, ((one, state) for one, state in states if state is not None))
+        return dump_state(self._step_count, self._scope, ((one, state) for one, state in states if state is not None))
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow_config_change: bool = False) -> None:
         """Go on where :meth:`state_dict` was taken; the model's weights must be those of that moment.
@@ -402,6 +436,7 @@ class MagnitudePruner:
         step_count, states = parse_state(
             state,
             [layer.plan for layer in self._layers],
+            scope=self._scope,
             boxes=[None if layer.sharding is None else layer.sharding.box for layer in self._layers],
             allow_config_change=allow_config_change,
         )
@@ -417,17 +452,46 @@ class MagnitudePruner:
         self._groups = _group_by_schedule(self._layers)
         self._catch_up(1, [layer for layer, saved in zip(self._layers, states, strict=True) if saved.is_other_rule])
 
-    def _update_group(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
+    def _update_groups(self, groups: list[tuple[PruningScheduler, list[_Layer]]]) -> None:
         step = self._step_count
-        for layer in layers:
-            sparsity = max(layer.floor, scheduler.compute_sparsity(step, layer.sparsity, layer))
-            if sparsity != layer.sparsity or scheduler.reselects(step):
-                _update(layer, sparsity)
-        self._update_count += 1
-        self._release_if_done(scheduler, layers)
+        asked: list[tuple[_Layer, float]] = []
+        for scheduler, layers in groups:
+            for layer in layers:
+                sparsity = max(layer.floor, scheduler.compute_sparsity(step, layer.sparsity, layer))
+                if sparsity != layer.sparsity or scheduler.reselects(step):
+                    asked.append((layer, sparsity))
+        self._update(asked)
+        self._update_count += len(groups)
+        for scheduler, layers in groups:
+            self._release_if_done(scheduler, layers)
+            _measure_sharded(layers)
+
+    def _update(self, asked: list[tuple[_Layer, float]]) -> None:
+        """Compute the masks of layers anew, at the sparsities that are asked of them."""
+        for layer, sparsity in asked:
+            if not 0.0 <= sparsity <= 1.0:
+                raise ConfigError(
+                    f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
+                )
+        try:
+            found = _rank_together(asked) if self._scope == "global" else [sparsity for _, sparsity in asked]
+            changes = run_together(
+                [
+                    (layer.sharding, _update(layer, sparsity, own, self._track_changes))
+                    for (layer, sparsity), own in zip(asked, found, strict=True)
+                ]
+            )
+        except BaseException:
+            for layer, _ in asked:
+                layer.held.settle()
+            raise
+        if self._track_changes:
+            pruned, returned = (sum(one[place] for one in changes) for place in (0, 1))
+            self._changes = MaskChanges(pruned, returned, sum(layer.plan.numel for layer in self._layers))
 
     def _catch_up(self, first: int, chosen: list[_Layer]) -> None:
         """Prune layers as far as their schedules, played from step ``first`` to now, say; never less than before."""
+        asked: list[tuple[_Layer, float]] = []
         for scheduler, layers in self._groups:
             behind = [one for one in layers if any(one is other for other in chosen)]
             steps = range(first, self._step_count + 1) if behind else ()
@@ -437,8 +501,10 @@ class MagnitudePruner:
                 for step in due:
                     sparsity = scheduler.compute_sparsity(step, sparsity, layer)
                 if sparsity > layer.sparsity:
-                    _update(layer, sparsity)
-                    self._update_count += 1
+                    asked.append((layer, sparsity))
+        self._update(asked)
+        self._update_count += len(asked)
+        for scheduler, layers in self._groups:
             self._release_if_done(scheduler, layers)
         _measure_sharded(self._layers)
 
@@ -477,26 +543,56 @@ def _resolve(one: PrunedParameter, run: TrainingRun) -> PrunedParameter:
     return replace(one, config=replace(one.config, scheduler=resolved), written=one.written or one.config)
 
 
-def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> float:
+def _need_single_weights(plan: PruningPlan) -> None:
+    """Refuse rules whose groups are no single weights, or whose sparsity is fixed."""
+    for one in plan:
+        config = one.config
+        if config.n_m_ratio is not None or config.granularity != "per_scalar" or config.block_size > 1:
+            raise ConfigError(
+                f'{one.rule}: scope="global" ranks the single weights of all layers together, but {one.name} is pruned '
+                f'as {one.structure}. Write scope="layer", or granularity per_scalar without block_size and n_m_ratio.'
+            )
+
+
+def _rank_together(asked: list[tuple[_Layer, float]]) -> list[float]:
+    """Move zeros between layers to where one ranking of all dense weights finds the smallest."""
+    if not asked:
+        return []
+    layers = [layer for layer, _ in asked]
+    dense = [layer.held.dense() for layer in layers]
+    try:
+        return rank_together(dense, [sparsity for _, sparsity in asked], [layer.sharding for layer in layers])
+    except PruningError as error:
+        invalid = [layer.plan.name for layer, one in zip(layers, dense, strict=True) if holds_nan(one)]
+        raise type(error)(f"{', '.join(invalid) or 'The layers'} cannot be pruned: {error}") from error
+
+
+def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:
     """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
     weight, config = local_part(one.parameter), one.config
     if sharding is None:
-        groups = math.prod(mask_shape(one.shape, granularity=config.granularity))
+        groups = prod(mask_shape(one.shape, granularity=config.granularity))
         zeros = zero_groups(weight, granularity=config.granularity, block_size=config.block_size)
     else:
-        zeros, groups = present_zero_groups(
+        zeros, groups = yield from present_zero_groups(
             weight, sharding, granularity=config.granularity, block_size=config.block_size
         )
     return 0.0 if zeros == groups else zeros / groups
 
 
-def _update(layer: _Layer, sparsity: float) -> None:
-    """Compute one mask from the dense weights, in place."""
+def _update(layer: _Layer, asked: float, sparsity: float, track_changes: bool) -> Rounds[tuple[int, int]]:
+    """Compute one mask from the dense weights, in place.
+
+    Args:
+        layer: Whose mask.
+        asked: Sparsity that its schedule asks for.
+        sparsity: Sparsity that it gets.
+        track_changes: Whether to count.
+
+    Returns:
+        How many weights are newly pruned, and how many return.
+    """
     config, held = layer.plan.config, layer.held
-    if not 0.0 <= sparsity <= 1.0:
-        raise ConfigError(
-            f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
-        )
     rule: dict[str, Any] = {
         "granularity": config.granularity,
         "block_size": config.block_size,
@@ -504,27 +600,47 @@ def _update(layer: _Layer, sparsity: float) -> None:
         "dim": config.dim,
     }
     out = held.mask.view(torch.bool)
+    before = out.clone() if track_changes else out
     try:
         if layer.sharding is None:
             compute_mask(held.dense(), sparsity, **rule, out=out)
         else:
-            compute_shard_mask(held.dense(), sparsity, layer.sharding, **rule, out=out)
+            yield from compute_shard_mask(held.dense(), sparsity, layer.sharding, **rule, out=out)
     except PruningError as error:
         raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
-    finally:
-        held.settle()
-    layer.sparsity = sparsity
-    layer.measured = None
+    held.settle()  # at once, while this layer is in the processor's cache
+    layer.sparsity, layer.measured = asked, None
+    return (yield from _count_changes(layer, before, out)) if track_changes else (0, 0)
+
+
+def _count_changes(layer: _Layer, before: Tensor, after: Tensor) -> Rounds[tuple[int, int]]:
+    """Weights of the whole layer that are newly pruned, and that returned."""
+    one, sharding = layer.plan, layer.sharding
+    flags = [before & ~after, after & ~before]
+    if sharding is None:
+        pruned, returned = (one.numel - count_zeros(flag, shape=one.shape) for flag in flags)
+        return pruned, returned
+    whole = mask_shape(one.shape, granularity=one.config.granularity)
+    rows = [whole_rows(flag, sharding, whole, 1) for flag in flags]
+    pruned, returned = (yield torch.stack([row.sum() for row in rows])).tolist()
+    return pruned * (one.numel // prod(whole)), returned * (one.numel // prod(whole))
 
 
 def _measure_sharded(layers: list[_Layer]) -> None:
     """Count the zeros of sharded layers right after an update, so that a report never has to ask other processes."""
-    for layer in layers:
-        if layer.sharding is not None and layer.measured is None:
-            layer.measured = _measure_one(layer.plan, layer.held.mask.view(torch.bool), layer.sharding)
+    changed = [layer for layer in layers if layer.sharding is not None and layer.measured is None]
+    counts = run_together(
+        [
+            (layer.sharding, _measure_one(layer.plan, layer.held.mask.view(torch.bool), layer.sharding))
+            for layer in changed
+            if layer.sharding is not None
+        ]
+    )
+    for layer, measured in zip(changed, counts, strict=True):
+        layer.measured = measured
 
 
-def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> LayerSparsity:
+def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> Rounds[LayerSparsity]:
     whole = mask_shape(one.shape, granularity=one.config.granularity)
     rows = whole_rows(mask, sharding, whole, 2)
     local = replace(one, shape=(len(rows), *one.shape[1:]))
@@ -532,7 +648,8 @@ def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> Laye
     if len(rows):
         here = measure_layer(local, rows)
         counts += torch.tensor([here.zeros, here.zero_channels, here.zero_pairs or 0], device=mask.device)
-    return LayerSparsity.of(one, *sharding.sum(counts).tolist())
+    zeros, channels, pairs = (yield counts).tolist()
+    return LayerSparsity.of(one, zeros, channels, pairs)
 
 
 def _state_of(layer: _Layer) -> ParameterState | None:

@@ -19,7 +19,7 @@ from lightning_prune.plan import PrunedParameter
 from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
 from lightning_prune.tables import as_text
 
-__all__ = ["LayerSparsity", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
+__all__ = ["LayerSparsity", "MaskChanges", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
 
 _WEIGHT_BITS = 16  # Core ML stores weights in half precision unless told otherwise
 _MASK_BITS = 1
@@ -96,6 +96,39 @@ class LayerSparsity:
     def sparse_bytes(self) -> int:
         """Bytes of the weights stored as a bit mask and their nonzero values; never more than dense."""
         return stored_bytes(self.weights, self.zeros)
+
+
+@dataclass(frozen=True)
+class MaskChanges:
+    """What an update did to the masks.
+
+    Attributes:
+        pruned: Weights that were kept before, and are pruned now.
+        returned: Weights that were pruned before, and are kept now.
+        weights: Number of weights of all pruned layers.
+    """
+
+    pruned: int
+    returned: int
+    weights: int
+
+    @property
+    def churn(self) -> float:
+        """Fraction of weights whose mask changed."""
+        return (self.pruned + self.returned) / self.weights
+
+    def metrics(self, *, prefix: str = "sparsity") -> dict[str, float]:
+        """Flat numbers for a logger.
+
+        Returns:
+            ``sparsity_churn/global``: fraction of weights whose mask changed. ``sparsity_returned/global``: number of
+            weights that returned.
+
+        Example:
+            >>> MaskChanges(pruned=3, returned=1, weights=40).metrics()
+            {'sparsity_churn/global': 0.1, 'sparsity_returned/global': 1.0}
+        """
+        return {f"{prefix}_churn/global": self.churn, f"{prefix}_returned/global": float(self.returned)}
 
 
 def stored_bytes(weights: int, zeros: int = 0) -> int:

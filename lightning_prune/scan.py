@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, Guard, as_fast_to_compare, clear_signs
 from lightning_prune.radix import RadixSelection, Shard
+from lightning_prune.rounds import alone
 
 __all__ = ["FEW", "Scan", "keep_few"]
 
@@ -85,8 +86,8 @@ class Scan:
         if not any(self.select(*self.bracket(sample, sigmas)) for sigmas in _SIGMAS):
             # Too many equal magnitudes in the bracket, or an unlikely sample: exact whatever the weights.
             # No places are asked for, so that shape and offset of the shards do not matter.
-            radix = RadixSelection([Shard(value, (), ()) for value in self.values], None)
-            self.settle(radix.threshold(self.keep)[0])
+            radix = RadixSelection([Shard(value, (), ()) for value in self.values])
+            self.settle(alone(radix.threshold(self.keep))[0])
 
     def sample(self, bits: Array) -> Array:
         """Keys of short runs of elements, one run at a jittered place in each of equal strides."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.magnitudes import mark_changed, mask_to_write
-from lightning_prune.radix import RadixSelection, Reduce, Shard
+from lightning_prune.radix import RadixSelection, Shard
+from lightning_prune.rounds import Reduce, Rounds, alone
 from lightning_prune.scan import FEW, Scan, keep_few
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "keep_largest",
     "keep_largest_of_all",
     "keep_largest_of_shards",
+    "keep_largest_of_shards_in_rounds",
     "kth_magnitude",
     "pruned_count",
 ]
@@ -155,12 +157,18 @@ def keep_largest_of_shards(
         >>> [mask.int().tolist() for mask in keep_largest_of_shards([whole], 1)]
         [[[1, 1], [0, 1]]]
     """
+    return alone(keep_largest_of_shards_in_rounds(shards, pruned, out=out), reduce)
+
+
+def keep_largest_of_shards_in_rounds(
+    shards: Sequence[Shard], pruned: int, *, out: Sequence[Tensor] | None = None
+) -> Rounds[list[Tensor]]:
+    """:func:`keep_largest_of_shards` as a task that shares its rounds with others."""
     shards = [Shard(shard.values.detach(), shard.shape, shard.offset) for shard in shards]
     masks = _masks_for([shard.values for shard in shards], out)
     total = sum(prod(shard.shape) for shard in shards)
-    if _all_or_none(masks, pruned, total):
-        return masks
-    RadixSelection(shards, reduce).keep(masks, total - pruned)
+    if not _all_or_none(masks, pruned, total):
+        yield from RadixSelection(shards).keep(masks, total - pruned)
     return masks
 
 
@@ -183,8 +191,8 @@ def kth_magnitude(values: Sequence[Tensor], rank: int, *, reduce: Reduce | None 
         Threshold(value=2.0, above=1, ties=2)
     """
     shards = [Shard(value.detach(), tuple(value.shape), (0,) * value.ndim) for value in values]
-    selection = RadixSelection(shards, reduce)
-    key, above, ties = selection.threshold(rank)
+    selection = RadixSelection(shards)
+    key, above, ties = alone(selection.threshold(rank), reduce)
     bits = torch.tensor([key], dtype=selection.form.integer)
     return Threshold(float(bits.view(selection.dtype)), above, ties)
 

@@ -6,7 +6,6 @@ processes tell each other are counts, and the few rows of a block or an n:m grou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf, prod
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from lightning_prune.magnitudes import holds_nan, nan_error
 from lightning_prune.masks import TINY, Granularity, block_scores, group_dims, mask_shape
 from lightning_prune.n_m import n_m_mask
-from lightning_prune.selection import Shard, keep_largest_of_shards, pruned_count
+from lightning_prune.rounds import Rounds, alone
+from lightning_prune.selection import Shard, keep_largest_of_shards_in_rounds, pruned_count
 from lightning_prune.sharding import Box, Sharding
 
 __all__ = ["compute_shard_mask", "gather_state", "present_zero_groups", "whole_rows", "zero_groups"]
@@ -31,8 +31,8 @@ def compute_shard_mask(
     n_m_ratio: tuple[int, int] | None = None,
     dim: int = 1,
     out: Tensor,
-) -> None:
-    """Compute this process's part of the mask of one weight. Every process that holds a part must call it.
+) -> Rounds[None]:
+    """Compute this process's part of the mask of one weight. Every process that holds a part must run it.
 
     Args:
         values: This process's piece of the weight, of the shape of ``sharding.box``.
@@ -51,16 +51,12 @@ def compute_shard_mask(
     if n_m_ratio is not None and num_zeros:
         group_size = n_m_ratio[1]
         multiples = tuple(group_size if place == dim else 1 for place in range(values.ndim))
-        if _add_up(sharding, values, [int(holds_nan(values))])[0]:
+        if (yield from _add_up(values, [int(holds_nan(values))]))[0]:
             raise nan_error()
-        _on_aligned(
-            values,
-            sharding,
-            multiples,
-            sharding.shape,
-            lambda piece, boxes: n_m_mask(piece, num_zeros, group_size, dim=dim) if piece.numel() else piece.bool(),
-            out,
-        )
+        boxes = sharding.aligned(multiples)
+        piece = sharding.exchange(values, sharding.boxes, boxes)
+        mask = n_m_mask(piece, num_zeros, group_size, dim=dim) if piece.numel() else piece.bool()
+        _bring_back(mask, boxes, sharding, sharding.shape, out)
         return
     if n_m_ratio is not None:
         granularity, block_size = "per_scalar", 1
@@ -70,18 +66,14 @@ def compute_shard_mask(
         out.fill_(pruned == 0)
     elif block_size == 1 and prod(shape) == prod(sharding.shape):
         shard = sharding.shard(values, sharding.boxes, sharding.shape)
-        keep_largest_of_shards([shard], pruned, reduce=sharding.sum, out=[out])
+        yield from keep_largest_of_shards_in_rounds([shard], pruned, out=[out])
     else:
         block_size = min(block_size, sharding.shape[0])
         dims = group_dims(values.ndim, granularity)
-        _on_aligned(
-            values,
-            sharding,
-            _multiples(sharding.shape, dims, block_size),
-            shape,
-            lambda piece, boxes: _keep_blocks(piece, boxes, sharding, block_size, dims, pruned),
-            out,
-        )
+        boxes = sharding.aligned(_multiples(sharding.shape, dims, block_size))
+        piece = sharding.exchange(values, sharding.boxes, boxes)
+        mask = yield from _keep_blocks(piece, boxes, sharding, block_size, dims, pruned)
+        _bring_back(mask, boxes, sharding, shape, out)
 
 
 def zero_groups(values: Tensor, *, granularity: Granularity, block_size: int) -> int:
@@ -101,13 +93,14 @@ def zero_groups(values: Tensor, *, granularity: Granularity, block_size: int) ->
 
 def present_zero_groups(
     values: Tensor, sharding: Sharding, *, granularity: Granularity, block_size: int
-) -> tuple[int, int]:
-    """:func:`zero_groups` of a sharded weight, and the number of all groups; every process must call it."""
+) -> Rounds[tuple[int, int]]:
+    """:func:`zero_groups` of a sharded weight, and the number of all groups; every process must run it."""
     dims = group_dims(values.ndim, granularity)
     boxes = sharding.aligned(_multiples(sharding.shape, dims, block_size))
     piece = sharding.exchange(values, sharding.boxes, boxes)
     zeros = zero_groups(piece, granularity=granularity, block_size=block_size)
-    return _add_up(sharding, values, [zeros])[0], prod(mask_shape(sharding.shape, granularity=granularity))
+    (total,) = yield from _add_up(values, [zeros])
+    return total, prod(mask_shape(sharding.shape, granularity=granularity))
 
 
 def gather_state(
@@ -126,7 +119,7 @@ def gather_state(
         The same of the whole weight, the mask as bytes; None in all processes but the first.
     """
     rows = [one.cpu() for one in sharding.gather(mask, shape) if one is not None]
-    has_values = _add_up(sharding, weight, [int(pruned is not None)])[0] > 0
+    has_values = alone(_add_up(weight, [int(pruned is not None)]), sharding.sum)[0] > 0
     stash = torch.zeros_like(weight)
     if pruned is not None:
         stash[~mask.expand(weight.shape)] = pruned
@@ -157,8 +150,9 @@ def whole_rows(mask: Tensor, sharding: Sharding, shape: tuple[int, ...], multipl
     return sharding.exchange(mask, held, [box.narrowed(shape) for box in boxes])
 
 
-def _add_up(sharding: Sharding, like: Tensor, counts: list[int]) -> list[int]:
-    return [int(count) for count in sharding.sum(torch.tensor(counts, dtype=torch.int64, device=like.device))]
+def _add_up(like: Tensor, counts: list[int]) -> Rounds[list[int]]:
+    sums = yield torch.tensor(counts, dtype=torch.int64, device=like.device)
+    return [int(count) for count in sums]
 
 
 def _multiples(shape: tuple[int, ...], dims: int, block_size: int) -> tuple[int, ...]:
@@ -166,24 +160,15 @@ def _multiples(shape: tuple[int, ...], dims: int, block_size: int) -> tuple[int,
     return (block_size, *(size if place >= dims else 1 for place, size in enumerate(shape) if place))
 
 
-def _on_aligned(
-    values: Tensor,
-    sharding: Sharding,
-    multiples: tuple[int, ...],
-    shape: tuple[int, ...],
-    select: Callable[[Tensor, tuple[Box, ...]], Tensor],
-    out: Tensor,
-) -> None:
-    """Compute a mask where no group is cut, and bring its parts to where they belong."""
-    boxes = sharding.aligned(multiples)
-    mask = select(sharding.exchange(values, sharding.boxes, boxes), boxes)
+def _bring_back(mask: Tensor, boxes: tuple[Box, ...], sharding: Sharding, shape: tuple[int, ...], out: Tensor) -> None:
+    """Bring the parts of a mask, computed where no group is cut, to where they belong."""
     held, wanted = ([box.narrowed(shape) for box in some] for some in (boxes, sharding.boxes))
     out.copy_(sharding.exchange(mask, held, wanted))
 
 
 def _keep_blocks(
     piece: Tensor, boxes: tuple[Box, ...], sharding: Sharding, block_size: int, dims: int, pruned: int
-) -> Tensor:
+) -> Rounds[Tensor]:
     """The mask of this process's blocks, with length 1 in the dimensions within a group."""
     rows, groups = sharding.shape[0], sharding.shape[1:dims]
     shape = (-(-rows // block_size), *groups)
@@ -191,7 +176,7 @@ def _keep_blocks(
     short = rows % block_size or block_size
     scores = _scores(piece, block_size, dims, torch.promote_types(piece.dtype, torch.float32))
     if scores.dtype is torch.float32:
-        overflown, sound = _add_up(sharding, piece, [int((scores == inf).sum()), int((scores >= TINY).sum())])
+        overflown, sound = yield from _add_up(piece, [int((scores == inf).sum()), int((scores >= TINY).sum())])
         if overflown or sound < min(-(-keep // short), prod(shape)):
             scores = _scores(piece, block_size, dims, torch.float64)
     start = boxes[sharding.me].start
@@ -199,11 +184,11 @@ def _keep_blocks(
     has_last = len(piece) > 0 and start[0] + len(piece) == rows
     count = -(-keep // block_size)
     while True:
-        (blocks,) = keep_largest_of_shards([shard], prod(shape) - count, reduce=sharding.sum)
+        (blocks,) = yield from keep_largest_of_shards_in_rounds([shard], prod(shape) - count)
         if short == block_size:
             break
         # Each block kept covers block_size groups, but one of the last row covers fewer: then more blocks are needed.
-        in_last = _add_up(sharding, piece, [int(blocks[-1].sum()) if has_last else 0])[0]
+        (in_last,) = yield from _add_up(piece, [int(blocks[-1].sum()) if has_last else 0])
         missing = keep - count * block_size + (block_size - short) * in_last
         if missing <= 0:
             break

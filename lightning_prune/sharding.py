@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,8 +18,21 @@ from torch import Tensor, distributed, nn
 from lightning_prune.errors import ConfigError, PruningError
 from lightning_prune.magnitudes import FORMATS
 from lightning_prune.radix import Shard
+from lightning_prune.rounds import Rounds, together
 
-__all__ = ["Box", "Sharding", "bit_sum", "find_shardings", "is_sharded", "local_part", "require_same", "reshard_model"]
+__all__ = [
+    "Box",
+    "Sharding",
+    "bit_sum",
+    "find_shardings",
+    "is_sharded",
+    "local_part",
+    "require_same",
+    "reshard_model",
+    "run_together",
+]
+
+T = TypeVar("T")
 
 _CHUNK = 2**20  # elements fingerprinted at a time
 _ROWS = 2**24  # elements of a weight that travel at a time when it is gathered
@@ -248,6 +261,29 @@ def find_shardings(parameters: Sequence[Tensor]) -> list[Sharding | None]:
                 )
             result[number] = Sharding(shape, boxes, ranks, ranks.index(distributed.get_rank()), groups)
     return result
+
+
+def run_together(tasks: Sequence[tuple[Sharding | None, Rounds[T]]]) -> list[T]:
+    """Run tasks on weights side by side: those of weights that are sharded alike share their collectives.
+
+    Args:
+        tasks: Each with the sharding of its weight, None for one that this process holds whole.
+
+    Returns:
+        What each task returned.
+
+    Raises:
+        PruningError: The error of the first task that raised one.
+    """
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for number, (sharding, _) in enumerate(tasks):
+        alike.setdefault(() if sharding is None else sharding.groups, []).append(number)
+    results: dict[int, T] = {}
+    for numbers in alike.values():
+        sharding = tasks[numbers[0]][0]
+        found = together([tasks[number][1] for number in numbers], None if sharding is None else sharding.sum)
+        results.update(zip(numbers, found, strict=True))
+    return [results[number] for number in range(len(tasks))]
 
 
 def _own_box(parameter: Any) -> list[int]:

@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_prune import ConfigError, MagnitudePruner, MagnitudePrunerConfig, plan_pruning
-from lightning_prune import pruner as pruner_module
-from lightning_prune.allocation import (
-    allocate,
-    erdos_renyi_kernel_zeros,
-    global_zeros,
-    rank_together,
-    uniform_zeros,
+from lightning_prune import (
+    CheckpointError,
+    ConfigError,
+    MagnitudePruner,
+    MagnitudePrunerConfig,
+    PruningError,
+    plan_pruning,
 )
+from lightning_prune.allocation import allocate, erdos_renyi_kernel_zeros, global_zeros, uniform_zeros
+from lightning_prune.metrics import mask_changes
 from lightning_prune.selection import pruned_count
 
 METHODS = ["uniform", "global", "erdos_renyi_kernel"]
@@ -241,24 +242,23 @@ def test_patterns_bound_several_layers():
     assert spread.__rich__().caption == "2,241 of 3,736 weights are zero (59.9839%)."
 
 
-def test_ranking_together_at_every_update_keeps_the_total_of_the_schedule():
-    class GlobalPruner(MagnitudePruner):
-        """What a pruner does that ranks all layers together; each layer's asked sparsity stays that of its schedule."""
+GLOBAL = {"global_config": {"scheduler": {"update_steps": [1, 2, 3, 4]}, "target_sparsity": 0.6}}
 
-        def _update_group(self, scheduler, layers):
-            asked = [scheduler.compute_sparsity(self._step_count, layer.sparsity, layer) for layer in layers]
-            moved = rank_together([layer.held.dense() for layer in layers], asked)
-            for layer, own, sparsity in zip(layers, moved, asked, strict=True):
-                pruner_module._update(layer, own)
-                layer.sparsity = sparsity
 
+def small_head() -> nn.Module:
     model = net()
     with torch.no_grad():
         model[4].weight *= 0.01
-    config = {"global_config": {"scheduler": {"update_steps": [1, 2, 3, 4]}, "target_sparsity": 0.6}}
-    ours, uniform = GlobalPruner(model, config), MagnitudePruner(model, config)
+    return model
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_global_scope_ranks_all_layers_anew_at_every_update(masking):
+    ours = MagnitudePruner(small_head(), GLOBAL, masking=masking, scope="global")
+    uniform = MagnitudePruner(small_head(), GLOBAL)
     for pruner in (ours, uniform):
-        pruner.prepare()
+        pruner.prepare(inplace=True)
+    ours.attach_optimizers(torch.optim.SGD(ours.model.parameters(), lr=0.0))
     for _ in range(4):
         ours.step()
         uniform.step()
@@ -266,3 +266,70 @@ def test_ranking_together_at_every_update_keeps_the_total_of_the_schedule():
     by_name = {one.name: one.sparsity for one in ours.report().layers}
     assert by_name["4"] == pytest.approx(0.96, abs=1e-3)  # a tenth of the density of 0.4
     assert max(value for name, value in by_name.items() if name != "4") < 0.3
+    assert ours.report().layers[0].target_sparsity is None
+    plain = ours.finalize(inplace=True)
+    assert sum(int((plain[index].weight == 0).sum()) for index in (0, 2, 4, 5)) == ours.report().total.zeros
+
+
+def test_a_global_scope_follows_weights_that_grow():
+    model = small_head()
+    pruner = MagnitudePruner(model, GLOBAL, scope="global", track_changes=True)
+    pruner.prepare(inplace=True)
+    for _ in range(3):
+        pruner.step()
+    assert pruner.report()["4"]["unstructured_weight_sparsity"] > 0.9
+    assert pruner.changes.returned == 0
+    with torch.no_grad():
+        model[4].weight_orig.mul_(1e4)
+    before = {name: mask.clone() for name, mask in pruner.masks().items()}
+    pruner.step()
+    assert pruner.report()["4"]["unstructured_weight_sparsity"] < 0.4
+    pruned, returned, weights = mask_changes(before, pruner.masks())
+    assert (pruner.changes.pruned, pruner.changes.returned, pruner.changes.weights) == (pruned, returned, weights)
+    assert returned > 1000
+
+
+def test_a_global_scope_needs_single_weights():
+    config = {"module_type_configs": {"Linear": {"n_m_ratio": (2, 4)}}}
+    model = net()
+    with pytest.raises(ConfigError, match=r'scope="global" ranks the single weights of all layers together, but'):
+        MagnitudePruner(model, config, scope="global").prepare(inplace=True)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(ConfigError, match='scope must be "layer" or "global", got \'model\''):
+        MagnitudePruner(model, scope="model")
+
+
+def test_a_global_scope_names_the_weight_that_is_nan_and_leaves_all_masks():
+    model = small_head()
+    pruner = MagnitudePruner(model, GLOBAL, scope="global")
+    pruner.prepare(inplace=True)
+    pruner.step()
+    masks = {name: mask.clone() for name, mask in pruner.masks().items()}
+    with torch.no_grad():
+        model[2].weight_orig[0, 0] = torch.nan
+    with pytest.raises(PruningError, match=r"^2.weight cannot be pruned: NaN"):
+        pruner.step()
+    assert all(torch.equal(mask, masks[name]) for name, mask in pruner.masks().items())
+
+
+def test_a_run_resumes_in_the_scope_that_it_had():
+    pruner = MagnitudePruner(small_head(), GLOBAL, scope="global")
+    pruner.prepare(inplace=True)
+    pruner.step()
+    pruner.step()
+    state, weights = pruner.state_dict(), pruner.finalize().state_dict()
+    other = small_head()
+    other.load_state_dict(weights)
+    plain = MagnitudePruner(other, GLOBAL)
+    plain.prepare()
+    with pytest.raises(CheckpointError, match='saved with scope="global", but this is a run with scope="layer"'):
+        plain.load_state_dict(state)
+    again = MagnitudePruner(other, GLOBAL, scope="global")
+    again.prepare(inplace=True)
+    again.load_state_dict(state)
+    for _ in range(2):
+        pruner.step()
+        again.step()
+    for name, mask in pruner.masks().items():
+        assert torch.equal(mask, again.masks()[name])
+    assert again.report().total.zeros == pruner.report().total.zeros

@@ -100,14 +100,22 @@ def test_several_optimizers_and_manual_optimization(tmp_path):
 
 
 def test_sparsity_is_logged_at_updates_and_epoch_ends(tmp_path):
-    logger = CSVLogger(tmp_path)
-    _, trainer = fit(tmp_path, MagnitudePruningCallback(POLYNOMIAL), logger=logger, log_every_n_steps=50)
+    logger, callback = CSVLogger(tmp_path), MagnitudePruningCallback(POLYNOMIAL)
+    _, trainer = fit(tmp_path, callback, logger=logger, log_every_n_steps=50)
     with open(f"{logger.log_dir}/metrics.csv") as file:  # noqa: PTH123
         rows = [row for row in csv.DictReader(file) if row["sparsity/global"]]
     curve = {int(row["step"]): round(float(row["sparsity/global"]), 2) for row in rows}
     assert curve == {2: 0.0, 4: 0.53, 6: 0.72, 8: 0.75, 16: 0.75}
     assert float(trainer.callback_metrics["sparsity/global"]) == pytest.approx(0.75, abs=1e-3)
     assert {"sparsity/conv", "sparsity/fc1", "sparsity/fc2"} <= set(trainer.callback_metrics)
+    changes = {int(row["step"]): row for row in rows if row["sparsity_churn/global"]}
+    assert list(changes) == [2, 4, 6, 8], "at updates alone"
+    weights = callback.report().total.weights
+    zeros = {step: float(row["sparsity/global"]) * weights for step, row in changes.items()}
+    for before, after in ((2, 4), (4, 6), (6, 8)):
+        churn = float(changes[after]["sparsity_churn/global"]) * weights
+        returned = float(changes[after]["sparsity_returned/global"])
+        assert churn - 2 * returned == pytest.approx(zeros[after] - zeros[before], abs=1)
 
 
 def test_other_callbacks_can_monitor_sparsity(tmp_path):

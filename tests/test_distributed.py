@@ -17,14 +17,17 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_prune import ConfigError, MagnitudePruningCallback, PruningError
+from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningError
 from lightning_prune.masks import compute_mask, mask_shape
+from lightning_prune.rounds import alone
 from lightning_prune.shard_masks import compute_shard_mask
-from lightning_prune.sharding import find_shardings
+from lightning_prune.sharding import find_shardings, run_together
 from lightning_prune.strategies import check_strategy
 
 RULES = {
@@ -56,11 +59,21 @@ def outcome(trainer, callback, model) -> dict:
     }
 
 
-def fit(folder, *callbacks, strategy="auto", devices=1, shares_data=True, model=None, ckpt_path=None, **arguments):
+def fit(
+    folder,
+    *callbacks,
+    strategy="auto",
+    devices=1,
+    shares_data=True,
+    model=None,
+    pruning=None,
+    ckpt_path=None,
+    **arguments,
+):
     """One fit of the toy network; with ``shares_data`` every process sees all batches, so that gradients are equal."""
     seed_everything(0, verbose=False)
     model = model or ToyModule(adamw)
-    callback = MagnitudePruningCallback(RULES, show_plan=False)
+    callback = pruning or MagnitudePruningCallback(RULES, show_plan=False)
     trainer = make_trainer(
         Path(folder),
         callbacks=[callback, *callbacks],
@@ -242,7 +255,7 @@ def masks_that_differ(mesh_shape, placements) -> list:
                 narrow = sharding.box.narrowed(tuple(expected.shape))
                 expected = expected[narrow.within(sharding.whole)]
                 ours = torch.empty(mask_shape(tuple(part.shape), granularity=granularity), dtype=torch.bool)
-                compute_shard_mask(part, sparsity, sharding, **rule, out=ours)
+                alone(compute_shard_mask(part, sparsity, sharding, **rule, out=ours), sharding.sum)
                 count += 1
                 if not torch.equal(ours, expected):
                     wrong.append((shape, dtype, rule, sparsity))
@@ -264,6 +277,68 @@ def test_masks_of_shards_are_those_of_the_whole_weight(mesh_shape, placements):
     for count, wrong in launch(masks_that_differ, math.prod(mesh_shape), mesh_shape, placements):
         assert count == len(SHAPES) * 2 * len(MASK_RULES) * 3
         assert not wrong
+
+
+def masks_in_shared_rounds(world) -> tuple[list, int, int]:
+    """All masks at once: what is wrong, the number of weights, and of collectives."""
+    join_group()
+    mesh = init_device_mesh("cpu", (world,))
+    generator = torch.Generator().manual_seed(0)
+    tasks, results = [], []
+    for shape, rule, sparsity in itertools.product(SHAPES, MASK_RULES, (0.3, 0.9)):
+        whole = (torch.randn(shape, generator=generator) * 4).round()  # with ties, which take rounds of their own
+        (sharding,) = find_shardings([distribute_tensor(whole, mesh, [Shard(0)])])
+        part = whole[sharding.box.within(sharding.whole)].clone()
+        expected = compute_mask(whole, sparsity, **rule)
+        narrow = sharding.box.narrowed(tuple(expected.shape))
+        ours = torch.empty(
+            mask_shape(tuple(part.shape), granularity=rule.get("granularity", "per_scalar")), dtype=torch.bool
+        )
+        tasks.append((sharding, compute_shard_mask(part, sparsity, sharding, **rule, out=ours)))
+        results.append((ours, expected[narrow.within(sharding.whole)], (shape, rule, sparsity)))
+    calls, all_reduce = [], distributed.all_reduce
+
+    def counted(tensor, **arguments):
+        calls.append(tensor.numel())
+        return all_reduce(tensor, **arguments)
+
+    distributed.all_reduce = counted
+    run_together(tasks)
+    return [case for ours, expected, case in results if not torch.equal(ours, expected)], len(tasks), len(calls)
+
+
+def test_masks_of_any_number_of_weights_share_their_collectives():
+    for wrong, weights, collectives in launch(masks_in_shared_rounds, 2, 2):
+        assert not wrong
+        assert weights == 108
+        assert collectives < 40, "some 7 for each of several sizes of the last block"
+
+
+def one_nan_among_shards() -> tuple[str, list]:
+    """The error of an update, and the masks after it."""
+    join_group()
+    mesh = init_device_mesh("cpu", (2,))
+    model = torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(3)])
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    pruner = MagnitudePruner(model, {"global_config": {"scheduler": {"update_steps": [1, 2]}}}, masking="resident")
+    pruner.prepare(inplace=True)
+    pruner.attach_optimizers(torch.optim.SGD(model.parameters(), lr=0.1))
+    with torch.no_grad():
+        if distributed.get_rank() == 1:
+            model[1].weight.to_local()[0, 0] = torch.nan
+    pruner.step()
+    try:
+        pruner.step()
+    except PruningError as error:
+        return str(error), [mask.float().mean().item() for mask in pruner.masks().values()]
+    return "nothing", []
+
+
+def test_a_nan_in_one_shard_is_an_error_in_all_processes_and_leaves_its_mask():
+    for error, kept in launch(one_nan_among_shards, 2):
+        assert error.startswith("1.weight cannot be pruned: NaN")
+        assert kept[1] == 1.0
 
 
 # FSDP2
@@ -334,6 +409,59 @@ def test_fsdp2_trains_the_network_of_one_process(tmp_path, world):
         assert_same(result, expected, "weights")
         assert result["report"] == expected["report"]
     assert sum(local["fc1.weight"] for _, local in results) == 32 * 128, "each process has its part of the mask alone"
+
+
+def ranked_together() -> MagnitudePruningCallback:
+    config = {"global_config": RULES["global_config"]}
+    return MagnitudePruningCallback(config, scope="global", show_plan=False)
+
+
+def sharded_run_in_global_scope(folder, world):
+    return whole(*fsdp(folder, pruning=ranked_together(), world=world))
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, world):
+    expected = whole(*single(tmp_path, pruning=ranked_together()))
+    sparsities = {one["name"]: one["sparsity"] for one in expected["report"]}
+    assert sparsities["global"] == pytest.approx(0.75, abs=1e-3)
+    assert len(set(sparsities.values())) == len(sparsities)
+    results = launch(sharded_run_in_global_scope, world, tmp_path, world)
+    assert_same(results[0], expected)
+    for result in results:
+        assert_same(result, expected, "weights")
+        assert result["report"] == expected["report"]
+
+
+class ParallelToy(ShardedToy):
+    """The same network with its linear layers cut over a mesh of tensor parallelism, and sharded over the rest."""
+
+    def configure_model(self):
+        if self._device_mesh is None or any(isinstance(p, DTensor) for p in self.parameters()):
+            return
+        plan = {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
+        parallelize_module(self, self.device_mesh["tensor_parallel"], plan)
+        if self.device_mesh["data_parallel"].size() > 1:
+            for module in (self.conv, self.fc1, self.fc2):
+                fully_shard(module, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+
+def tensor_parallel_run(folder, data_parallel, tensor_parallel):
+    strategy = ModelParallelStrategy(data_parallel_size=data_parallel, tensor_parallel_size=tensor_parallel)
+    return whole(*fit(folder, model=ParallelToy(), strategy=strategy, devices=data_parallel * tensor_parallel))
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 2), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_tensor_parallel_weights_are_pruned_as_whole_ones(tmp_path, data, tensor):
+    expected = whole(*single(tmp_path))
+    for result in launch(tensor_parallel_run, data * tensor, tmp_path, data, tensor):
+        assert result["report"] == expected["report"]
+        # sums over processes are rounded in another order, so that training differs in the last bits
+        for name, weight in expected["weights"].items():
+            torch.testing.assert_close(result["weights"][name], weight, rtol=1e-3, atol=1e-4)
+        for name in ("conv.weight", "fc1.weight", "fc2.weight"):
+            assert torch.equal(result["weights"][name] == 0, expected["weights"][name] == 0)
 
 
 # Checkpoints
