@@ -282,7 +282,10 @@ class MagnitudePruner:
             )
         self.reset_optimizers()
         self._step_count += 1
-        due = [one for one in self._groups if one[0].is_due(self._step_count)]
+        due = []
+        for group in self._groups:
+            if group[0].is_due(self._step_count):
+                due.append(group)
         if due:
             self._update_groups(due)
 
