@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningError
+from lightning_prune.allocation import allocate
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.rounds import alone
 from lightning_prune.shard_masks import compute_shard_mask
@@ -339,6 +340,26 @@ def test_a_nan_in_one_shard_is_an_error_in_all_processes_and_leaves_its_mask():
     for error, kept in launch(one_nan_among_shards, 2):
         assert error.startswith("1.weight cannot be pruned: NaN")
         assert kept[1] == 1.0
+
+
+def linears() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(*[torch.nn.Linear(size, 24 - size) for size in (5, 9, 14)])
+
+
+def spreads(shards: bool) -> dict:
+    """Zeros of each layer by each method of allocation."""
+    model = linears()
+    if shards:
+        join_group()
+        for layer in model:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    return {method: allocate(model, 0.7, method).zeros for method in ("uniform", "global", "erdos_renyi_kernel")}
+
+
+def test_a_sparsity_is_spread_over_sharded_layers_as_over_whole_ones():
+    expected = spreads(False)
+    assert launch(spreads, 2, True) == [expected, expected]
 
 
 # FSDP2
