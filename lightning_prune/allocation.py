@@ -33,6 +33,7 @@ from lightning_prune.plan import PrunedParameter, plan_pruning
 from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count
 from lightning_prune.sharding import Sharding, find_shardings, local_part
 from lightning_prune.sparsity import count_zeros
+from lightning_prune.tables import as_text
 
 __all__ = [
     "Allocation",
@@ -78,6 +79,9 @@ class Allocation:
     def sparsities(self) -> dict[str, float]:
         """Fraction of zeros of each layer."""
         return {name: zeros / self.weights[name] for name, zeros in self.zeros.items()}
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook."""
@@ -318,7 +322,10 @@ def rank_together(
     sizes = [one.numel() if sharding is None else prod(sharding.shape) for one, sharding in parts]
     total = sum(pruned_count(size, sparsity) for size, sparsity in zip(sizes, sparsities, strict=True))
     pieces = {str(index): one for index, one in enumerate(parts)}
-    zeros = _global_zeros(pieces, total / sum(sizes), 0.0, None)
+    maximum = _default_maximum(total / sum(sizes), "global")
+    if sum(pruned_count(size, maximum) for size in sizes) < total:  # layers of a few weights, of which none can be kept
+        maximum = 1.0
+    zeros = _global_zeros(pieces, total / sum(sizes), 0.0, maximum)
     return [count / size for count, size in zip(zeros.values(), sizes, strict=True)]
 
 

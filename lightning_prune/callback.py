@@ -207,11 +207,9 @@ class MagnitudePruningCallback(Callback):
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
-        self._gate = TargetGate() if self.best_at_target and not is_open else None
-        if self._gate is not None:
-            self._gate.arm(trainer)
-            if pruner.is_at_target:
-                self._open_gate(trainer)
+        self._gate = TargetGate(trainer) if self.best_at_target and not is_open else None
+        if pruner.is_at_target:
+            self._open_gate(trainer)
         if self.show_plan:
             _show(pruner.plan)
         if self.show_plan and pruner.report().sparsity:
@@ -246,23 +244,13 @@ class MagnitudePruningCallback(Callback):
             changes = pruner.changes.metrics(prefix=self.log_prefix) if pruner.changes is not None else {}
             self._log(trainer, pl_module, changes)
         pruner.project_if_written()
-        if self._gate is not None:
-            if pruner.is_at_target:
-                self._open_gate(trainer)
-            else:
-                self._gate.arm(trainer)
+        if pruner.is_at_target:
+            self._open_gate(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Zero what another callback wrote to pruned weights, and watch what EarlyStopping will do."""
+        """Zero what another callback wrote to pruned weights."""
         if self._is_training:
             self._need_pruner().project()
-        if self._gate is not None:
-            self._gate.arm(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hold EarlyStopping until the target is reached."""
-        if self._gate is not None:
-            self._gate.hold(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log once an epoch, whether or not masks changed."""
@@ -273,8 +261,6 @@ class MagnitudePruningCallback(Callback):
                 "An epoch is over, but the Trainer has counted no optimizer step, so nothing was pruned. In manual "
                 "optimization step the optimizers that self.optimizers() gives: others are not counted."
             )
-        if self._gate is not None:
-            self._gate.hold(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle the weights, which an averaging callback may have replaced, and say if the target was missed."""
@@ -382,7 +368,7 @@ class MagnitudePruningCallback(Callback):
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
         self._forget_foreign()
         if self._gate is not None:
-            self._gate.close(trainer)
+            self._gate.close()
         self._gate, self._is_training = None, False
         if self.pruner is not None and self.pruner.is_prepared:
             self.pruner.settle()

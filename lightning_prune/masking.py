@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,7 @@ _LEAVE_ZEROS = {
 }
 _MOMENTA = {"momentum_buffer", "exp_avg"}
 _LOOK_AFTER = 32  # steps
+_SAMPLE, _LOOKS = 4096, 64  # entries among which pruned ones are looked for, and how many of them are looked at
 
 
 class HeldMask(ABC):
@@ -196,19 +198,12 @@ class _MaskedForward(prune.BasePruningMethod):
     def apply_mask(self, module: nn.Module) -> Tensor:
         orig: Tensor = getattr(module, f"{self._tensor_name}_orig")
         mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
-        if torch.compiler.is_compiling() or mask.is_inference():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return orig * mask.to(orig.dtype)
-        return orig * self._as_factor(mask, orig)
-
-    def _as_factor(self, mask: Tensor, orig: Tensor) -> Tensor:
-        """The mask in the dtype of the weight, made once after each change: backward would hold one for itself."""
-        known, factor = self._factor_of, self._factor
+        factor, known = self._factor, self._factor_of
         if factor is None or known is None or known[0] is not mask or known[1] != mask._version:
-            factor = None
-        if factor is None or factor.dtype != orig.dtype or factor.device != mask.device:
-            factor = self._factor = mask.to(orig.dtype)
-            self._factor_of = (mask, mask._version)
-        return factor
+            return orig * mask.to(orig.dtype)
+        return orig * (factor if factor.dtype == orig.dtype and factor.device == orig.device else mask.to(orig.dtype))
 
     @override
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
@@ -217,15 +212,13 @@ class _MaskedForward(prune.BasePruningMethod):
     def show(self, module: nn.Module) -> None:
         """Set the pruned weight for readers; outside a forward it carries no graph, so the module can be copied."""
         name = self._tensor_name
-        orig, mask = getattr(module, f"{name}_orig").detach(), getattr(module, f"{name}_mask")
-        shown: Any = module.__dict__.get(name)
-        if not _is_like(shown, orig):
-            shown = torch.empty_like(orig)
-            setattr(module, name, shown)
-        self._factor = self._factor_of = None  # of an older mask
-        with torch.no_grad():
-            for factor, dense, pruned in _passes(mask, orig, shown):
-                torch.mul(dense, factor, out=pruned)
+        orig, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
+        # In the dtype of the weight it is kept from here to the next change of the mask: backward needs it anyway. No
+        # forward writes it: under a tracer or in inference mode it would make a tensor that no other may use.
+        with torch.inference_mode(False), torch.no_grad():
+            factor = mask.to(orig.dtype)
+            setattr(module, name, orig * factor)
+        self._factor, self._factor_of = (None, None) if mask.is_inference() else (factor, (mask, mask._version))
 
     def attach(self, module: nn.Module, mask: Tensor) -> None:
         """Put the hooks and the mask on a module."""
@@ -292,6 +285,7 @@ class ResidentMask(HeldMask):
         self._mask_is_new = False
         self._version = self.parameter._version
         self.was_written = False
+        self._probe: tuple[Tensor, ...] | None = None
         self._masked_gradient: tuple[int, int] | None = None
         self._gradient_hook = self._watch_gradient(one)
 
@@ -310,9 +304,25 @@ class ResidentMask(HeldMask):
         return handle
 
     @property
-    def is_released(self) -> bool:
-        """Whether the mask will not change any more, and what it pruned is forgotten."""
-        return not self._keeps_stash and not self._mask_is_new
+    def may_rest(self) -> bool:
+        """Whether steps that leave pruned weights at zero may leave out the pass over the weights.
+
+        So once the mask will not change any more; on the CPU alone, since to look at a weight on another device takes
+        longer than the pass.
+        """
+        return not self._keeps_stash and not self._mask_is_new and self.parameter.device.type == "cpu"
+
+    def looks_zero(self) -> bool:
+        """Whether some of the pruned weights, from all over the tensor, are zero: a quick look, no proof."""
+        weight = local_part(self.parameter)
+        if self._probe is None:
+            self._probe = _pruned_places(self.mask, tuple(weight.shape))
+        return not bool(weight[self._probe].any())
+
+    def apply_to(self, tensor: Tensor) -> None:
+        """Zero a tensor of the shape of the parameter where the parameter is pruned."""
+        self._follow_device()
+        apply_mask(tensor, self.mask)
 
     def fold(self) -> None:
         """Put what was pruned away back into the parameter."""
@@ -344,14 +354,15 @@ class ResidentMask(HeldMask):
             weight = local_part(self.parameter)
             if self._keeps_stash:
                 if self._stash is None:
-                    self._stash = torch.zeros_like(weight)
+                    with torch.inference_mode(False):
+                        self._stash = torch.zeros_like(weight)
                 _split(weight, self.mask, self._stash)
             else:
                 _apply_in_place(weight, self.mask)
 
     @override
     def dense(self) -> Tensor:
-        self._mask_is_new = True
+        self._mask_is_new, self._probe = True, None
         self.fold()
         return local_part(self.parameter)
 
@@ -395,7 +406,7 @@ class ResidentMask(HeldMask):
 
     @override
     def restore(self, values: Tensor | None) -> None:
-        self._is_folded, self._keeps_stash = False, True
+        self._is_folded, self._keeps_stash, self._probe = False, True, None
         self._is_masking = not bool(self.mask.all())
         with torch.no_grad():
             if values is None:
@@ -453,8 +464,6 @@ class OptimizerLink:
         self._calls_closure_first = type(optimizer).__module__.startswith("torch.optim")
         self._resting: set[int] = set()
         self._steps = 0
-        self._members: list[ResidentMask] = []
-        self._sizes: list[int] = []
         self._depth = 0
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -463,12 +472,9 @@ class OptimizerLink:
         ]
 
     def __iter__(self) -> Iterator[ResidentMask]:
-        """The masks whose parameters the optimizer updates now; groups may be added during training."""
-        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
-        if sizes != self._sizes:
-            known = [self._masks.get(id(p)) for group in self.optimizer.param_groups for p in group["params"]]
-            self._members, self._sizes = [mask for mask in known if mask is not None], sizes
-        return iter(self._members)
+        """The masks whose parameters the optimizer updates now; groups may change during training."""
+        known = [self._masks.get(id(p)) for group in self.optimizer.param_groups for p in group["params"]]
+        return iter([mask for mask in known if mask is not None])
 
     def reset(self) -> None:
         """Take the dense weights away after a step that raised, and never came to its end."""
@@ -506,18 +512,19 @@ class OptimizerLink:
     def _left_zeros(self, mask: ResidentMask) -> bool:
         """Whether a step left at zero what is pruned for good, so that no pass over the weights is needed.
 
-        It did if weights, gradients and momentum were zero there. The first step after the release makes them so. A
-        write between two steps is noticed, unless it went through ``.data``: for these all is looked after now and
-        then all the same.
+        It did if weights, gradients and momentum were zero there. The first step after the release makes them so, and
+        whatever writes to them later is noticed: by the count that PyTorch keeps of writes to the weight, by a look at
+        some of the weights after each step, and where it escapes both, by a pass that is made now and then.
         """
-        if not mask.is_released or type(self.optimizer) not in _LEAVE_ZEROS:
+        if not mask.may_rest or type(self.optimizer) not in _LEAVE_ZEROS:
             self._resting.discard(id(mask))
             return False
-        if id(mask) in self._resting and not mask.was_written and self._steps % _LOOK_AFTER:
+        is_due = self._steps % _LOOK_AFTER == 0
+        if id(mask) in self._resting and not is_due and not mask.was_written and mask.looks_zero():
             return True
         for name, value in self.optimizer.state.get(mask.parameter, {}).items():
             if name in _MOMENTA and value is not None:
-                apply_mask(value, mask.mask)
+                mask.apply_to(value)
         self._resting.add(id(mask))
         return False
 
@@ -618,7 +625,7 @@ def _passes(mask: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if chunks is None:
         yield (mask.to(dtype), *tensors)
         return
-    scratch = torch.empty(min(_CHUNK, mask.numel()), dtype=dtype)
+    scratch = torch.empty(min(_CHUNK, mask.numel()), dtype=dtype, device=mask.device)
     for keep, *pieces in chunks:
         yield (scratch[: keep.numel()].copy_(keep), *pieces)
 
@@ -641,13 +648,12 @@ def _apply_in_place(tensor: Tensor, mask: Tensor, *, zero_is_positive: bool = Tr
             piece.add_(0.0)
 
 
-def _is_like(tensor: object, other: Tensor) -> bool:
-    """Whether a value is a plain tensor that can take values of another in place."""
-    if not isinstance(tensor, Tensor) or tensor.requires_grad or tensor.is_inference():
-        return False
-    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device) == (
-        other.shape,
-        other.stride(),
-        other.dtype,
-        other.device,
-    )
+def _pruned_places(mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Indices of some pruned entries from all over a mask that broadcasts over ``shape``; none if few are pruned."""
+    numel = prod(shape)
+    # multiples of the golden ratio, modulo the size, never fall in step with rows or groups
+    sample = torch.arange(min(numel, _SAMPLE), device=mask.device) * 0x9E37_79B1 % numel
+    places = torch.unravel_index(sample, shape)
+    pruned = (mask.expand(shape)[places] == 0).nonzero().view(-1)
+    pruned = pruned[:: max(1, len(pruned) // _LOOKS)]
+    return tuple(place[pruned] for place in places)

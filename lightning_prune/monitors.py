@@ -15,36 +15,26 @@ from lightning_prune.class_names import is_a
 
 __all__ = ["TargetGate"]
 
-_NOT_STOPPED = -1
+_CHECK = "_run_early_stopping_check"  # of EarlyStopping; called wherever in the loop it looks at its metric
 
 
 class TargetGate:
-    """Holds back the monitors of a Trainer until the target sparsity is reached."""
+    """Holds back the monitors of a Trainer until the target sparsity is reached.
 
-    def __init__(self) -> None:
-        self._was_stopping = False
+    Args:
+        trainer: Its EarlyStopping callbacks are held from now on: they take back a stop for which they have asked, but
+            not one of a diverged run.
+    """
 
-    def arm(self, trainer: Any) -> None:
-        """Call before EarlyStopping may look at its metric."""
-        self._was_stopping = trainer.should_stop
-        for stopper in _find(trainer, "EarlyStopping"):
-            stopper.stopped_epoch = _NOT_STOPPED
+    def __init__(self, trainer: Any) -> None:
+        self._held = [one for one in _find(trainer, "EarlyStopping") if hasattr(one, _CHECK)]
+        for stopper in self._held:
+            setattr(stopper, _CHECK, _Held(stopper))
 
-    def hold(self, trainer: Any) -> None:
-        """Call after it: takes back a stop for which EarlyStopping asked, but not one of a diverged run."""
-        for stopper in _find(trainer, "EarlyStopping"):
-            asked = stopper.stopped_epoch != _NOT_STOPPED
-            reason = getattr(getattr(stopper, "stopping_reason", None), "name", "")
-            if asked and reason != "NON_FINITE_METRIC":
-                trainer.should_stop = self._was_stopping
-                stopper.wait_count = 0
-                stopper.stopped_epoch = _NOT_STOPPED
-
-    def close(self, trainer: Any) -> None:
+    def close(self) -> None:
         """Call if the run ends before its last update: leaves no trace."""
-        for stopper in _find(trainer, "EarlyStopping"):
-            if stopper.stopped_epoch == _NOT_STOPPED:
-                stopper.stopped_epoch = 0
+        for stopper in self._held:
+            stopper.__dict__.pop(_CHECK, None)
 
     def open(self, trainer: Any) -> list[str]:
         """Call at the last update: monitors start afresh.
@@ -52,6 +42,7 @@ class TargetGate:
         Returns:
             Paths of the checkpoints that were the best before; they stay where they are.
         """
+        self.close()
         for stopper in _find(trainer, "EarlyStopping"):
             stopper.wait_count = 0
             stopper.stopped_epoch = 0
@@ -66,6 +57,21 @@ class TargetGate:
             saver.kth_best_model_path = ""
             saver.kth_value = torch.tensor(torch.inf if saver.mode == "min" else -torch.inf)
         return forgotten
+
+
+class _Held:
+    """The check of one EarlyStopping, without its effect."""
+
+    def __init__(self, stopper: Any) -> None:
+        self._stopper = stopper
+
+    def __call__(self, trainer: Any) -> None:
+        stopper, was_stopping = self._stopper, trainer.should_stop
+        getattr(type(stopper), _CHECK)(stopper, trainer)
+        reason = getattr(getattr(stopper, "stopping_reason", None), "name", "")
+        if trainer.should_stop and not was_stopping and reason != "NON_FINITE_METRIC":
+            trainer.should_stop = False
+            stopper.wait_count = stopper.stopped_epoch = 0
 
 
 def _find(trainer: Any, name: str) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -26,6 +26,7 @@ __all__ = ["SUPPORTED_MODULES", "PrunedParameter", "PruningPlan", "SkippedModule
 SUPPORTED_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What ``global_config`` and regular expressions prune; other modules are pruned where their type or name is given."""
 
+_LEFT = "left dense by"
 _ORIGINALS = {"_WeightNorm": "original1", "_SpectralNorm": "original"}
 
 
@@ -168,7 +169,7 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
     _check_rules_match(modules, config)
     found: dict[int, PrunedParameter] = {}
     used: set[str] = set()
-    skipped: list[SkippedModule] = []
+    left: list[tuple[str, nn.Module, str]] = []
     for name, module in modules.items():
         chosen, reason = _choose(name, module, config)
         for one in chosen:
@@ -176,7 +177,8 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
             key = id(one.parameter)
             found[key] = _tie(found[key], one) if key in found else one
         if not chosen and (next(module.parameters(recurse=False), None) is not None or _is_parametrized(module)):
-            skipped.append(SkippedModule(name, type(module).__name__, reason))
+            left.append((name, module, reason))
+    skipped = tuple(_skip(name, module, reason, found) for name, module, reason in left)
     _check_rules_prune(modules, config, used)
     if not found:
         raise ConfigError(
@@ -184,7 +186,24 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
             + "; ".join(f"{one.name or '(root)'} ({one.kind}): {one.reason}" for one in skipped[:20])
             + ". Give the modules to prune in module_type_configs or module_name_configs."
         )
-    return PruningPlan(tuple(found.values()), tuple(skipped))
+    return PruningPlan(tuple(found.values()), skipped)
+
+
+def _skip(name: str, module: nn.Module, reason: str, found: dict[int, PrunedParameter]) -> SkippedModule:
+    """A module that no rule prunes; what it shares with a module that is pruned is pruned in it too."""
+    for attribute, parameter in module._parameters.items():
+        one = found.get(id(parameter))
+        if one is None:
+            continue
+        _check_prunable(parameter, one, module)
+        if reason.startswith(_LEFT):
+            raise ConfigError(
+                f"{name} and {one.name} are one tied parameter, but {name} is {reason}, and {one.rule} prunes it. "
+                "Leave both modules out with None, or neither."
+            )
+        found[id(parameter)] = replace(one, owners=(*one.owners, Owner(module, attribute)))
+        reason = f"tied to {one.name}, pruned with it"
+    return SkippedModule(name, type(module).__name__, reason)
 
 
 def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tuple[list[PrunedParameter], str]:
@@ -195,7 +214,7 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
         return [], "no rule matches it"
     rule, leaf = match
     if leaf is None:
-        return [], f"left dense by {rule}"
+        return [], f"{_LEFT} {rule}"
     whole_names = (f'module_name_configs["{one}"]' for one in (name, re.escape(name)))
     is_named = rule in whole_names or rule.startswith("module_type_configs")
     # a pattern reaches any module whose parameter it names, as "encoder.*" with in_proj_weight does

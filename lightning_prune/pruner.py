@@ -217,17 +217,19 @@ class MagnitudePruner:
         shardings = find_shardings([one.parameter for one in plan])
         present = [0.0] * len(shardings)
         if keep_zeros:
-            present = run_together(
-                [(two, _present_sparsity(one, two)) for one, two in zip(plan, shardings, strict=True)]
-            )
+            tasks = [(two, _present_sparsity(one, two)) for one, two in zip(plan, shardings, strict=True)]
+            present = _kept_sparsities(plan, run_together(tasks), self._scope)
         try:
             if self._scope == "global":
                 _need_single_weights(plan)
             for one, sharding, zeros in zip(plan, shardings, present, strict=True):
-                # more zeros than this rule ever makes are those of an initialisation
-                start = max(one.config.initial_sparsity, zeros if zeros <= one.config.target_sparsity else 0.0)
+                start = max(one.config.initial_sparsity, zeros)
                 layers.append(_Layer(one, attach_mask(one, self._masking), start, sharding))
-            self._update([(layer, layer.initial_sparsity) for layer in layers if layer.initial_sparsity > 0])
+            first = [layer for layer in layers if layer.initial_sparsity > 0]
+            # zeros that are there already stay where they are: they are not ranked with the weights of other layers
+            self._update([(layer, layer.initial_sparsity) for layer in first], "layer" if any(present) else self._scope)
+            if self._scope == "global" and any(present):
+                _share_schedule(layers)
         except PruningError:
             for layer in layers:
                 layer.held.detach()
@@ -469,7 +471,7 @@ class MagnitudePruner:
             self._release_if_done(scheduler, layers)
             _measure_sharded(layers)
 
-    def _update(self, asked: list[tuple[_Layer, float]]) -> None:
+    def _update(self, asked: list[tuple[_Layer, float]], scope: Scope | None = None) -> None:
         """Compute the masks of layers anew, at the sparsities that are asked of them."""
         for layer, sparsity in asked:
             if not 0.0 <= sparsity <= 1.0:
@@ -477,7 +479,7 @@ class MagnitudePruner:
                     f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
                 )
         try:
-            found = _rank_together(asked) if self._scope == "global" else [sparsity for _, sparsity in asked]
+            found = _rank_together(asked) if (scope or self._scope) == "global" else [sparsity for _, sparsity in asked]
             changes = run_together(
                 [
                     (layer.sharding, _update(layer, sparsity, own, self._track_changes))
@@ -568,6 +570,25 @@ def _rank_together(asked: list[tuple[_Layer, float]]) -> list[float]:
     except PruningError as error:
         invalid = [layer.plan.name for layer, one in zip(layers, dense, strict=True) if holds_nan(one)]
         raise type(error)(f"{', '.join(invalid) or 'The layers'} cannot be pruned: {error}") from error
+
+
+def _kept_sparsities(plan: PruningPlan, present: list[float], scope: Scope) -> list[float]:
+    """Fractions of zeros that an earlier pruning left; where a rule never makes as many, they are an initialisation."""
+    weights, targets = [one.numel for one in plan], [one.config.target_sparsity for one in plan]
+    if scope == "global":
+        asked = sum(target * weight for target, weight in zip(targets, weights, strict=True))
+        is_meant = sum(zeros * weight for zeros, weight in zip(present, weights, strict=True)) <= asked
+        return present if is_meant else [0.0] * len(present)
+    return [zeros if zeros <= target else 0.0 for zeros, target in zip(present, targets, strict=True)]
+
+
+def _share_schedule(layers: list[_Layer]) -> None:
+    """Let schedules go on from the zeros of all layers together: what one of them has more than others is no target."""
+    weights = sum(layer.plan.numel for layer in layers)
+    share = sum(layer.initial_sparsity * layer.plan.numel for layer in layers) / weights
+    for layer in layers:
+        start = max(layer.plan.config.initial_sparsity, min(share, layer.target_sparsity))
+        layer.initial_sparsity = layer.sparsity = start
 
 
 def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -173,7 +174,8 @@ def describe_structure(tensor: Tensor, *, shape: tuple[int, ...] | None = None) 
         return "per_scalar"
     if zero_channels(mask) * (numel // mask.shape[0]) == zeros:
         return "per_channel" if mask.ndim > 2 else _with_block("per_channel", mask, zeros)
-    if mask.ndim > 2 and (zero_kernels(mask) or 0) * (numel // (mask.shape[0] * mask.shape[1])) == zeros:
+    has_kernels = prod(mask.shape[2:]) > 1
+    if has_kernels and (zero_kernels(mask) or 0) * (numel // (mask.shape[0] * mask.shape[1])) == zeros:
         return _with_block("per_kernel", mask, zeros)
     return _find_n_m(mask, zeros) or _with_block("per_scalar", mask, zeros)
 

@@ -153,6 +153,8 @@ class _SteppedScheduler(PruningScheduler):
                 "update_steps must name the steps at which masks change, got nothing. "
                 'Write update_steps=[100, 200, 300], "range(100, 5000, 100)", or begin=, end= and frequency=.'
             )
+        if type(self.begin) is type(self.end) and isinstance(self.begin, int | float) and self.end < self.begin:  # type: ignore[operator]
+            raise ConfigError(f"end must not come before begin, got begin={self.begin} and end={self.end}.")
         for name, default in (("begin", 0), ("end", 1.0), ("frequency", 100)):
             value = getattr(self, name)
             object.__setattr__(self, name, default if value is None else _check_moment(value, name))

@@ -24,6 +24,7 @@ from lightning_prune.plan import PrunedParameter, plan_pruning
 from lightning_prune.schedules import PruningScheduler
 from lightning_prune.selection import pruned_count
 from lightning_prune.sparsity import count_zeros
+from lightning_prune.tables import as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,6 +160,9 @@ class Sensitivity:
     @property
     def _asked(self) -> list[float]:
         return list(self.layers[0].scores)
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook: the change of the score, layer by layer."""

@@ -333,3 +333,34 @@ def test_a_run_resumes_in_the_scope_that_it_had():
     for name, mask in pruner.masks().items():
         assert torch.equal(mask, again.masks()[name])
     assert again.report().total.zeros == pruner.report().total.zeros
+
+
+def test_a_second_run_in_global_scope_keeps_the_zeros_of_the_first():
+    first = MagnitudePruner(small_head(), GLOBAL, scope="global")
+    first.prepare(inplace=True)
+    for _ in range(4):
+        first.step()
+    sparsities = [one.sparsity for one in first.report().layers]
+    model = first.finalize(inplace=True)
+    second = MagnitudePruner(
+        model, {"global_config": {**GLOBAL["global_config"], "target_sparsity": 0.8}}, scope="global"
+    )
+    second.prepare(inplace=True, keep_zeros=True)
+    assert [one.sparsity for one in second.report().layers] == sparsities
+    totals = []
+    for _ in range(4):
+        second.step()
+        totals.append(second.report().sparsity)
+    assert totals == sorted(totals)
+    assert (totals[0], totals[-1]) == (pytest.approx(0.6, abs=1e-3), pytest.approx(0.8, abs=1e-3))
+
+
+def test_a_global_scope_may_empty_layers_of_a_few_weights():
+    model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1), nn.Linear(1, 1))
+    schedule = {"scheduler": {"update_steps": [1, 2]}}
+    rules = {"0": {**schedule, "target_sparsity": 1.0}, "[12]": {**schedule, "target_sparsity": 0.5}}
+    pruner = MagnitudePruner(model, {"module_name_configs": rules}, scope="global")
+    pruner.prepare(inplace=True)
+    pruner.step()
+    pruner.step()
+    assert pruner.report().total.zeros == 2

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_prune import ConfigError, MagnitudePrunerConfig, plan_pruning
+from lightning_prune import ConfigError, MagnitudePruner, MagnitudePrunerConfig, plan_pruning
 
 
 def plan(model: nn.Module, **levels: object):
@@ -65,6 +65,39 @@ def test_tied_parameters_are_one_entry():
     assert [owner.module for owner in one.owners] == [model["a"], model["b"]]
     with pytest.raises(ConfigError, match="one tied parameter"):
         plan(model, global_config={}, module_name_configs={"b": {"target_sparsity": 0.9}})
+
+
+def test_what_is_tied_to_a_pruned_parameter_is_pruned_with_it():
+    model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "head": nn.Linear(8, 10)})
+    model["head"].weight = model["embed"].weight
+    found = plan(model)
+    (one,) = found
+    assert {owner.module for owner in one.owners} == set(model.values())
+    assert [(skipped.name, skipped.reason) for skipped in found.skipped] == [
+        ("embed", "tied to head.weight, pruned with it")
+    ]
+    with pytest.raises(ConfigError, match="embed and head.weight are one tied parameter, but embed is left dense by"):
+        plan(model, global_config={}, module_name_configs={"embed": None})
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_tied_embedding_computes_with_the_pruned_weight(masking):
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10))
+    model[1].weight = model[0].weight
+    pruner = MagnitudePruner(model, {"global_config": {"scheduler": {"update_steps": [1, 2]}}}, masking=masking)
+    pruner.prepare(inplace=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner.attach_optimizers(optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.arange(10)).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+    tokens = torch.arange(10)
+    expected = model(tokens)
+    assert int((model[0](tokens) == 0).sum()) == 40
+    torch.testing.assert_close(pruner.finalize(inplace=True)(tokens), expected)
+    assert model[0].weight is model[1].weight
 
 
 def test_any_module_is_pruned_where_it_is_named():

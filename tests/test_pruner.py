@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune as torch_prune
 
 from lightning_prune import (
@@ -408,6 +409,11 @@ ELEMENTWISE = {
 }
 
 
+def momenta(optimizer):
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    return [state[name] for state in states for name in ("exp_avg", "momentum_buffer") if state.get(name) is not None]
+
+
 @pytest.mark.parametrize("optimizer", ELEMENTWISE)
 def test_pruned_weights_stay_zero_after_the_last_update(monkeypatch, optimizer):
     monkeypatch.setitem(OPTIMIZERS, optimizer, ELEMENTWISE[optimizer])
@@ -415,9 +421,11 @@ def test_pruned_weights_stay_zero_after_the_last_update(monkeypatch, optimizer):
     states = copy.deepcopy(run.optimizer.state_dict())
     masks = {name: mask.clone() for name, mask in run.pruner.masks().items()}
 
+    def weights():
+        return list(run.pruner.parameters().values())
+
     def nonzero():
-        weights = run.model.state_dict()
-        return sum(int(weights[name][~mask].count_nonzero()) for name, mask in masks.items())
+        return sum(int(run.model.state_dict()[name][~mask].count_nonzero()) for name, mask in masks.items())
 
     for _ in range(40):
         run.train(1)
@@ -431,9 +439,17 @@ def test_pruned_weights_stay_zero_after_the_last_update(monkeypatch, optimizer):
     assert nonzero() > 0
     run.train(1)
     assert nonzero() == 0
-    run.model[0].weight.data.add_(1.0)  # PyTorch counts no such write
-    run.train(32)
-    assert nonzero() == 0
+    # PyTorch counts none of these writes
+    for disturb in (
+        lambda: run.model[0].weight.data.add_(1.0),
+        lambda: nn.utils.vector_to_parameters(torch.ones(sum(map(torch.numel, weights()))), weights()),
+        lambda: [value.fill_(1.0) for value in momenta(run.optimizer)],
+        lambda: run.optimizer.register_step_pre_hook(lambda *_: [one.grad.add_(0.1) for one in weights()] and None),
+    ):
+        disturb()
+        for _ in range(2):
+            run.train(1)
+            assert nonzero() == 0
 
 
 @pytest.mark.parametrize("optimizer", ELEMENTWISE)
@@ -470,6 +486,77 @@ def test_the_weight_of_a_hooked_module_is_pruned_right_after_a_step():
             module = run.model.get_submodule(name.rpartition(".")[0])
             assert not module.weight[~mask].any()
             assert not module.weight.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_forward_in_inference_mode_or_under_a_tracer_leaves_no_trace():
+    run = Run(RULES["per_scalar"]).train(4)
+    images = torch.randn(2, 3, 8, 8)
+    for step in range(3):
+        with torch.inference_mode():
+            run.model(images)
+        if step == 1:
+            traced = torch.jit.trace(run.model, images)
+            with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+                run.model(fake.from_tensor(images))
+        run.train(2)
+    assert type(run.model[0].weight) is torch.Tensor
+    torch.testing.assert_close(traced(images), run.model(images))  # by the masks as they are now
+    same = Run(RULES["per_scalar"]).train(10)
+    assert run.losses == same.losses
+
+
+def test_an_update_between_forward_and_backward_leaves_the_graph_alone():
+    run = Run(RULES["per_scalar"]).train(4)
+    loss = run.model(torch.randn(2, 3, 8, 8)).sum()
+    shown = run.model[0].weight
+    values = shown.clone()
+    run.pruner.step()
+    loss.backward()
+    assert torch.equal(shown, values)
+
+
+def test_an_optimizer_whose_parameters_are_swapped_is_followed():
+    one, two = nn.Linear(8, 8), nn.Linear(8, 8)
+    pruner = MagnitudePruner(nn.Sequential(one, two), {"global_config": CUBIC}, masking="resident")
+    pruner.prepare(inplace=True)
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+    pruner.attach_optimizers(optimizer)
+    for step in range(12):
+        if step == 4:
+            optimizer.param_groups[0]["params"] = list(two.parameters())
+        two(one(torch.randn(4, 8))).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+        for name, mask in pruner.masks().items():
+            assert not pruner.parameters()[name][~mask].any()
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_step_in_inference_mode_does_no_harm(masking):
+    run = Run(RULES["per_scalar"], masking=masking)
+    for _ in range(5):
+        run.train(1)
+        with torch.inference_mode():
+            run.pruner.project()
+    other = Run(RULES["per_scalar"], masking=masking)
+    step, count = other.pruner.step, []
+
+    def step_in_inference_mode():
+        with torch.inference_mode():
+            count.append(step())
+
+    other.pruner.step = step_in_inference_mode
+    other.train(5)
+    assert len(count) == 5
+    assert run.losses == other.losses
+
+
+def test_a_model_may_be_prepared_under_another_default_device():
+    model = net()
+    with torch.device("meta"):
+        MagnitudePruner(model, RULES["per_scalar"]).prepare(inplace=True)
+    assert model[0].weight.device.type == "cpu"
 
 
 def test_a_model_may_be_moved_and_cast_after_it_is_prepared():

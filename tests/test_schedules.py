@@ -114,6 +114,9 @@ def test_units_need_a_run_of_known_length():
 def test_a_schedule_that_cannot_finish_is_refused():
     with pytest.raises(ConfigError, match="the run has 100: the target would never be reached"):
         PolynomialDecayScheduler(end=200).resolve(TrainingRun(100))
+    for begin, end in ((0.9, 0.2), (6, 2)):
+        with pytest.raises(ConfigError, match=f"end must not come before begin, got begin={begin} and end={end}"):
+            PolynomialDecayScheduler(begin=begin, end=end)
     with pytest.raises(ConfigError, match="end must not come before begin"):
         PolynomialDecayScheduler(begin=60, end=50).resolve(TrainingRun(100))
 

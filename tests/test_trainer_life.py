@@ -346,6 +346,29 @@ def test_early_stopping_counts_its_patience_from_the_target(tmp_path, patience):
     assert stopper.patience == patience
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("options", [{"patience": 1}, {"stopping_threshold": 100.0}, {"divergence_threshold": -100.0}])
+def test_early_stopping_waits_for_the_target_where_it_runs_at_the_end_of_an_epoch_too(tmp_path, options, first):
+    stopper = EarlyStopping("score", **options)
+    pruning = MagnitudePruningCallback(rules(), show_plan=False)
+    callbacks = [stopper, pruning] if first else [pruning, stopper]
+    trainer = make_trainer(tmp_path, max_epochs=9, callbacks=callbacks)
+    trainer.fit(Scored(), make_loader(2), make_loader(2))
+    # the epoch that ends at step 8 is the first at target; patience counts from its score on
+    assert trainer.global_step == (10 if "patience" in options else 8)
+    assert "_run_early_stopping_check" not in vars(stopper)
+
+
+def test_a_metric_that_is_not_finite_stops_the_run_at_once(tmp_path):
+    class Diverges(Scored):
+        def validation_step(self, batch, batch_idx):
+            self.log("score", torch.nan)
+
+    with pytest.warns(UserWarning, match="before the last pruning update"):
+        _, _, trainer = fit(tmp_path, EarlyStopping("score"), model=Diverges(), val_check_interval=2)
+    assert trainer.global_step == 2
+
+
 def test_early_stopping_may_end_the_run_before_the_target_if_the_user_says_so(tmp_path):
     callback = MagnitudePruningCallback(rules(), best_at_target=False)
     stopper = EarlyStopping("score", patience=1)
