@@ -170,14 +170,23 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
     found: dict[int, PrunedParameter] = {}
     used: set[str] = set()
     left: list[tuple[str, nn.Module, str]] = []
+    misfits: dict[str, _MisfitError] = {}
     for name, module in modules.items():
-        chosen, reason = _choose(name, module, config)
+        try:
+            chosen, reason = _choose(name, module, config)
+        except _MisfitError as error:
+            misfits[name] = error
+            continue
         for one in chosen:
             used.add(one.rule)
             key = id(one.parameter)
             found[key] = _tie(found[key], one) if key in found else one
         if not chosen and (next(module.parameters(recurse=False), None) is not None or _is_parametrized(module)):
             left.append((name, module, reason))
+    if misfits:
+        first, *more = misfits
+        also = f" Nor do the rules fit {', '.join(more)}." if more else ""
+        raise ConfigError(f"{misfits[first]}{also}")
     skipped = tuple(_skip(name, module, reason, found) for name, module, reason in left)
     _check_rules_prune(modules, config, used)
     if not found:
@@ -297,25 +306,29 @@ def _check_prunable(parameter: Any, one: PrunedParameter, module: nn.Module) -> 
         )
 
 
+class _MisfitError(ConfigError):
+    """A rule asks for a structure that a weight does not have."""
+
+
 def _check_fits(one: PrunedParameter, called: str) -> None:
     """Check that the structure that the rule asks for exists in a weight of this shape."""
     leaf, rank, leave_out = one.config, len(one.shape), f"or leave {called} out with None."
     if rank < 2:
-        raise ConfigError(f"{one.rule}: {one.name} has shape {one.shape}; a pruned weight has rank 2 or more.")
+        raise _MisfitError(f"{one.rule}: {one.name} has shape {one.shape}; a pruned weight has rank 2 or more.")
     if leaf.granularity != "per_scalar" and rank < 3:
-        raise ConfigError(
+        raise _MisfitError(
             f'{one.rule}.granularity: "{leaf.granularity}" needs a weight of rank 3 or more, but {called} has shape '
             f'{one.shape}. Give it a rule with "per_scalar", {leave_out}'
         )
     if leaf.block_size > 1 and leaf.block_size > one.shape[0] // 2:
-        raise ConfigError(
+        raise _MisfitError(
             f"{one.rule}.block_size must be at most half the output channels, got {leaf.block_size} for the "
             f"{one.shape[0]} of {called}. Give it a rule with a smaller block_size, {leave_out}"
         )
     if leaf.n_m_ratio is not None:
         n, m = leaf.n_m_ratio
         if one.shape[leaf.dim] <= m - n:
-            raise ConfigError(
+            raise _MisfitError(
                 f"{one.rule}.n_m_ratio: {n}:{m} zeros along dim {leaf.dim} prunes nothing of {called}, whose shape is "
                 f"{one.shape}. Give it another rule, {leave_out}"
             )
@@ -326,7 +339,8 @@ def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerCon
     for pattern in config.module_name_configs:
         matched = [name for name in modules if re.fullmatch(pattern, name)]
         if not matched:
-            hint = did_you_mean(pattern, modules)
+            inside = [name for name in modules if name.endswith(f".{pattern}")]
+            hint = f' Did you mean "{inside[0]}"?' if inside else did_you_mean(pattern, modules)
             if pattern in modules:
                 hint = f" It is a regular expression: write {re.escape(pattern)!r} for that name."
             hint = hint or f" It has {', '.join(filter(None, list(modules)[:30]))}."

@@ -53,6 +53,7 @@ def plot_sparsity(
     Args:
         steps: Optimizer steps at which sparsity was measured or planned.
         curves: Fractions in [0, 1], one sequence of the length of ``steps`` per label; each holds until the next step.
+            Of more than seven all but ``"global"`` are thin grey lines.
         target: Fraction to mark with a line.
 
     Returns:
@@ -62,7 +63,13 @@ def plot_sparsity(
         ImportError: matplotlib is not installed.
     """
     figure, axes = _new_figure()
-    for color, marker, (label, values) in zip(_cycle(_COLORS), _cycle(_MARKERS), curves.items(), strict=False):
+    layers = [label for label in curves if label != "global"] if len(curves) > _MOST_LINES else []
+    for label in layers:
+        axes.step(steps, curves[label], where="post", linewidth=0.8, color="0.65")
+    if layers:
+        axes.plot([], [], linewidth=0.8, color="0.65", label=f"{len(layers)} layers")
+    lines = [(label, values) for label, values in curves.items() if label not in layers]
+    for color, marker, (label, values) in zip(_cycle(_COLORS), _cycle(_MARKERS), lines, strict=False):
         axes.step(steps, values, where="post", label=label, linewidth=2, color=color)
         if len(steps) <= 60:
             axes.plot(steps, values, marker, color=color, markersize=4)

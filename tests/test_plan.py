@@ -67,6 +67,22 @@ def test_tied_parameters_are_one_entry():
         plan(model, global_config={}, module_name_configs={"b": {"target_sparsity": 0.9}})
 
 
+def test_all_layers_that_do_not_fit_are_named_at_once():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=4), nn.Linear(8, 2)
+    )
+    with pytest.raises(ConfigError, match=r'2:4 zeros along dim 1 prunes nothing of "1".* Nor do the rules fit 2\.$'):
+        plan(model, global_config={"n_m_ratio": (2, 4)})
+
+
+def test_a_name_within_a_wrapped_model_is_proposed():
+    model = nn.ModuleDict({"net": nn.Sequential(nn.Linear(4, 4))})
+    with pytest.raises(
+        ConfigError, match=r'module_name_configs\["0"\] matches no module of the model. Did you mean "net.0"'
+    ):
+        plan(model, module_name_configs={"0": {}})
+
+
 def test_what_is_tied_to_a_pruned_parameter_is_pruned_with_it():
     model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "head": nn.Linear(8, 10)})
     model["head"].weight = model["embed"].weight

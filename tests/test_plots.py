@@ -229,3 +229,10 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     ):
         with pytest.raises(ImportError, match=r'pip install "lightning-prune\[plot\]"'):
             call()
+
+
+def test_many_layers_are_grey_lines_under_the_global_one():
+    curves = {"global": [0.0, 0.5], **{f"layer{index}": [0.0, index / 60] for index in range(54)}}
+    figure = plots.plot_sparsity([0, 10], curves, target=0.5)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["54 layers", "global", "target 50.0%"]
