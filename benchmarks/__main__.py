@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 for name, arguments in (
-    ("bench_masks", ["--threads", "1", "--rounds", "5"]),
-    ("bench_training", ["--threads", "1", "--rounds", "15"]),
+    ("bench_masks", ["--threads", "1", "2", "--rounds", "5"]),
+    ("bench_training", ["--threads", "1", "2", "--rounds", "15"]),
     ("bench_export", []),
 ):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=True)

@@ -270,17 +270,16 @@ def global_zeros(
         name: (local_part(weight), sharding)
         for (name, weight), sharding in zip(weights.items(), shardings, strict=True)
     }
-    return _global_zeros(pieces, sparsity, minimum, maximum)
+    return _global_zeros(
+        pieces, sparsity, minimum, _default_maximum(sparsity, "global") if maximum is None else maximum
+    )
 
 
 def _global_zeros(
-    pieces: Mapping[str, tuple[Tensor, Sharding | None]], sparsity: float, minimum: Bound, maximum: Bound | None
+    pieces: Mapping[str, tuple[Tensor, Sharding | None]], sparsity: float, minimum: Bound, maximum: Bound
 ) -> dict[str, int]:
     """:func:`global_zeros` of this process's pieces of weights."""
-    maximum = _default_maximum(sparsity, "global") if maximum is None else maximum
-    sizes = {
-        name: piece.numel() if sharding is None else prod(sharding.shape) for name, (piece, sharding) in pieces.items()
-    }
+    sizes = {name: _size(*one) for name, one in pieces.items()}
     low, high, total = _count_bounds(sizes, sparsity, minimum, maximum)
     settled: dict[str, int] = {}
     while len(settled) < len(sizes):
@@ -319,7 +318,7 @@ def rank_together(
         [0.0, 0.75]
     """
     parts = list(zip(weights, shardings or [None] * len(weights), strict=True))
-    sizes = [one.numel() if sharding is None else prod(sharding.shape) for one, sharding in parts]
+    sizes = [_size(*one) for one in parts]
     total = sum(pruned_count(size, sparsity) for size, sparsity in zip(sizes, sparsities, strict=True))
     pieces = {str(index): one for index, one in enumerate(parts)}
     maximum = _default_maximum(total / sum(sizes), "global")
@@ -327,6 +326,11 @@ def rank_together(
         maximum = 1.0
     zeros = _global_zeros(pieces, total / sum(sizes), 0.0, maximum)
     return [count / size for count, size in zip(zeros.values(), sizes, strict=True)]
+
+
+def _size(piece: Tensor, sharding: Sharding | None) -> int:
+    """Number of weights of which this process holds a piece."""
+    return piece.numel() if sharding is None else prod(sharding.shape)
 
 
 def _ranked_zeros(pieces: Sequence[tuple[Tensor, Sharding | None]], total: int) -> list[int]:

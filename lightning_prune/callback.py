@@ -428,9 +428,8 @@ def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
     try:
         total = float(trainer.estimated_stepping_batches)
     except Exception as error:
-        if not is_a(
-            error, "MisconfigurationException"
-        ):  # how Lightning says that it cannot tell, as while this changes
+        # how Lightning says that it cannot tell
+        if not is_a(error, "MisconfigurationException"):
             raise
         total = math.inf
     batches = trainer.num_training_batches

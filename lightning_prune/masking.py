@@ -184,11 +184,10 @@ class _MaskedForward(prune.BasePruningMethod):
 
     def __init__(self, name: str) -> None:
         self._tensor_name = name
-        self._factor: Tensor | None = None
-        self._factor_of: tuple[Tensor, int] | None = None
+        self._converted: tuple[Tensor, int, Tensor] | None = None  # a mask, its version, and the mask as a factor
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_tensor_name": self._tensor_name, "_factor": None, "_factor_of": None}
+        return {"_tensor_name": self._tensor_name, "_converted": None}
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         """Make the pruned weight for one forward."""
@@ -198,12 +197,13 @@ class _MaskedForward(prune.BasePruningMethod):
     def apply_mask(self, module: nn.Module) -> Tensor:
         orig: Tensor = getattr(module, f"{self._tensor_name}_orig")
         mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return orig * mask.to(orig.dtype)
-        factor, known = self._factor, self._factor_of
-        if factor is None or known is None or known[0] is not mask or known[1] != mask._version:
-            return orig * mask.to(orig.dtype)
-        return orig * (factor if factor.dtype == orig.dtype and factor.device == orig.device else mask.to(orig.dtype))
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not is_traced and self._converted is not None:
+            known, version, factor = self._converted
+            is_same = known is mask and version == mask._version
+            if is_same and factor.dtype == orig.dtype and factor.device == orig.device:
+                return orig * factor
+        return orig * mask.to(orig.dtype)
 
     @override
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class _MaskedForward(prune.BasePruningMethod):
         with torch.inference_mode(False), torch.no_grad():
             factor = mask.to(orig.dtype)
             setattr(module, name, orig * factor)
-        self._factor, self._factor_of = (None, None) if mask.is_inference() else (factor, (mask, mask._version))
+        self._converted = None if mask.is_inference() else (mask, mask._version, factor)
 
     def attach(self, module: nn.Module, mask: Tensor) -> None:
         """Put the hooks and the mask on a module."""
@@ -326,9 +326,10 @@ class ResidentMask(HeldMask):
 
     def fold(self) -> None:
         """Put what was pruned away back into the parameter."""
-        if not self._is_folded:
-            self.was_written = self.parameter._version != self._version
-        if self._stash is not None and not self._is_folded:
+        if self._is_folded:
+            return
+        self.was_written = self.parameter._version != self._version
+        if self._stash is not None:
             self._follow_device()
             with torch.no_grad():
                 local_part(self.parameter).add_(self._stash)
@@ -376,8 +377,7 @@ class ResidentMask(HeldMask):
         if self._is_folded:
             self.unfold()
         elif self._is_masking:
-            self._follow_device()
-            apply_mask(self.parameter, self.mask)
+            self.apply_to(self.parameter)
 
     @override
     def project_if_written(self) -> None:

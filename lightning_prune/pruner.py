@@ -652,16 +652,10 @@ def _count_changes(layer: _Layer, before: Tensor, after: Tensor) -> Rounds[tuple
 
 def _measure_sharded(layers: list[_Layer]) -> None:
     """Count the zeros of sharded layers right after an update, so that a report never has to ask other processes."""
-    changed = [layer for layer in layers if layer.sharding is not None and layer.measured is None]
-    counts = run_together(
-        [
-            (layer.sharding, _measure_one(layer.plan, layer.held.mask.view(torch.bool), layer.sharding))
-            for layer in changed
-            if layer.sharding is not None
-        ]
-    )
-    for layer, measured in zip(changed, counts, strict=True):
-        layer.measured = measured
+    changed = [(one, one.sharding) for one in layers if one.sharding is not None and one.measured is None]
+    tasks = [(sharding, _measure_one(one.plan, one.held.mask.view(torch.bool), sharding)) for one, sharding in changed]
+    for (one, _), measured in zip(changed, run_together(tasks), strict=True):
+        one.measured = measured
 
 
 def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> Rounds[LayerSparsity]:
