@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +21,7 @@ from lightning_prune.errors import CheckpointError, ConfigError, ExportError, Li
 from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner, Scope
+from lightning_prune.pruner import MagnitudePruner, Scope, check_choices
 from lightning_prune.report import SparsityReport
 from lightning_prune.schedules import TrainingRun
 from lightning_prune.sharding import reshard_model
@@ -28,6 +29,8 @@ from lightning_prune.strategies import check_strategy
 from lightning_prune.tables import as_text
 
 __all__ = ["MagnitudePruningCallback"]
+
+_FEW = 5  # updates, below which one prunes more than half of what is to be pruned
 
 
 class MagnitudePruningCallback(Callback):
@@ -79,7 +82,7 @@ class MagnitudePruningCallback(Callback):
 
     Example:
         >>> callback = MagnitudePruningCallback({
-        ...     "global_config": {"scheduler": {"begin": 0.1, "end": 0.6, "frequency": 50}, "target_sparsity": 0.75},
+        ...     "global_config": {"scheduler": {"begin": 0.1, "end": 0.6}, "target_sparsity": 0.75},
         ... })
         >>> print(callback.plan(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))).records()[0]["zeros"])
         24
@@ -102,10 +105,7 @@ class MagnitudePruningCallback(Callback):
         allow_untested: bool = False,
     ) -> None:
         super().__init__()
-        if masking not in ("hook", "resident"):
-            raise ConfigError(f'masking must be "resident" or "hook", got {masking!r}.')
-        if scope not in ("layer", "global"):
-            raise ConfigError(f'scope must be "layer" or "global", got {scope!r}.')
+        check_choices(masking, scope)
         self.config = load_config(config)
         self.masking: Masking = masking
         self.scope: Scope = scope
@@ -210,6 +210,8 @@ class MagnitudePruningCallback(Callback):
         self._gate = TargetGate(trainer) if self.best_at_target and not is_open else None
         if pruner.is_at_target:
             self._open_gate(trainer)
+        if not run.is_rehearsal:
+            _warn_if_abrupt(pruner.plan)
         if self.show_plan:
             _show(pruner.plan)
         if self.show_plan and pruner.report().sparsity:
@@ -445,9 +447,23 @@ def _warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
     names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
     if names:
         rank_zero_warn(
-            f"{', '.join(names)} are pruned, but no optimizer of the Trainer updates them: what trains them otherwise "
-            "is not seen. Return their optimizer from configure_optimizers, or leave them out with None."
+            f"Pruned, but updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is "
+            "not seen. Return their optimizer from configure_optimizers, or leave them out with None."
         )
+
+
+def _warn_if_abrupt(plan: PruningPlan) -> None:
+    """Say where a schedule in units of the run comes down to few updates, though it has room for more."""
+    rules = {one.rule: one for one in plan if one.written is not None}
+    for rule, one in rules.items():
+        frequency = getattr(one.written.schedule, "frequency", None)  # type: ignore[union-attr]
+        steps: Sequence[int] = getattr(one.config.schedule, "update_steps", ())
+        if frequency is not None and len(steps) < _FEW and steps[-1] - steps[0] >= 2 * _FEW:
+            rank_zero_warn(
+                f"{rule}.scheduler makes only {len(steps)} updates in this run, at optimizer steps "
+                f"{', '.join(map(str, steps))}: so much at once costs accuracy. Leave frequency out, or write less "
+                f"than {frequency!r}."
+            )
 
 
 def _show(renderable: RenderableType) -> None:

@@ -106,7 +106,7 @@ def parse_state(
     lost, new = [name for name in entries if name not in names], [name for name in names if name not in entries]
     if lost or new:
         changes = [f"the checkpoint pruned {', '.join(lost)}, which are not pruned now"] if lost else []
-        changes += [f"{', '.join(new)} are pruned now, but were not in the checkpoint"] if new else []
+        changes += [f"pruned now, but not in the checkpoint: {', '.join(new)}"] if new else []
         raise CheckpointError(
             f"The pruning state belongs to another model or configuration: {'; '.join(changes)}. "
             "Resume with the model and rules of the checkpoint, or load only its weights and start a new fit, "

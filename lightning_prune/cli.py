@@ -129,9 +129,10 @@ def _add_init(commands: Any) -> None:
     for name, default, what in (
         ("begin", 0.1, "first update"),
         ("end", 0.6, "last update, at which the target is reached"),
-        ("frequency", 100, "distance of updates"),
+        ("frequency", None, "distance of updates"),
     ):
-        text = f'{what}: steps (an int), a fraction of the run (a float) or "2 epochs" (default {default})'
+        usual = default or "100 steps, or less for ten updates at least"
+        text = f'{what}: steps (an int), a fraction of the run (a float) or "2 epochs" (default {usual})'
         parser.add_argument(f"--{name}", type=_moment, default=default, metavar="WHEN", help=text)
     parser.add_argument("--dense", action="append", default=[], metavar="NAME", help="leave a module dense; repeatable")
     parser.add_argument(
@@ -146,7 +147,9 @@ def _run_init(options: argparse.Namespace, out: Console) -> int:
         _load(options),
         name=options.model,
         sparsity=options.sparsity,
-        scheduler={"begin": options.begin, "end": options.end, "frequency": options.frequency},
+        scheduler={
+            name: getattr(options, name) for name in ("begin", "end", "frequency") if getattr(options, name) is not None
+        },
         dense=options.dense,
         method=options.spread,
     )

@@ -33,7 +33,7 @@ class ModuleMagnitudePrunerConfig:
 
     Args:
         scheduler: When and how far. A :class:`~lightning_prune.schedules.PruningScheduler`, or a dict of its arguments:
-            ``{"update_steps": [3, 5, 7], "power": 3}``, ``{"begin": 0.1, "end": 0.6, "frequency": 100}``,
+            ``{"update_steps": [3, 5, 7], "power": 3}``, ``{"begin": 0.1, "end": 0.6}``,
             ``{"begin_step": 100}``, ``{"class_path": "my.Schedule", "init_args": {...}}``.
         initial_sparsity: Fraction of zeros in [0, 1] that holds from ``prepare`` on.
         target_sparsity: Fraction of zeros in [0, 1] at the end of the schedule. With ``n_m_ratio`` it is ``n / m``.
@@ -336,6 +336,7 @@ def _check_fraction(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         percent = isinstance(value, (int, float)) and 1 < value <= 100
         hint = f" Write {value / 100:g} for {value:g} %." if percent else " Write 0.75 for 75 %."
+        hint = " It is a text: write the number without quotes." if isinstance(value, str) else hint
         raise ConfigError(f"{name} must be a fraction in [0, 1], got {value!r}.{hint}")
 
 

@@ -125,11 +125,18 @@ class PruningPlan:
         nothing = dict.fromkeys(("rule", "shape", "structure", "target_sparsity", "zeros", "weights"))
         return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
 
+    def _skipped_alike(self) -> dict[tuple[str, str], list[str]]:
+        """Names of the modules that stay dense, by their kind and the reason."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for one in self.skipped:
+            alike.setdefault((one.kind, one.reason), []).append(one.name)
+        return alike
+
     def __str__(self) -> str:
         return as_text(self.__rich__(), width=110)
 
     def __rich__(self) -> Table:
-        """Table for a terminal or a notebook; 80 columns are enough."""
+        """Table for a terminal or a notebook; 80 columns are enough. What stays dense alike shares a row."""
         table = Table(title="Pruning plan", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
         table.collapse_padding, table.pad_edge = True, False
         table.add_column("module", overflow="fold")
@@ -143,9 +150,10 @@ class PruningPlan:
             # names and rules as Text: square brackets in them are no markup
             label, rule = Text(one.label or "(root)"), Text(one.rule)
             table.add_row(label, shape, one.structure, target, f"{one.target_zeros:,}", rule)
-        for skipped in self.skipped:
-            name, kind, reason = (Text(text, "dim") for text in (skipped.name, skipped.kind, skipped.reason))
-            table.add_row(name, "", kind, "", "", reason)
+        for (kind, reason), names in self._skipped_alike().items():
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            name, kind_text, reason_text = (Text(text, "dim") for text in (f"{names[0]}{more}", kind, reason))
+            table.add_row(name, "", kind_text, "", "", reason_text)
         zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
         table.caption = f"{zeros:,} of {weights:,} weights in {len(self)} layers will be zero ({zeros / weights:.1%})."
         return table
@@ -165,6 +173,8 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
         >>> plan.skipped
         (SkippedModule(name='2', kind='Linear', reason='no rule matches it'),)
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"The model must be a torch.nn.Module, got {model!r}.")
     modules = {_plain_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
     _check_rules_match(modules, config)
     found: dict[int, PrunedParameter] = {}

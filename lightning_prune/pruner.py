@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ from lightning_prune.shard_masks import (
 from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
 from lightning_prune.sparsity import count_zeros
 
-__all__ = ["MagnitudePruner", "Scope"]
+__all__ = ["MagnitudePruner", "Scope", "check_choices"]
 
 Scope = Literal["layer", "global"]
 
@@ -111,10 +111,7 @@ class MagnitudePruner:
         scope: Scope = "layer",
         track_changes: bool = False,
     ) -> None:
-        if masking not in ("hook", "resident"):
-            raise ConfigError(f'masking must be "hook" or "resident", got {masking!r}.')
-        if scope not in ("layer", "global"):
-            raise ConfigError(f'scope must be "layer" or "global", got {scope!r}.')
+        check_choices(masking, scope)
         self._model = model
         self._config = load_config(config)
         self._masking: Masking = masking
@@ -534,6 +531,14 @@ class MagnitudePruner:
             )
         if not self._layers:
             raise LifecycleError(f"{method}() needs a prepared model. Call prepare() first.")
+
+
+def check_choices(masking: str, scope: str) -> None:
+    """Refuse what is neither a way to hold masks nor a scope of ranking."""
+    for name, value, known in (("masking", masking, Masking), ("scope", scope, Scope)):
+        if value not in get_args(known):
+            allowed = " or ".join(f'"{one}"' for one in get_args(known))
+            raise ConfigError(f"{name} must be {allowed}, got {value!r}.")
 
 
 def _resolve(one: PrunedParameter, run: TrainingRun) -> PrunedParameter:

@@ -29,6 +29,9 @@ __all__ = [
 _RANGE = re.compile(r"\s*range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?,?\s*\)\s*")
 _EPOCHS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:ep|epochs?)\s*")
 
+# Where no distance of updates is given: at most so many steps, and so near that there are so many updates.
+_MOST_DISTANT, _LEAST_UPDATES = 100, 10
+
 Moment = int | float | str
 
 
@@ -155,9 +158,11 @@ class _SteppedScheduler(PruningScheduler):
             )
         if type(self.begin) is type(self.end) and isinstance(self.begin, int | float) and self.end < self.begin:  # type: ignore[operator]
             raise ConfigError(f"end must not come before begin, got begin={self.begin} and end={self.end}.")
-        for name, default in (("begin", 0), ("end", 1.0), ("frequency", 100)):
+        for name, default in (("begin", 0), ("end", 1.0), ("frequency", None)):
             value = getattr(self, name)
             object.__setattr__(self, name, default if value is None else _check_moment(value, name))
+        if self.frequency == 0:
+            raise ConfigError("frequency must be at least 1 optimizer step, got 0. Write 1 to update at every step.")
 
     def remaining(self, progress: float) -> float:
         """Share of the way from initial to target that is still to go, given progress in [0, 1]."""
@@ -201,10 +206,9 @@ class _SteppedScheduler(PruningScheduler):
 
     def resolve(self: _Stepped, run: TrainingRun) -> _Stepped:
         """Write ``begin``, ``end``, ``frequency`` as update steps: ``begin, begin + frequency, ...``, and ``end``."""
-        if self.begin is None or self.end is None or self.frequency is None:
+        if self.begin is None or self.end is None:
             return self
         begin, end = run.to_steps(self.begin, "begin"), run.to_steps(self.end, "end")
-        frequency = max(1, run.to_steps(self.frequency, "frequency"))
         if run.is_rehearsal or not isinstance(self.end, int):
             end = max(begin, end, 1)  # fractions of a very short run may fall on one step
         if end < max(begin, 1):
@@ -214,7 +218,10 @@ class _SteppedScheduler(PruningScheduler):
                 f"end={self.end!r} is optimizer step {end}, but the run has {run.total_steps}: "
                 "the target would never be reached. Train longer, or write an earlier end."
             )
-        steps = (*range(begin, end, frequency), end)
+        frequency = min(_MOST_DISTANT, (end - begin) // _LEAST_UPDATES)
+        if self.frequency is not None:
+            frequency = run.to_steps(self.frequency, "frequency")
+        steps = (*range(begin, end, max(1, frequency)), end)
         return replace(self, update_steps=steps, begin=None, end=None, frequency=None)
 
 
@@ -235,7 +242,8 @@ class PolynomialDecayScheduler(_SteppedScheduler):
         power: Exponent of the curve, above 0; 1 is linear, 3 the cubic of the paper.
         begin: First update: an int is optimizer steps, a float a fraction of the run, ``"2 epochs"`` epochs.
         end: Last update, at which the target is reached; as ``begin``.
-        frequency: Distance between updates; as ``begin``. Defaults to 100 steps.
+        frequency: Distance between updates; as ``begin``. Defaults to 100 steps, or to a tenth of the way from
+            ``begin`` to ``end`` where that is less.
 
     Raises:
         ConfigError: A value cannot work, or both forms (``update_steps`` and ``begin``/``end``) are given.

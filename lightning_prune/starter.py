@@ -44,7 +44,7 @@ def starter_yaml(
         model: The model.
         name: What the comments call it.
         sparsity: Fraction of zeros; of each layer, or of the model where ``method`` spreads it.
-        scheduler: Arguments of the schedule. Default: updates every 100 steps from a tenth of the run to 0.6 of it.
+        scheduler: Arguments of the schedule. Default: updates from a tenth of the run to 0.6 of it.
         dense: Names, or regular expressions, of modules that stay dense.
         method: Write one rule a layer, with the sparsity spread by it; see :mod:`~lightning_prune.allocation`. Layers
             that stay dense count as part of the model then.
@@ -60,7 +60,7 @@ def starter_yaml(
         >>> MagnitudePrunerConfig.from_yaml(text).module_name_configs
         {'1': None}
     """
-    schedule = {"begin": 0.1, "end": 0.6, "frequency": 100} if scheduler is None else dict(scheduler)
+    schedule = {"begin": 0.1, "end": 0.6} if scheduler is None else dict(scheduler)
     rule = {"scheduler": schedule, "target_sparsity": sparsity}
     config = MagnitudePrunerConfig.from_dict({"global_config": rule})
     if method is not None:

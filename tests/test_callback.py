@@ -1,6 +1,8 @@
 import csv
 import subprocess
 import sys
+import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -154,6 +156,18 @@ def test_schedules_in_units_of_the_run_are_resolved_at_fit_start(tmp_path):
         fit(tmp_path, MagnitudePruningCallback(config), max_epochs=-1, max_time={"seconds": 5})
 
 
+def test_a_frequency_that_leaves_few_updates_is_told_of(tmp_path):
+    def rule(**schedule: object) -> dict[str, Any]:
+        return {"global_config": {"scheduler": {"begin": 0.0, "end": 0.75, **schedule}, "target_sparsity": 0.75}}
+
+    with pytest.warns(UserWarning, match=r"global_config.scheduler makes only 3 updates in this run, .* 0, 10, 12"):
+        fit(tmp_path, MagnitudePruningCallback(rule(frequency=10)))
+    for schedule in ({"frequency": 3}, {}, {"end": 4, "begin": 0, "frequency": 4}):  # enough, or no room for more
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*makes only")
+            fit(tmp_path, MagnitudePruningCallback(rule(**schedule)))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -172,7 +186,7 @@ def test_what_does_not_fit_the_model_fails_before_training(tmp_path, config, mes
 def test_wrong_arguments_fail_when_the_callback_is_built():
     with pytest.raises(ConfigError, match="target_sparsity must be a fraction"):
         MagnitudePruningCallback({"global_config": {"target_sparsity": 75}})
-    with pytest.raises(ConfigError, match='masking must be "resident" or "hook"'):
+    with pytest.raises(ConfigError, match='masking must be "hook" or "resident"'):
         MagnitudePruningCallback(masking="mask")
     with pytest.raises(LifecycleError, match=r"Call trainer.fit\(model\) first"):
         MagnitudePruningCallback().report()

@@ -135,7 +135,10 @@ def test_the_nearest_rule_wins():
         ({"target_sparsity": 75}, r"target_sparsity must be a fraction in \[0, 1\], got 75. Write 0.75 for 75 %"),
         ({"target_sparsity": 1.5}, "target_sparsity must be a fraction"),
         ({"target_sparsity": True}, "target_sparsity must be a fraction"),
-        ({"target_sparsity": "0.5"}, "target_sparsity must be a fraction"),
+        (
+            {"target_sparsity": "0.5"},
+            "target_sparsity must be a fraction .* It is a text: write the number without quotes",
+        ),
         ({"target_sparsity": float("nan")}, "target_sparsity must be a fraction"),
         ({"initial_sparsity": -0.1}, "initial_sparsity must be a fraction"),
         ({"granularity": "per_layer"}, "granularity must be one of per_scalar, per_kernel, per_channel"),

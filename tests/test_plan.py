@@ -32,6 +32,21 @@ def test_the_plan_says_what_is_pruned_by_which_rule_and_what_is_not_and_why():
     assert [one["module"] for one in found.records()] == ["0", "3", "1", "4"]
 
 
+def test_modules_that_stay_dense_alike_share_a_row():
+    found = plan(nn.Sequential(nn.Linear(4, 4), *[nn.LayerNorm(4) for _ in range(12)], nn.BatchNorm1d(4)))
+    rows = str(found).splitlines()
+    assert [row.split()[:4] for row in rows if "Norm" in row] == [
+        ["1", "and", "11", "more"],
+        ["13", "BatchNorm1d", "its", "parameters"],
+    ]
+    assert len(found.records()) == 14
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ConfigError, match="must be a torch.nn.Module, got 'resnet50'"):
+        plan_pruning("resnet50", MagnitudePrunerConfig())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("levels", "message"),
     [

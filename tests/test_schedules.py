@@ -102,6 +102,15 @@ def test_units_of_a_run_become_steps():
     assert ConstantSparsityScheduler(0.5).resolve(TrainingRun(100)).begin_step == 50
 
 
+def test_updates_are_a_hundred_steps_apart_or_ten_at_least_unless_told_otherwise():
+    schedule = PolynomialDecayScheduler(begin=0.1, end=0.6)
+    assert schedule.resolve(TrainingRun(10_000)).update_steps == (*range(1000, 6000, 100), 6000)
+    assert schedule.resolve(TrainingRun(100)).update_steps == (*range(10, 60, 5), 60)
+    assert schedule.resolve(TrainingRun(10)).update_steps == (1, 2, 3, 4, 5, 6)
+    with pytest.raises(ConfigError, match="frequency must be at least 1 optimizer step, got 0"):
+        PolynomialDecayScheduler(begin=0.1, frequency=0)
+
+
 def test_units_need_a_run_of_known_length():
     with pytest.raises(ConfigError, match="length of the run is not known"):
         PolynomialDecayScheduler(end=0.5).resolve(TrainingRun(None))
