@@ -454,6 +454,17 @@ def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, w
         assert result["report"] == expected["report"]
 
 
+class ReplicatedToy(ShardedToy):
+    """The same network, sharded over two processes and held twice (HSDP)."""
+
+    def configure_model(self):
+        if self._device_mesh is None or any(isinstance(p, DTensor) for p in self.parameters()):
+            return
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+        for module in (self.conv, self.fc1, self.fc2, self):
+            fully_shard(module, mesh=mesh)
+
+
 class ParallelToy(ShardedToy):
     """The same network with its linear layers cut over a mesh of tensor parallelism, and sharded over the rest."""
 
@@ -556,6 +567,39 @@ def test_a_distributed_checkpoint_resumes_in_another_world(tmp_path):
     for results in launch(fsdp_checkpoints, 4, tmp_path, 4, True, [saved]):
         for one in results:
             assert_same(one, expected, "weights")
+
+
+class ReplicatedToy(ShardedToy):
+    """The same network, sharded over two processes and held twice (HSDP)."""
+
+    def configure_model(self):
+        if self._device_mesh is None or any(isinstance(p, DTensor) for p in self.parameters()):
+            return
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+        for module in (self.conv, self.fc1, self.fc2, self):
+            fully_shard(module, mesh=mesh)
+
+
+def replicated_runs(folder):
+    def run(*callbacks, **arguments):
+        strategy = ModelParallelStrategy(
+            data_parallel_size=4, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+        return whole(*fit(folder, *callbacks, model=ReplicatedToy(), strategy=strategy, devices=4, **arguments))
+
+    saved = run(saver_in(folder, "replicated"), enable_checkpointing=True)
+    return saved, run(ckpt_path=folder / "replicated" / STEP)
+
+
+@pytest.mark.slow
+def test_shards_that_are_held_twice_train_the_network_of_one_process(tmp_path):
+    expected = whole(*single(tmp_path, saver_in(tmp_path, "single"), enable_checkpointing=True))
+    results = launch(replicated_runs, 4, tmp_path)
+    for result in itertools.chain(*results):
+        assert_same(result, expected, "weights")
+        assert result["report"] == expected["report"]
+    assert_same(results[0][0], expected)
+    assert_same_states(state_of(tmp_path / "replicated" / STEP), state_of(tmp_path / "single" / STEP))
 
 
 # What is refused
