@@ -454,17 +454,6 @@ def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, w
         assert result["report"] == expected["report"]
 
 
-class ReplicatedToy(ShardedToy):
-    """The same network, sharded over two processes and held twice (HSDP)."""
-
-    def configure_model(self):
-        if self._device_mesh is None or any(isinstance(p, DTensor) for p in self.parameters()):
-            return
-        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-        for module in (self.conv, self.fc1, self.fc2, self):
-            fully_shard(module, mesh=mesh)
-
-
 class ParallelToy(ShardedToy):
     """The same network with its linear layers cut over a mesh of tensor parallelism, and sharded over the rest."""
 

@@ -138,7 +138,7 @@ def test_histograms_leave_out_zeros_and_count_them():
     draw(figure)
     before = {"a": torch.randn(50, 2), "b": torch.zeros(3, 3)}
     draw(plots.plot_weights(before, before, names=["b", "a"]))
-    many = {f"layer {i}": torch.randn(4, 4, dtype=torch.bfloat16) for i in range(20)}
+    many = {f"layer {i}": torch.arange(-3, 13, dtype=torch.bfloat16).view(4, 4) for i in range(20)}
     figure = plots.plot_weights(many, many)
     assert len(figure.axes) == 12
     draw(figure)

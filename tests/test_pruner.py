@@ -488,7 +488,7 @@ def test_the_weight_of_a_hooked_module_is_pruned_right_after_a_step():
             assert not module.weight.requires_grad
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_forward_in_inference_mode_or_under_a_tracer_leaves_no_trace():
     run = Run(RULES["per_scalar"]).train(4)
     images = torch.randn(2, 3, 8, 8)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ResumableLoader, ToyModule, assert_plain, make_loader, make_trainer, sparsity_of
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
     Callback,
     DeviceStatsMonitor,
     EarlyStopping,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
@@ -29,7 +29,6 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
     StochasticWeightAveraging,
     Timer,
-    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -579,13 +578,15 @@ def test_kill_9_at_random_moments_loses_nothing_that_the_last_checkpoint_had(tmp
 
 # Together with the rest of Lightning
 
+since_2_6 = pytest.mark.skipif(not hasattr(lightning_callbacks, "WeightAveraging"), reason="needs Lightning 2.6")
+
 
 @pytest.mark.parametrize("pruned_first", [True, False])
 @pytest.mark.parametrize(
     "average",
     [
-        lambda: EMAWeightAveraging(decay=0.8),
-        lambda: WeightAveraging(),
+        pytest.param(lambda: lightning_callbacks.EMAWeightAveraging(decay=0.8), marks=since_2_6),
+        pytest.param(lambda: lightning_callbacks.WeightAveraging(), marks=since_2_6),
         lambda: StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
     ],
     ids=["ema", "average", "swa"],
