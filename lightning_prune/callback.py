@@ -18,7 +18,7 @@ from lightning_prune.class_names import is_a
 from lightning_prune.config import load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError
-from lightning_prune.masking import Masking
+from lightning_prune.masking import Masking, hooked_names
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, check_choices
@@ -110,6 +110,8 @@ class MagnitudePruningCallback(Callback):
         self.masking: Masking = masking
         self.scope: Scope = scope
         self.export = CoreMLExport(export) if isinstance(export, (str, os.PathLike)) else export
+        if not isinstance(self.export, (CoreMLExport, type(None))):
+            raise ConfigError(f"export must be a CoreMLExport, a path or None, got {export!r}.")
         self.log_layers = log_layers
         self.prog_bar = prog_bar
         self.keep_zeros = keep_zeros
@@ -123,6 +125,7 @@ class MagnitudePruningCallback(Callback):
         self.export_error: ExportError | None = None
         self._is_fitting = False
         self._is_training = False
+        self._first_step = 0
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
@@ -183,6 +186,8 @@ class MagnitudePruningCallback(Callback):
                 "CoreMLExport(path).save(Model.load_from_checkpoint(checkpoint))."
             )
         _refuse_second_pruner(trainer, self.pruner.plan)
+        if self.masking == "hook":
+            _refuse_averages(trainer)
         self.pruner.attach_optimizers(*trainer.optimizers)
         _warn_if_untrained(trainer, self.pruner)
 
@@ -203,7 +208,7 @@ class MagnitudePruningCallback(Callback):
             pruner.fast_forward(trainer.global_step)
         is_pruned_now = pruner.update_count > 0  # what was the best before is not as sparse as this
         self._forget_foreign()
-        self._restored, self._is_training = None, True
+        self._restored, self._is_training, self._first_step = None, True, pruner.step_count
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
@@ -211,13 +216,13 @@ class MagnitudePruningCallback(Callback):
         if pruner.is_at_target:
             self._open_gate(trainer)
         if not run.is_rehearsal:
-            _warn_if_abrupt(pruner.plan)
+            _warn_if_abrupt(pruner.plan, run)
         if self.show_plan:
             _show(pruner.plan)
         if self.show_plan and pruner.report().sparsity:
             rank_zero_info(f"Pruning starts from a sparsity of {pruner.report().sparsity:.1%}.")
         last = pruner.last_update_step
-        if last is not None and run.total_steps is not None and last > run.total_steps:
+        if last is not None and run.total_steps is not None and last > run.total_steps and not run.is_rehearsal:
             rank_zero_warn(
                 f"The last pruning update is at optimizer step {last}, but this run has {run.total_steps}: it will end "
                 "below the target sparsity. Train longer, or end the schedule earlier, for example with end=0.8."
@@ -231,7 +236,10 @@ class MagnitudePruningCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
-        self._need_pruner().mask_gradients(optimizer)
+        pruner = self._need_pruner()
+        pruner.mask_gradients(optimizer)
+        if self.masking == "hook" and pruner.step_count == self._first_step:
+            _warn_if_unused(optimizer, pruner)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -270,7 +278,7 @@ class MagnitudePruningCallback(Callback):
         pruner.settle()
         self._mask_averages(trainer)
         last = pruner.last_update_step
-        if last is not None and pruner.step_count < last:
+        if last is not None and pruner.step_count < last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update at {last}: "
                 f"sparsity is {pruner.report().sparsity:.1%}, below the target."
@@ -285,7 +293,9 @@ class MagnitudePruningCallback(Callback):
             self._export(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave a plain module with pruned weights, whatever happened."""
+        """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
+        if self.pruner is not None and self.pruner.is_prepared and not self._is_training:
+            self.pruner.undo()
         self._finish(trainer, is_failed=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -299,7 +309,7 @@ class MagnitudePruningCallback(Callback):
             return
         self.pruner.project()
         if self.masking == "hook" and "state_dict" in checkpoint:
-            ours = {f"{one.name}_orig" for one in self.pruner.plan}
+            ours = hooked_names(pl_module)
             others = {name for name in checkpoint["state_dict"] if name not in ours}
             checkpoint["state_dict"] = plain_state_dict(checkpoint["state_dict"], keep=others)
 
@@ -425,6 +435,16 @@ def _refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
                 )
 
 
+def _refuse_averages(trainer: Trainer) -> None:
+    """Refuse averages of a module with hooks: what they validate and save would be dense."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if is_a(callback, "WeightAveraging"):
+            raise ConfigError(
+                f'{type(callback).__name__} averages parameters by their places, which masking="hook" changes. '
+                'Use masking="resident".'
+            )
+
+
 def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
     """Length of the planned run in optimizer steps, as far as it can be known."""
     try:
@@ -438,7 +458,12 @@ def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
     if not pl_module.automatic_optimization:  # how many optimizers step in a batch, and when, is up to the module
         total, batches = (math.inf if trainer.max_steps == -1 else trainer.max_steps), math.inf
     per_epoch = None if math.isinf(batches) else batches / trainer.accumulate_grad_batches
-    return TrainingRun(int(total) if 0 < total < math.inf else None, per_epoch, bool(trainer.fast_dev_run))  # type: ignore[attr-defined]
+    return TrainingRun(
+        int(total) if 0 < total < math.inf else None,
+        per_epoch,
+        is_rehearsal=bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
+        is_manual=not pl_module.automatic_optimization,
+    )
 
 
 def _warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
@@ -452,18 +477,39 @@ def _warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
         )
 
 
-def _warn_if_abrupt(plan: PruningPlan) -> None:
-    """Say where a schedule in units of the run comes down to few updates, though it has room for more."""
-    rules = {one.rule: one for one in plan if one.written is not None}
-    for rule, one in rules.items():
-        frequency = getattr(one.written.schedule, "frequency", None)  # type: ignore[union-attr]
-        steps: Sequence[int] = getattr(one.config.schedule, "update_steps", ())
-        if frequency is not None and len(steps) < _FEW and steps[-1] - steps[0] >= 2 * _FEW:
-            rank_zero_warn(
-                f"{rule}.scheduler makes only {len(steps)} updates in this run, at optimizer steps "
-                f"{', '.join(map(str, steps))}: so much at once costs accuracy. Leave frequency out, or write less "
-                f"than {frequency!r}."
-            )
+def _warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:
+    """Say which weights got no gradient behind their hooks: most often a function reads them past the forward."""
+    known = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    names = [
+        name for name, one in pruner.parameters().items() if id(one) in known and one.requires_grad and one.grad is None
+    ]
+    if names:
+        rank_zero_warn(
+            f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
+            "only through the forward of its own module. If another module or a function reads it, use "
+            'masking="resident".'
+        )
+
+
+def _warn_if_abrupt(plan: PruningPlan, run: TrainingRun) -> None:
+    """Say where a schedule in units of the run comes down to few updates, though the run has room for more."""
+    rules = {one.rule: (one.written.schedule, one.config.schedule) for one in plan if one.written is not None}
+    for rule, (written, schedule) in rules.items():
+        steps: Sequence[int] = getattr(schedule, "update_steps", ())
+        has_room = run.total_steps is not None and run.total_steps >= 4 * _FEW
+        if not 0 < len(steps) < _FEW or not has_room:
+            continue
+        frequency, end = getattr(written, "frequency", None), getattr(written, "end", None)
+        if end == 1 and isinstance(end, int):
+            advice = "end=1 is one step; write 1.0 for the whole run."
+        elif frequency is not None and steps[-1] - steps[0] >= 2 * _FEW:
+            advice = f"Leave frequency out, or write less than {frequency!r}."
+        else:
+            advice = "Let begin and end lie further apart."
+        rank_zero_warn(
+            f"{rule}.scheduler makes {len(steps)} updates in this run, at optimizer steps "
+            f"{', '.join(map(str, steps))}: so much at once costs accuracy. {advice}"
+        )
 
 
 def _show(renderable: RenderableType) -> None:

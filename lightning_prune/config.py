@@ -133,10 +133,17 @@ class ModuleMagnitudePrunerConfig:
         return cast(PruningScheduler, self.scheduler)
 
     @classmethod
-    def from_dict(cls: type[_Leaf], config: Mapping[str, Any]) -> _Leaf:
+    def from_dict(cls: type[_Leaf], data_dict: Mapping[str, Any]) -> _Leaf:
         """Build from plain values; an unknown key is a ConfigError."""
-        _check_keys(config, (entry.name for entry in fields(cls)))
-        return cls(**config)
+        if not isinstance(data_dict, Mapping):
+            raise ConfigError(f"A rule must be a dict of its values, got {data_dict!r}.")
+        _check_keys(data_dict, (entry.name for entry in fields(cls)))
+        return cls(**data_dict)
+
+    @classmethod
+    def from_yaml(cls: type[_Leaf], yml: str | os.PathLike[str] | IO[str]) -> _Leaf:
+        """Build from YAML: a path, a text, or an open file."""
+        return cls.from_dict(_read_yaml(yml))
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one."""
@@ -249,12 +256,12 @@ class MagnitudePrunerConfig:
         return None if found is None else found[1]
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> MagnitudePrunerConfig:
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Build from nested plain values; an unknown key is a ConfigError that names the nearest known one."""
-        if not isinstance(config, Mapping):
-            raise ConfigError(f"A configuration must be a dict, got {config!r}.")
-        _check_keys(config, (entry.name for entry in fields(cls)))
-        return cls(**config)
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(f"A configuration must be a dict, got {config_dict!r}.")
+        _check_keys(config_dict, (entry.name for entry in fields(cls)))
+        return cls(**config_dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Give nested plain values, from which :meth:`from_dict` builds an equal configuration."""
@@ -269,14 +276,7 @@ class MagnitudePrunerConfig:
     @classmethod
     def from_yaml(cls, yml: str | os.PathLike[str] | IO[str]) -> MagnitudePrunerConfig:
         """Build from YAML: a path, a text, or an open file."""
-        text = _yaml_text(yml) if isinstance(yml, (str, os.PathLike)) else yml.read()
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The configuration is not valid YAML: {error}") from error
-        if values is None:
-            raise ConfigError("The YAML configuration is empty. Write {} to prune every supported module by half.")
-        return cls.from_dict(values)
+        return cls.from_dict(_read_yaml(yml))
 
     def as_yaml(self) -> str:
         """Give the configuration as YAML text, from which :meth:`from_yaml` builds an equal one."""
@@ -329,6 +329,8 @@ def _check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in config:
         if key not in known:
             hint = did_you_mean(str(key), known) or f" Known are {', '.join(known)}."
+            if "global_config" in known and key in ModuleMagnitudePrunerConfig.__dataclass_fields__:
+                hint = " It belongs into a rule: put it under global_config."
             raise ConfigError(f"{key} is not a known key.{hint}")
 
 
@@ -421,6 +423,17 @@ def _plain(value: Any) -> Any:
         if tuple(steps) == value:
             return f"range({steps.start}, {steps.stop}, {steps.step})"
     return list(value)
+
+
+def _read_yaml(source: str | os.PathLike[str] | IO[str]) -> Any:
+    text = _yaml_text(source) if isinstance(source, (str, os.PathLike)) else source.read()
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The configuration is not valid YAML: {error}") from error
+    if values is None:
+        raise ConfigError("The YAML configuration is empty. Write {} to prune every supported module by half.")
+    return values
 
 
 def _yaml_text(source: str | os.PathLike[str]) -> str:

@@ -185,7 +185,11 @@ def describe(findings: Findings) -> None:
             f"{len(sparse)} of {len(layers)} pruned parameters are stored sparse; their {zeros:,} zeros are the masks'"
         )
         scaled = sum(layer.scaled for layer in sparse)
-        folded = f", {scaled} of them times one factor per output channel (batch norm folded in)" if scaled else ""
+        folded = (
+            f", {scaled} of them times one factor per output channel (a batch norm or scale folded in)"
+            if scaled
+            else ""
+        )
         findings.checks.append(f"stored values are the model's, rounded to the precision of the package{folded}")
     if lost := sum(layer.rounded_away for layer in layers):
         findings.notes.append(

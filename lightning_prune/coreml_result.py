@@ -125,7 +125,7 @@ class ExportResult:
         table.add_column("stored")
         for layer in self.layers:
             shape = "x".join(map(str, layer.shape))
-            stored = layer.stored + (", BN folded" if layer.scaled else "")
+            stored = layer.stored + (", scale folded" if layer.scaled else "")
             sizes = f"{layer.nbytes:,}", f"{layer.dense_nbytes:,}", f"{layer.ratio:.2f}x"
             table.add_row(layer.name, shape, f"{layer.sparsity:.1%}", *sizes, stored)
         table.add_section()

@@ -18,10 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn, optim
 from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import Owner, PrunedParameter
 from lightning_prune.sharding import bit_sum, is_sharded, local_part
@@ -34,6 +35,7 @@ __all__ = [
     "ResidentMask",
     "apply_mask",
     "attach_mask",
+    "hooked_names",
     "remove_hooks",
 ]
 
@@ -86,6 +88,13 @@ class HeldMask(ABC):
     def detach(self) -> None:
         """Leave a plain module whose parameter is the pruned weight."""
 
+    def undo(self) -> None:
+        """Leave a plain module whose parameter is the dense weight, as far as that is known."""
+        self.dense()
+        self.mask.fill_(1)
+        self.settle()
+        self.detach()
+
     @abstractmethod
     def pruned_values(self) -> Tensor | None:
         """Give what was pruned away, in the order of the zeros of the mask; None if it is forgotten or all zero."""
@@ -116,20 +125,21 @@ class HookMask(HeldMask):
             _check_hookable(owner, one)
         self.parameter = one.parameter
         self._owners = one.owners
-        self._final_mask: Tensor | None = None
         shape = mask_shape(one.shape, granularity=one.config.granularity)
         mask = _ones(self.parameter, shape)
         self._hooks = [_MaskedForward(owner.attribute) for owner in one.owners]
+        self._last_mask = mask
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.attach(owner.module, mask)
 
     @property
     def mask(self) -> Tensor:  # type: ignore[override]
-        """The buffer of the (first) module."""
-        if self._final_mask is not None:
-            return self._final_mask
+        """The buffer of the (first) module; the last there was, once something has taken it off the module."""
         owner = self._owners[0]
-        return owner.module._buffers[f"{owner.attribute}_mask"]  # type: ignore[return-value]
+        buffer = owner.module._buffers.get(f"{owner.attribute}_mask")
+        if buffer is not None:
+            self._last_mask = buffer
+        return self._last_mask
 
     @override
     def dense(self) -> Tensor:
@@ -139,8 +149,13 @@ class HookMask(HeldMask):
     def settle(self) -> None:
         mask = self.mask
         for owner, hook in zip(self._owners, self._hooks, strict=True):
-            buffer = owner.module._buffers[f"{owner.attribute}_mask"]
-            if buffer is not mask and buffer is not None:  # a move to another device makes one buffer two
+            buffer = owner.module._buffers.get(f"{owner.attribute}_mask")
+            if buffer is None:
+                raise LifecycleError(
+                    f"{type(owner.module).__name__} has lost its {owner.attribute}_mask: something else, such as "
+                    "torch.nn.utils.prune.remove, has finalized it. It cannot be pruned any further."
+                )
+            if buffer is not mask:  # a move to another device makes one buffer two
                 buffer.copy_(mask)
             hook.show(owner.module)
 
@@ -158,8 +173,7 @@ class HookMask(HeldMask):
 
     @override
     def detach(self) -> None:
-        self._final_mask = self.mask
-        apply_mask(self.parameter, self._final_mask)
+        apply_mask(self.parameter, self.mask)
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.detach(owner.module)
 
@@ -231,15 +245,30 @@ class _MaskedForward(prune.BasePruningMethod):
         module.pruning_method = self  # type: ignore[assignment]  # where scripts for Core ML Tools look for it
 
     def detach(self, module: nn.Module) -> None:
-        """Take them off again, and give the parameter its name back."""
+        """Take them off again, and give the parameter its name back; as far as nothing else has done so."""
         name = self._tensor_name
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]:
-                del hooks[key]
+        _drop_hooks(module._forward_pre_hooks, name)
+        _drop_hooks(module._forward_hooks, name)
         module.__dict__.pop(name, None)
         module._parameters = _renamed(module._parameters, f"{name}_orig", name)
-        del module._buffers[f"{name}_mask"]
+        module._buffers.pop(f"{name}_mask", None)
         module.__dict__.pop("pruning_method", None)
+
+    @override
+    def remove(self, module: nn.Module) -> None:
+        """Finalize one module for ``torch.nn.utils.prune.remove``, which then drops this hook itself."""
+        name = self._tensor_name
+        apply_mask(getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask"))
+        hooks = module._forward_pre_hooks
+        module._forward_pre_hooks = type(hooks)()
+        self.detach(module)
+        module._forward_pre_hooks = hooks
+
+
+def _drop_hooks(hooks: dict[int, Any], name: str) -> None:
+    """Delete the hooks of this file that serve one parameter."""
+    for key in [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]:
+        del hooks[key]
 
 
 class _CutGraph:
@@ -252,13 +281,23 @@ class _CutGraph:
         setattr(module, self._tensor_name, getattr(module, self._tensor_name).detach())
 
 
+def hooked_names(model: nn.Module) -> set[str]:
+    """Names in the state dict of all parameters that a hook of :class:`HookMask` holds apart from their masks."""
+    return {
+        ".".join(filter(None, (name, f"{hook._tensor_name}_orig")))
+        for name, module in model.named_modules(remove_duplicate=False)
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, _MaskedForward)
+    }
+
+
 def remove_hooks(model: nn.Module) -> None:
     """Finalize every module that carries a hook of :class:`HookMask`, also in a copy of a prepared model."""
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, _MaskedForward):
                 name = hook._tensor_name
-                parameter, mask = module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"]
+                parameter, mask = module._parameters.get(f"{name}_orig"), module._buffers.get(f"{name}_mask")
                 if parameter is not None and mask is not None:
                     apply_mask(parameter, mask)
                 hook.detach(module)
@@ -452,12 +491,7 @@ class OptimizerLink:
     """
 
     def __init__(self, optimizer: Optimizer, masks: Sequence[ResidentMask]) -> None:
-        if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            raise ConfigError(
-                f"An optimizer must be a torch.optim.Optimizer that was initialised as one, got "
-                f"{type(optimizer).__name__}. Give the optimizer that it wraps, "
-                'or use masking="hook", which needs none.'
-            )
+        _check_optimizer(optimizer)
         self.optimizer = optimizer
         self._masks = {id(mask.parameter): mask for mask in masks}
         # torch's own optimizers call the closure before they look at a parameter; of others that is not known
@@ -547,6 +581,22 @@ class OptimizerLink:
         return closure_on_pruned_weights
 
 
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that cannot say when it steps, or that moves weights at other times too."""
+    kind = type(optimizer).__name__
+    needed = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_load_state_dict_post_hooks")
+    if not isinstance(optimizer, Optimizer) or not all(hasattr(optimizer, name) for name in needed):
+        raise ConfigError(
+            f"An optimizer must be a torch.optim.Optimizer that was initialised as one, got {kind}. Give the optimizer "
+            'that it wraps, or use masking="hook", which needs none.'
+        )
+    if all(callable(getattr(optimizer, name, None)) for name in ("train", "eval")):
+        raise ConfigError(
+            f"{kind} swaps the weights in its train() and eval(), outside of its step, which would bring back what is "
+            'pruned. Use masking="hook" with it.'
+        )
+
+
 def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
     """Refuse what would read the weight without running the module's forward, or run it on an unmasked one."""
     module, name = owner.module, owner.attribute
@@ -561,8 +611,9 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
             f'{one.rule}: masking="hook" cannot prune {one.name}: nn.MultiheadAttention reads it without a forward. '
             + advice
         )
-    is_weight_norm = name.endswith("_v") and f"{name[:-2]}_g" in module._parameters
-    if is_weight_norm or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
+    is_computed_from = name.endswith("_v") and f"{name[:-2]}_g" in module._parameters  # weight_norm
+    is_computed_from |= any(isinstance(one, SpectralNorm) for one in module._forward_pre_hooks.values())
+    if is_computed_from or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
         raise ConfigError(
             f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a '
             f"way that a hook cannot follow. {advice}"

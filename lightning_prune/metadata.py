@@ -25,8 +25,9 @@ def register_coreml_metadata(model: nn.Module, pruned: Mapping[str, str | Sequen
     """Add the buffers that mark parameters as pruned for ``coremltools.convert``; the model is changed in place.
 
     The root gets ``_COREML_/metadata_version`` (scalar 1), each pruned module one
-    ``_COREML_/<parameter>/compression_type`` (``[1]``). They become part of ``state_dict()``. Calling it again changes
-    nothing. Read what such a conversion does to small weights in this module's text before choosing it.
+    ``_COREML_/<parameter>/compression_type`` (``[1]``, before what other compression has registered there). They become
+    part of ``state_dict()``. Calling it again changes nothing. Read what such a conversion does to small weights in
+    this module's text before choosing it.
 
     Args:
         model: A finalized model; the buffers are made on the device of each parameter.
@@ -40,7 +41,14 @@ def register_coreml_metadata(model: nn.Module, pruned: Mapping[str, str | Sequen
     """
     model.register_buffer(VERSION_BUFFER, torch.tensor(1))
     for module_name, parameters in pruned.items():
-        module = model.get_submodule(module_name)
         for parameter in [parameters] if isinstance(parameters, str) else parameters:
-            device = module.get_parameter(parameter).device
-            module.register_buffer(f"_COREML_/{parameter}/compression_type", torch.tensor([PRUNED], device=device))
+            module = _holder(model.get_submodule(module_name), parameter)
+            name = f"_COREML_/{parameter}/compression_type"
+            known = module._buffers.get(name)
+            kinds = [PRUNED] if known is None else [PRUNED, *(kind for kind in known.tolist() if kind != PRUNED)]
+            module.register_buffer(name, torch.tensor(kinds, device=module.get_parameter(parameter).device))
+
+
+def _holder(module: nn.Module, parameter: str) -> nn.Module:
+    """The module itself, or the first one in it where quantization has fused it with its activation."""
+    return next((one for one in module.modules() if parameter in one._parameters), module)

@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean
 from lightning_prune.errors import ConfigError
@@ -21,11 +22,19 @@ from lightning_prune.masks import mask_shape
 from lightning_prune.selection import pruned_count
 from lightning_prune.tables import as_text
 
-__all__ = ["SUPPORTED_MODULES", "PrunedParameter", "PruningPlan", "SkippedModule", "plan_pruning"]
+__all__ = [
+    "SUPPORTED_MODULES",
+    "PrunedParameter",
+    "PruningPlan",
+    "SkippedModule",
+    "plan_pruning",
+    "uncompiled_name",
+]
 
 SUPPORTED_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What ``global_config`` and regular expressions prune; other modules are pruned where their type or name is given."""
 
+_SUPPORTED_NAMES = {cls.__name__ for cls in SUPPORTED_MODULES}
 _LEFT = "left dense by"
 _ORIGINALS = {"_WeightNorm": "original1", "_SpectralNorm": "original"}
 
@@ -100,6 +109,7 @@ class PruningPlan:
 
     parameters: tuple[PrunedParameter, ...]
     skipped: tuple[SkippedModule, ...]
+    dense: int = 0  # weights of rank 2 and more that no rule prunes
 
     def __iter__(self) -> Iterator[PrunedParameter]:
         return iter(self.parameters)
@@ -155,7 +165,13 @@ class PruningPlan:
             name, kind_text, reason_text = (Text(text, "dim") for text in (f"{names[0]}{more}", kind, reason))
             table.add_row(name, "", kind_text, "", "", reason_text)
         zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
-        table.caption = f"{zeros:,} of {weights:,} weights in {len(self)} layers will be zero ({zeros / weights:.1%})."
+        layers = "1 layer" if len(self) == 1 else f"{len(self)} layers"
+        table.caption = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
+        table.caption += (
+            f", {zeros / (weights + self.dense):.1%} with the weights of rank 2 and more that stay dense."
+            if self.dense
+            else "."
+        )
         return table
 
 
@@ -175,7 +191,7 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"The model must be a torch.nn.Module, got {model!r}.")
-    modules = {_plain_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
+    modules = {uncompiled_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
     _check_rules_match(modules, config)
     found: dict[int, PrunedParameter] = {}
     used: set[str] = set()
@@ -205,7 +221,9 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
             + "; ".join(f"{one.name or '(root)'} ({one.kind}): {one.reason}" for one in skipped[:20])
             + ". Give the modules to prune in module_type_configs or module_name_configs."
         )
-    return PruningPlan(tuple(found.values()), skipped)
+    dense = {id(one): one for one in model.parameters() if not isinstance(one, UninitializedParameter)}
+    dense_weights = sum(one.numel() for key, one in dense.items() if one.ndim > 1 and key not in found)
+    return PruningPlan(tuple(found.values()), skipped, dense_weights)
 
 
 def _skip(name: str, module: nn.Module, reason: str, found: dict[int, PrunedParameter]) -> SkippedModule:
@@ -241,12 +259,15 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
     if not isinstance(module, SUPPORTED_MODULES) and not is_named and not names_parameter:
         if all(parameter.ndim < 2 for parameter in module.parameters(recurse=False)):
             return [], "its parameters have rank 1"
-        return [], f"{kind} is pruned only where its type or its full name is given"
+        called = kind if kind not in _SUPPORTED_NAMES else f"{type(module).__module__}.{kind}"
+        return [], f"{called} is pruned only where its type or its full name is given"
     attributes = _find_attributes(module, leaf.param_name)
     if not attributes and is_named:
         own = [key for key, _ in module.named_parameters(recurse=False)]
         hint = did_you_mean(leaf.param_name, own) or (
-            f" It has {', '.join(own)}." if own else " It has none of its own."
+            f" It has {', '.join(own)}."
+            if own
+            else f' It has none of its own. Write "{re.escape(name)}\\..*" for the modules in it.'
         )
         raise ConfigError(f'{rule}.param_name: {_called(name, kind)} has no parameter "{leaf.param_name}".{hint}')
     chosen = []
@@ -268,7 +289,7 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
 
 def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
     """Names of a module's own parameters, parametrized and already pruned ones too, that match a pattern."""
-    names = list(module._parameters)
+    names = [name for name, parameter in module._parameters.items() if parameter is not None]
     names += list(module.parametrizations) if _is_parametrized(module) else []  # type: ignore[arg-type]
     hooks = module._forward_pre_hooks.values()
     names += [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
@@ -276,6 +297,7 @@ def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
     names += [
         name[:-2] for name in module._parameters if name.endswith("_v") and name[:-2] + "_g" in module._parameters
     ]
+    names += [hook.name for hook in hooks if isinstance(hook, SpectralNorm)]
     return [name for name in names if re.fullmatch(pattern, name)]
 
 
@@ -289,8 +311,9 @@ def _resolve(module: nn.Module, attribute: str, rule: str, called: str) -> tuple
             )
     if module._parameters.get(attribute) is not None:
         return Owner(module, attribute), attribute
-    if f"{attribute}_v" in module._parameters:
-        return Owner(module, f"{attribute}_v"), f"{attribute}_v"
+    for inner in (f"{attribute}_v", f"{attribute}_orig"):  # of weight_norm and spectral_norm in their old style
+        if inner in module._parameters:
+            return Owner(module, inner), inner
     steps = module.parametrizations[attribute] if _is_parametrized(module) else []  # type: ignore[index]
     kind = type(steps[0]).__name__ if len(steps) == 1 else None
     if kind not in _ORIGINALS:
@@ -355,18 +378,17 @@ def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerCon
                 hint = f" It is a regular expression: write {re.escape(pattern)!r} for that name."
             hint = hint or f" It has {', '.join(filter(None, list(modules)[:30]))}."
             raise ConfigError(f'module_name_configs["{pattern}"] matches no module of the model.{hint}')
-    supported = {cls.__name__ for cls in SUPPORTED_MODULES}
     known = {
         key: None
         for module in modules.values()
         for cls in type(module).__mro__
         for key in (cls, cls.__name__, f"{cls.__module__}.{cls.__qualname__}")
     }
-    kinds = sorted({type(module).__name__ for module in modules.values()} | supported)
+    kinds = sorted({type(module).__name__ for module in modules.values()} | _SUPPORTED_NAMES)
     for key in config.module_type_configs:
         name = key if isinstance(key, str) else key.__name__
         # a rule for a supported type may stand in a configuration that serves several models
-        if key not in known and name not in supported:
+        if key not in known and name not in _SUPPORTED_NAMES:
             raise ConfigError(
                 f'module_type_configs["{name}"] matches no module of the model.{did_you_mean(name, kinds)}'
             )
@@ -409,6 +431,6 @@ def _is_inner(name: str) -> bool:
     return "parametrizations" in name.split(".")
 
 
-def _plain_name(name: str) -> str:
+def uncompiled_name(name: str) -> str:
     """The name without the wrapper that torch.compile puts around a module."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")

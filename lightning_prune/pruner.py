@@ -30,7 +30,7 @@ from lightning_prune.masking import (
 )
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
-from lightning_prune.plan import PrunedParameter, PruningPlan, plan_pruning
+from lightning_prune.plan import SUPPORTED_MODULES, PrunedParameter, PruningPlan, plan_pruning, uncompiled_name
 from lightning_prune.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
 from lightning_prune.rounds import Rounds
 from lightning_prune.schedules import PruningScheduler, TrainingRun
@@ -169,6 +169,11 @@ class MagnitudePruner:
         return self._plan
 
     @property
+    def supported_modules(self) -> tuple[type[nn.Module], ...]:
+        """What ``global_config`` prunes; other modules are pruned where their type or name is given."""
+        return SUPPORTED_MODULES
+
+    @property
     def last_update_step(self) -> int | None:
         """Step after which no mask changes; None if a schedule cannot tell."""
         lasts = [scheduler.last_update_step for scheduler, _ in self._groups]
@@ -227,16 +232,29 @@ class MagnitudePruner:
             self._update([(layer, layer.initial_sparsity) for layer in first], "layer" if any(present) else self._scope)
             if self._scope == "global" and any(present):
                 _share_schedule(layers)
-        except PruningError:
-            for layer in layers:
-                layer.held.detach()
+            self._plan, self._layers, self._groups = plan, layers, _group_by_schedule(layers)
+            if run is not None:
+                self.resolve(run)
+            _measure_sharded(layers)
+        except BaseException:
+            self._layers = layers
+            self.undo()
             raise
-        self._model, self._plan, self._layers = model, plan, layers
-        self._groups = _group_by_schedule(layers)
-        if run is not None:
-            self.resolve(run)
-        _measure_sharded(layers)
+        self._model = model
         return model
+
+    def undo(self) -> None:
+        """Take the masks off and put back what they pruned away: as if :meth:`prepare` had not been called.
+
+        With ``masking="resident"`` what was pruned away is known until the last update of a schedule; it stays zero
+        after that.
+        """
+        for link in self._links:
+            link.remove()
+        if not self._is_finalized:
+            for layer in self._layers:
+                layer.held.undo()
+        self._plan, self._layers, self._groups, self._links = None, [], [], []
 
     def resolve(self, run: TrainingRun) -> None:
         """Write the schedules that are in units of a training run (fractions, epochs) as steps, before the first one.
@@ -308,8 +326,8 @@ class MagnitudePruner:
                 layer.held.restore(weight[layer.held.mask.expand(weight.shape).cpu() == 0])
 
     def mask_copy(self, model: nn.Module) -> None:
-        """Apply the masks to a copy of the model that has the same names, in place."""
-        parameters = dict(model.named_parameters())
+        """Apply the masks to a copy of the model that has the same names, compiled or not, in place."""
+        parameters = {uncompiled_name(name): parameter for name, parameter in model.named_parameters()}
         for name, mask in self.masks().items():
             if name in parameters:
                 apply_mask(parameters[name], mask)
@@ -386,7 +404,10 @@ class MagnitudePruner:
             remove_hooks(target)
             self.mask_copy(target)
         if coreml_metadata:
-            names = {one.name.rpartition(".")[0]: one.name.rpartition(".")[2] for one in self.plan}
+            names: dict[str, list[str]] = {}
+            for one in self.plan:
+                module, _, attribute = one.name.rpartition(".")
+                names.setdefault(module, []).append(attribute)
             register_coreml_metadata(target, names)
         return target
 

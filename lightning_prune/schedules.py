@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _RANGE = re.compile(r"\s*range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?,?\s*\)\s*")
+_NUMBER = re.compile(r"\s*\d+(?:\.\d*)?\s*")
 _EPOCHS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:ep|epochs?)\s*")
 
 # Where no distance of updates is given: at most so many steps, and so near that there are so many updates.
@@ -49,12 +50,14 @@ class SparsityBounds(Protocol):
 class TrainingRun:
     """Length of a planned training run, in optimizer steps; None where it is not known in advance.
 
-    In a rehearsal (``fast_dev_run``) a schedule need not finish.
+    In a rehearsal (``fast_dev_run``) a schedule need not finish. Where optimizers are stepped by hand (Lightning's
+    manual optimization), the number of steps in an epoch is not known.
     """
 
     total_steps: int | None
     steps_per_epoch: float | None = None
     is_rehearsal: bool = False
+    is_manual: bool = False
 
     def to_steps(self, moment: Moment, name: str) -> int:
         """Turn a moment of the run into optimizer steps.
@@ -75,16 +78,24 @@ class TrainingRun:
             return moment
         if isinstance(moment, float):
             if self.total_steps is None:
+                why, or_epochs = (
+                    "the length of the run is not known in advance",
+                    ", or max_epochs with a sized dataloader",
+                )
+                if self.is_manual:
+                    why, or_epochs = "in manual optimization the number of optimizer steps is not known in advance", ""
                 raise ConfigError(
-                    f"{name}={moment} is a fraction of the run, but the length of the run is not known in advance. "
-                    "Give the Trainer max_steps, or max_epochs with a sized dataloader, "
-                    f"or write {name} in steps (an int)."
+                    f"{name}={moment} is a fraction of the run, but {why}. "
+                    f"Give the Trainer max_steps{or_epochs}, or write {name} in steps (an int)."
                 )
             return round(moment * self.total_steps)
         if self.steps_per_epoch is None:
+            why, advice = "the length of an epoch is not known in advance", "Give a sized dataloader"
+            if self.is_manual:
+                why = "in manual optimization the number of optimizer steps in an epoch is not known"
+                advice = "Give the Trainer max_steps and write a fraction"
             raise ConfigError(
-                f"{name}={moment!r} is in epochs, but the length of an epoch is not known in advance. "
-                f"Give a sized dataloader, or write {name} in steps (an int)."
+                f"{name}={moment!r} is in epochs, but {why}. {advice}, or write {name} in steps (an int)."
             )
         return round(_epochs(moment, name) * self.steps_per_epoch)
 
@@ -161,8 +172,8 @@ class _SteppedScheduler(PruningScheduler):
         for name, default in (("begin", 0), ("end", 1.0), ("frequency", None)):
             value = getattr(self, name)
             object.__setattr__(self, name, default if value is None else _check_moment(value, name))
-        if self.frequency == 0:
-            raise ConfigError("frequency must be at least 1 optimizer step, got 0. Write 1 to update at every step.")
+        if self.frequency == 0 or (isinstance(self.frequency, str) and _epochs(self.frequency, "frequency") == 0):
+            raise ConfigError(f"frequency must be above 0, got {self.frequency!r}. Write 1 to update at every step.")
 
     def remaining(self, progress: float) -> float:
         """Share of the way from initial to target that is still to go, given progress in [0, 1]."""
@@ -209,10 +220,14 @@ class _SteppedScheduler(PruningScheduler):
         if self.begin is None or self.end is None:
             return self
         begin, end = run.to_steps(self.begin, "begin"), run.to_steps(self.end, "end")
-        if run.is_rehearsal or not isinstance(self.end, int):
-            end = max(begin, end, 1)  # fractions of a very short run may fall on one step
-        if end < max(begin, 1):
+        if run.is_rehearsal:
+            end = max(begin, end, 1)
+        elif not isinstance(self.end, int):
+            end = max(end, 1)  # a fraction of a very short run may be no whole step
+        if end < begin:
             raise ConfigError(f"end must not come before begin, got begin={begin} and end={end} optimizer steps.")
+        if end == 0:
+            raise ConfigError("end=0 would never fire: optimizer steps count from 1. Write end=1.")
         if run.total_steps is not None and end > run.total_steps and not run.is_rehearsal:
             raise ConfigError(
                 f"end={self.end!r} is optimizer step {end}, but the run has {run.total_steps}: "
@@ -396,5 +411,6 @@ def _check_moment(value: Any, name: str) -> Moment:
 def _epochs(text: str, name: str) -> float:
     match = _EPOCHS.fullmatch(text)
     if match is None:
-        raise ConfigError(f'{name} as a text is a number of epochs such as "3 epochs", got {text!r}.')
+        hint = " Write the number without quotes for steps or a fraction." if _NUMBER.fullmatch(text) else ""
+        raise ConfigError(f'{name} as a text is a number of epochs such as "3 epochs", got {text!r}.{hint}')
     return float(match.group(1))

@@ -138,6 +138,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 def quieten(module: nn.Module) -> None:
     """Turn the logging of a copied LightningModule into no-ops: its trainer stayed behind."""
     if is_a(module, "LightningModule"):
+        # the tracer reads every attribute; asked for a trainer that is not there, the module raises unless this is set
+        object.__setattr__(module, "_jit_is_scripting", True)
         for method in ("log", "log_dict", "print"):
             object.__setattr__(module, method, ignore)
 

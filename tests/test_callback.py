@@ -160,12 +160,20 @@ def test_a_frequency_that_leaves_few_updates_is_told_of(tmp_path):
     def rule(**schedule: object) -> dict[str, Any]:
         return {"global_config": {"scheduler": {"begin": 0.0, "end": 0.75, **schedule}, "target_sparsity": 0.75}}
 
-    with pytest.warns(UserWarning, match=r"global_config.scheduler makes only 3 updates in this run, .* 0, 10, 12"):
-        fit(tmp_path, MagnitudePruningCallback(rule(frequency=10)))
-    for schedule in ({"frequency": 3}, {}, {"end": 4, "begin": 0, "frequency": 4}):  # enough, or no room for more
+    for schedule, message in (
+        (
+            {"frequency": 20},
+            "3 updates in this run, at optimizer steps 0, 20, 24: .* Leave frequency out, or write less",
+        ),
+        ({"begin": 0, "end": 1}, "2 updates in this run, at optimizer steps 0, 1: .* end=1 is one step; write 1.0"),
+        ({"begin": 0.7}, "3 updates .* Let begin and end lie further apart"),
+    ):
+        with pytest.warns(UserWarning, match="global_config.scheduler makes " + message):
+            fit(tmp_path, MagnitudePruningCallback(rule(**schedule)), batches=16)
+    for schedule, batches in (({"frequency": 3}, 16), ({}, 16), ({"frequency": 20}, 4)):  # enough, or no room for more
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*makes only")
-            fit(tmp_path, MagnitudePruningCallback(rule(**schedule)))
+            warnings.filterwarnings("error", message=".*updates in this run")
+            fit(tmp_path, MagnitudePruningCallback(rule(**schedule)), batches=batches)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +196,8 @@ def test_wrong_arguments_fail_when_the_callback_is_built():
         MagnitudePruningCallback({"global_config": {"target_sparsity": 75}})
     with pytest.raises(ConfigError, match='masking must be "hook" or "resident"'):
         MagnitudePruningCallback(masking="mask")
+    with pytest.raises(ConfigError, match="export must be a CoreMLExport, a path or None, got True"):
+        MagnitudePruningCallback(export=True)
     with pytest.raises(LifecycleError, match=r"Call trainer.fit\(model\) first"):
         MagnitudePruningCallback().report()
 

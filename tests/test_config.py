@@ -222,3 +222,12 @@ def test_configurations_of_core_ml_tools_are_accepted(coremltools):
     other = coremltools.optimize.torch.palettization.DKMPalettizerConfig()
     with pytest.raises(ConfigError, match="only its MagnitudePrunerConfig describes pruning"):
         load_config(other)
+
+
+def test_hints_say_what_to_write():
+    with pytest.raises(ConfigError, match="target_sparsity is not a known key. It belongs into a rule: put it under"):
+        MagnitudePrunerConfig.from_dict({"target_sparsity": 0.75})
+    with pytest.raises(ConfigError, match="got '5'. Write the number without quotes"):
+        MagnitudePrunerConfig.from_dict({"global_config": {"scheduler": {"begin": "5"}}})
+    with pytest.raises(ConfigError, match="A rule must be a dict"):
+        ModuleMagnitudePrunerConfig.from_dict(3)

@@ -522,7 +522,7 @@ def test_the_result_reads_as_text_table_and_numbers(target):
     console.print(result)
     text = console.export_text()
     assert "whole package" in text
-    assert "sparse, BN folded" in text
+    assert "sparse, scale folded" in text
     assert "verified: 10 of 10 pruned parameters are stored sparse" in text
 
 
@@ -557,3 +557,16 @@ def test_the_example_of_an_export_alone_runs(tmp_path):
     assert done.stderr == ""
     assert done.stdout.count("3 of 3 pruned parameters are stored sparse") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sparse-palette4.mlpackage", "sparse.mlpackage"]
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace"])
+def test_a_lightning_module_without_a_trainer_is_captured(target, frontend):
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    assert CoreMLExport(target, torch.rand(1, 8), frontend=frontend).save(Module().eval()).frontend == frontend

@@ -29,6 +29,14 @@ def test_registering_twice_changes_nothing():
     assert model.get_buffer("_COREML_/weight/compression_type").tolist() == [1]
 
 
+def test_what_other_compression_has_registered_stays():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()))  # as quantization fuses them
+    model[0][0].register_buffer("_COREML_/weight/compression_type", torch.tensor([3]))
+    for _ in range(2):
+        register_coreml_metadata(model, {"0": "weight"})
+    assert model.get_buffer("0.0._COREML_/weight/compression_type").tolist() == [1, 3]
+
+
 def test_what_the_metadata_path_does_to_small_weights_is_as_documented(coremltools, tmp_path):
     """Core ML Tools zeroes |w| <= 2**-10 of a marked weight, which the export of this library does not."""
     import warnings

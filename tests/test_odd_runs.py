@@ -1,14 +1,17 @@
 """Runs that are a little odd, each of which once lost something or was silently wrong."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ResumableLoader, ToyModule, make_loader, make_trainer, sparsity_of
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
+import lightning_prune.pruner
 from lightning_prune import (
     CheckpointError,
     ConfigError,
@@ -188,14 +191,9 @@ def test_any_schedule_can_be_rehearsed(tmp_path, schedule):
     config = {"global_config": {"scheduler": schedule}}
     callback = MagnitudePruningCallback(config, show_plan=False, best_at_target=False)
     trainer = make_trainer(tmp_path, callbacks=[callback], fast_dev_run=True)
-    with pytest.warns(UserWarning, match="last pruning update") if "0.1" not in str(schedule) else _nothing():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*last pruning update")
         trainer.fit(ToyModule(), make_loader(2), make_loader(2))
-
-
-def _nothing():
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 class Manual(ToyModule):
@@ -211,8 +209,11 @@ class Manual(ToyModule):
 
 def test_the_length_of_manual_optimization_is_not_guessed(tmp_path):
     config = {"global_config": {"scheduler": {"begin": 0.1, "end": 0.5}}}
-    with pytest.raises(ConfigError, match="length of the run is not known"):
+    with pytest.raises(ConfigError, match="in manual optimization the number .* Give the Trainer max_steps, or write"):
         fit(tmp_path, Manual(), config=config)
+    config = {"global_config": {"scheduler": {"begin": "1 epoch", "end": 0.5}}}
+    with pytest.raises(ConfigError, match="in manual optimization the number of optimizer steps in an epoch"):
+        fit(tmp_path, Manual(), config=config, max_steps=8)
 
 
 def test_optimizer_steps_that_are_not_counted_are_told_of_early(tmp_path):
@@ -299,3 +300,116 @@ def test_an_empty_configuration_file_is_refused(tmp_path):
 def test_a_configuration_may_be_written_as_a_class():
     written = {"class_path": "lightning_prune.MagnitudePrunerConfig", "init_args": rules()}
     assert MagnitudePruningCallback(written).config == MagnitudePruningCallback(rules()).config
+
+
+@pytest.mark.parametrize("masking", ["resident", "hook"])
+@pytest.mark.parametrize("where", ["prepare", "training start"])
+def test_a_fit_that_fails_before_it_trains_leaves_every_weight(tmp_path, monkeypatch, masking, where):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    model = ToyModule()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if where == "prepare":
+        real, calls = lightning_prune.pruner.compute_mask, iter(range(9))
+        masks = lambda *args, **kwargs: fail() if next(calls) == 1 else real(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(lightning_prune.pruner, "compute_mask", masks)
+    else:
+        monkeypatch.setattr(MagnitudePruner, "resolve", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(tmp_path, model, config=rules(initial_sparsity=0.5), options={"masking": masking})
+    after = model.state_dict()
+    assert list(after) == list(before)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    assert not model.conv._forward_pre_hooks
+
+
+class TiedAndCompiled(ToyModule):
+    """One weight in two places, and a part that is compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Linear(128, 32)
+        self.again.weight = self.fc1.weight
+        self.fc2 = torch.compile(self.fc2, backend="eager")
+
+    def forward(self, images):
+        hidden = nn.functional.max_pool2d(torch.relu(self.bn(self.conv(images))), 2).flatten(1)
+        return self.fc2(torch.relu(self.fc1(hidden) + self.again(hidden)))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute.*")  # of an input, which the compiler looks at
+@pytest.mark.parametrize("masking", ["resident", "hook"])
+def test_checkpoints_of_tied_and_compiled_modules_have_plain_names(tmp_path, masking):
+    _, trainer = fit(tmp_path, TiedAndCompiled(), options={"masking": masking})
+    paths = list(tmp_path.rglob("*.ckpt"))
+    assert paths
+    for path in paths:
+        TiedAndCompiled().load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute.*")  # of an input, which the compiler looks at
+@pytest.mark.skipif(not hasattr(lightning_callbacks, "WeightAveraging"), reason="needs Lightning 2.6")
+def test_averages_of_a_compiled_module_are_sparse(tmp_path):
+    class Look(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *_):
+            seen.append(round(sparsity_of(next(pl_module.fc2.parameters())), 2))
+
+    seen: list[float] = []
+    fit(tmp_path, TiedAndCompiled(), lightning_callbacks.EMAWeightAveraging(decay=0.5), Look())
+    assert seen[-1] == 0.75
+
+
+@pytest.mark.skipif(not hasattr(lightning_callbacks, "WeightAveraging"), reason="needs Lightning 2.6")
+def test_averages_of_a_module_with_hooks_are_refused(tmp_path):
+    model = ToyModule()
+    with pytest.raises(ConfigError, match='EMAWeightAveraging averages .* Use masking="resident"'):
+        fit(tmp_path, model, lightning_callbacks.EMAWeightAveraging(), options={"masking": "hook"})
+    assert not model.losses
+
+
+def test_weights_that_are_read_past_their_hooks_are_told_of(tmp_path):
+    class Functional(ToyModule):
+        def forward(self, images):
+            hidden = nn.functional.max_pool2d(torch.relu(self.bn(self.conv(images))), 2)
+            return nn.functional.linear(torch.relu(self.fc1(hidden.flatten(1))), self.fc2.weight.detach())
+
+    with pytest.warns(
+        UserWarning, match="No gradient at the first optimizer step: fc2.weight. .* use masking=.resident"
+    ):
+        fit(tmp_path, Functional(), options={"masking": "hook"})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No gradient")
+        fit(tmp_path, ToyModule(), options={"masking": "hook"})
+
+
+class SwapsWeights(torch.optim.SGD):
+    """As optimizers do that train other weights than they evaluate."""
+
+    def train(self):
+        pass
+
+    def eval(self):
+        pass
+
+
+class NotInitialised(torch.optim.SGD):
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.05)
+        del self._optimizer_load_state_dict_post_hooks
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (lambda p: SwapsWeights(p, lr=0.05), 'SwapsWeights swaps .* Use masking="hook"'),
+        (NotInitialised, "initialised as one, got NotInitialised"),
+    ],
+)
+def test_optimizers_that_resident_masks_cannot_follow_are_refused(tmp_path, optimizer, message):
+    model = ToyModule(optimizer)
+    with pytest.raises(ConfigError, match=message):
+        fit(tmp_path, model)
+    assert not model.losses
+    fit(tmp_path, model, options={"masking": "hook"})

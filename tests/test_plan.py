@@ -183,3 +183,23 @@ def test_compiled_modules_keep_their_names():
     model = nn.Sequential(nn.Linear(4, 4))
     model[0] = torch.compile(model[0], backend="eager")
     assert [one.name for one in plan(model, module_name_configs={"0": {}})] == ["0.weight"]
+
+
+def test_parameters_that_are_none_match_no_pattern():
+    found = plan(
+        nn.TransformerEncoderLayer(16, 2, 32), module_name_configs={"self_attn": {"param_name": ".*proj_weight"}}
+    )
+    assert [one.name for one in found] == ["self_attn.in_proj_weight"]
+
+
+def test_the_caption_counts_what_stays_dense():
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10, bias=False))
+    assert "40 of 80 weights in 1 layer will be zero (50.0%), 25.0% with the weights of rank 2" in str(plan(model))
+    assert "40 of 80 weights in 1 layer will be zero (50.0%).\n" in str(plan(model[1:])) + "\n"
+
+
+def test_a_class_that_is_called_as_a_supported_one_is_told_apart():
+    other = type("Linear", (nn.Module,), {"__module__": "other.package"})()
+    other.weight = nn.Parameter(torch.ones(4, 4))
+    found = plan(nn.Sequential(nn.Linear(4, 4), other))
+    assert found.skipped[0].reason.startswith("other.package.Linear is pruned only where")

@@ -14,6 +14,7 @@ from lightning_prune import (
     LifecycleError,
     MagnitudePruner,
     MagnitudePrunerConfig,
+    ModuleMagnitudePrunerConfig,
     PruningError,
     PruningScheduler,
 )
@@ -586,3 +587,83 @@ def test_metadata_for_core_ml_tools_is_written_only_on_request():
         "_COREML_/metadata_version",
         "0._COREML_/weight/compression_type",
     }
+
+
+def test_metadata_marks_every_parameter_of_a_module():
+    pruner = MagnitudePruner(
+        nn.LSTM(8, 8), {"module_name_configs": {"": {"param_name": "weight_(ih|hh)_l0"}}}, masking="resident"
+    )
+    pruner.prepare(inplace=True)
+    names = [name for name, _ in pruner.finalize(coreml_metadata=True).named_buffers()]
+    assert names == [
+        "_COREML_/metadata_version",
+        "_COREML_/weight_ih_l0/compression_type",
+        "_COREML_/weight_hh_l0/compression_type",
+    ]
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_preparation_that_fails_leaves_every_weight(masking):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("nan")
+    before = model[0].weight.detach().clone()
+    config = {"global_config": {"initial_sparsity": 0.5, "scheduler": {"update_steps": [5, 9]}}}
+    pruner = MagnitudePruner(model, config, masking=masking)
+    with pytest.raises(PruningError, match="1.weight cannot be pruned"):
+        pruner.prepare(inplace=True)
+    assert torch.equal(model[0].weight, before)
+    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    with torch.no_grad():
+        model[1].weight[0, 0] = 0.5
+    pruner.prepare(inplace=True)  # the same pruner can be used again
+    assert pruner.report().sparsity == 0.5
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_undo_puts_back_what_was_pruned_away(masking):
+    run = Run(RULES["per_scalar"], masking=masking).train(8)
+    dense = {
+        name: layer.held.dense().clone() for name, layer in zip(run.pruner.masks(), run.pruner._layers, strict=True)
+    }
+    run.pruner.settle()
+    run.pruner.undo()
+    for name, weight in dense.items():
+        assert torch.equal(run.model.get_parameter(name), weight)
+    assert not run.pruner.is_prepared
+    run.optimizer.step()
+    assert int((run.model[0].weight == 0).sum()) == 0
+
+
+def test_torch_may_remove_the_hooks_of_a_module():
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 2))
+    pruner = MagnitudePruner(model, {"global_config": {"target_sparsity": 0.5}})
+    pruner.prepare(inplace=True)
+    pruner.step()
+    assert torch_prune.is_pruned(model)
+    torch_prune.remove(model[0], "weight")
+    assert int((model[0].weight == 0).sum()) == 17
+    model(torch.rand(1, 5)).sum().backward()
+    assert pruner.report().sparsity == pytest.approx(0.5, abs=0.02)
+    pruner.finalize(inplace=True)
+    assert not torch_prune.is_pruned(model)
+    assert int((model[1].weight == 0).sum()) == 7
+
+
+def test_a_layer_whose_mask_was_taken_off_cannot_be_updated():
+    model = nn.Linear(5, 7)
+    pruner = MagnitudePruner(model, {"global_config": CUBIC})
+    pruner.prepare(inplace=True)
+    torch_prune.remove(model, "weight")
+    pruner.step()
+    with pytest.raises(LifecycleError, match="Linear has lost its weight_mask: .* torch.nn.utils.prune.remove"):
+        pruner.fast_forward(9)
+
+
+def test_names_that_core_ml_tools_documents(tmp_path):
+    (tmp_path / "rule.yaml").write_text("target_sparsity: 0.75")
+    rule = ModuleMagnitudePrunerConfig.from_yaml(tmp_path / "rule.yaml")
+    assert rule == ModuleMagnitudePrunerConfig.from_dict(data_dict={"target_sparsity": 0.75})
+    config = MagnitudePrunerConfig.from_dict(config_dict={"global_config": {"target_sparsity": 0.75}})
+    assert config == MagnitudePrunerConfig(global_config=rule)
+    assert nn.Conv2d in MagnitudePruner(nn.Linear(2, 2), config).supported_modules

@@ -107,8 +107,12 @@ def test_updates_are_a_hundred_steps_apart_or_ten_at_least_unless_told_otherwise
     assert schedule.resolve(TrainingRun(10_000)).update_steps == (*range(1000, 6000, 100), 6000)
     assert schedule.resolve(TrainingRun(100)).update_steps == (*range(10, 60, 5), 60)
     assert schedule.resolve(TrainingRun(10)).update_steps == (1, 2, 3, 4, 5, 6)
-    with pytest.raises(ConfigError, match="frequency must be at least 1 optimizer step, got 0"):
+    with pytest.raises(ConfigError, match="frequency must be above 0, got 0. Write 1"):
         PolynomialDecayScheduler(begin=0.1, frequency=0)
+    with pytest.raises(ConfigError, match="frequency must be above 0, got '0 epochs'"):
+        PolynomialDecayScheduler(begin=0.1, frequency="0 epochs")
+    with pytest.raises(ConfigError, match="end=0 would never fire"):
+        PolynomialDecayScheduler(begin=0, end=0).resolve(TrainingRun(100))
 
 
 def test_units_need_a_run_of_known_length():
@@ -126,8 +130,11 @@ def test_a_schedule_that_cannot_finish_is_refused():
     for begin, end in ((0.9, 0.2), (6, 2)):
         with pytest.raises(ConfigError, match=f"end must not come before begin, got begin={begin} and end={end}"):
             PolynomialDecayScheduler(begin=begin, end=end)
-    with pytest.raises(ConfigError, match="end must not come before begin"):
-        PolynomialDecayScheduler(begin=60, end=50).resolve(TrainingRun(100))
+    for end in (0.3, "2 epochs"):
+        with pytest.raises(
+            ConfigError, match="end must not come before begin, got begin=60 and end=.0 optimizer steps"
+        ):
+            PolynomialDecayScheduler(begin=60, end=end).resolve(TrainingRun(100, 20))
 
 
 @pytest.mark.parametrize(
