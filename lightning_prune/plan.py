@@ -143,7 +143,7 @@ class PruningPlan:
         return alike
 
     def __str__(self) -> str:
-        return as_text(self.__rich__(), width=110)
+        return as_text(self.__rich__())
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough. What stays dense alike shares a row."""

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 __all__ = ["as_text"]
 
 
-def as_text(renderable: RenderableType, *, width: int = 120) -> str:
+def as_text(renderable: RenderableType, *, width: int = 160) -> str:
     """Render without colours, in at most ``width`` columns."""
     console = Console(width=width, file=io.StringIO(), color_system=None)
     with console.capture() as capture:
