@@ -68,10 +68,15 @@ class _Held:
     def __call__(self, trainer: Any) -> None:
         stopper, was_stopping = self._stopper, trainer.should_stop
         getattr(type(stopper), _CHECK)(stopper, trainer)
-        reason = getattr(getattr(stopper, "stopping_reason", None), "name", "")
-        if trainer.should_stop and not was_stopping and reason != "NON_FINITE_METRIC":
+        if trainer.should_stop and not was_stopping and not _is_lost(stopper, trainer):
             trainer.should_stop = False
             stopper.wait_count = stopper.stopped_epoch = 0
+
+
+def _is_lost(stopper: Any, trainer: Any) -> bool:
+    """Whether the metric is not finite; one beyond a threshold may recover from the last update."""
+    current = trainer.callback_metrics.get(stopper.monitor)
+    return bool(stopper.check_finite and current is not None and not torch.isfinite(current))
 
 
 def _find(trainer: Any, name: str) -> Iterator[Any]:
