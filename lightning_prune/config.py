@@ -44,7 +44,7 @@ class ModuleMagnitudePrunerConfig:
             granularities and an initial sparsity.
         dim: Dimension of the groups of ``m``: 1 (input channels) or 0 (output channels).
         param_name: The parameter of the module that is pruned; a regular expression may match several whole names
-            (``"weight_(ih|hh)_l0"`` of an LSTM).
+            (``"weight_(ih|hh)_l0"`` of an LSTM, ``"weight|bias"``).
 
     Raises:
         ConfigError: A value, or two values together, cannot work. Raised by a later assignment too.

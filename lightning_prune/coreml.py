@@ -249,7 +249,9 @@ class CoreMLExport:
             own = plain_name(renamed.get(name, name))
             if own.startswith(prefix):
                 own = own.removeprefix(prefix)
-                pruned[own] = expand_mask(name, mask, parameters.get(own))
+                mask = expand_mask(name, mask, parameters.get(own))
+                if mask.ndim > 1:  # Core ML stores vectors dense
+                    pruned[own] = mask
         return Standalone(plain, examples), pruned
 
     def examples(self, model: nn.Module) -> Any:

@@ -346,8 +346,12 @@ class _MisfitError(ConfigError):
 def _check_fits(one: PrunedParameter, called: str) -> None:
     """Check that the structure that the rule asks for exists in a weight of this shape."""
     leaf, rank, leave_out = one.config, len(one.shape), f"or leave {called} out with None."
-    if rank < 2:
-        raise _MisfitError(f"{one.rule}: {one.name} has shape {one.shape}; a pruned weight has rank 2 or more.")
+    least = 1 if leaf.n_m_ratio is None else 2
+    if rank < least:
+        raise _MisfitError(
+            f"{one.rule}: {one.name} has shape {one.shape}, but what this rule prunes has rank {least} or more. "
+            f"Give it another rule, {leave_out}"
+        )
     if leaf.granularity != "per_scalar" and rank < 3:
         raise _MisfitError(
             f'{one.rule}.granularity: "{leaf.granularity}" needs a weight of rank 3 or more, but {called} has shape '

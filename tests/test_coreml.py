@@ -570,3 +570,14 @@ def test_a_lightning_module_without_a_trainer_is_captured(target, frontend):
             return self.fc(x)
 
     assert CoreMLExport(target, torch.rand(1, 8), frontend=frontend).save(Module().eval()).frontend == frontend
+
+
+def test_pruned_biases_are_exported_as_they_are(target):
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    masks = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            masks[name] = torch.rand(parameter.shape) > 0.5
+            parameter.mul_(masks[name])
+    result = CoreMLExport(target, torch.rand(1, 8)).save(model, masks=masks)
+    assert [layer.name for layer in result.layers] == ["0.weight", "2.weight"]

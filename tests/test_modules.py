@@ -201,3 +201,40 @@ def test_a_whole_compiled_lightning_module(tmp_path):
     compiled = torch.compile(model, backend=model.count)
     make_trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(compiled, make_loader(8))
     assert int((model.head.weight == 0).sum()) == 64
+
+
+@pytest.mark.parametrize("masking", ["resident", "hook"])
+def test_biases_are_pruned_where_a_rule_names_them(masking):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10), nn.LayerNorm(10))
+    config = {
+        "global_config": {**RULE, "param_name": "weight|bias"},
+        "module_name_configs": {
+            "0": {**RULE, "param_name": "bias", "block_size": 2},
+            "4": {**RULE, "param_name": "bias"},
+        },
+    }
+    pruner = MagnitudePruner(model, config, masking=masking)
+    pruner.prepare(inplace=True)
+    assert list(pruner.masks()) == ["0.bias", "3.weight", "3.bias", "4.bias"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner.attach_optimizers(optimizer)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    report = pruner.report()
+    pruner.finalize(inplace=True)
+    for name, zeros in (("0.bias", 4), ("3.weight", 1440), ("3.bias", 5), ("4.bias", 5)):
+        assert int((model.get_parameter(name) == 0).sum()) == zeros
+    assert report.total.zeros == 4 + 1440 + 5 + 5
+
+
+def test_a_structure_that_vectors_have_not_is_refused():
+    rule = {**RULE, "param_name": "bias"}
+    with pytest.raises(ConfigError, match="0.bias has shape .10,., but what this rule prunes has rank 2 or more"):
+        MagnitudePruner(nn.Sequential(nn.Linear(8, 10)), {"global_config": {**rule, "n_m_ratio": (2, 4)}}).prepare()
+    with pytest.raises(ConfigError, match='"per_channel" needs a weight of rank 3 or more'):
+        MagnitudePruner(
+            nn.Sequential(nn.Conv2d(8, 10, 3)), {"global_config": {**rule, "granularity": "per_channel"}}
+        ).prepare()
