@@ -14,6 +14,7 @@ from pathlib import Path
 from digits import ConvNet, Digits
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -68,7 +69,7 @@ def main() -> None:
             "target_sparsity": args.sparsity,
         }
     }
-    accuracies = Table(title="Accuracy on held-out digits", title_justify="left")
+    accuracies = Table(title="Accuracy on held-out digits", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("seed", "dense", f"pruned to {args.sparsity:.0%}", "difference"):
         accuracies.add_column(heading, justify="right")
     for seed in args.seeds:

@@ -21,7 +21,6 @@ from math import prod
 from typing import Literal, get_args
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from lightning_prune.plan import PrunedParameter, plan_pruning
 from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count
 from lightning_prune.sharding import Sharding, find_shardings, local_part
 from lightning_prune.sparsity import count_zeros
-from lightning_prune.tables import as_text
+from lightning_prune.tables import as_text, new_table
 
 __all__ = [
     "Allocation",
@@ -85,8 +84,7 @@ class Allocation:
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook."""
-        table = Table(title=f"Sparsity spread {self.method}", title_justify="left", caption_justify="left")
-        table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
+        table = new_table(f"Sparsity spread {self.method}")
         table.add_column("layer", overflow="fold")
         for heading in ("weights", "zeros", "kept", "sparsity"):
             table.add_column(heading, justify="right", no_wrap=True)

@@ -21,6 +21,7 @@ from rich.table import Table
 import lightning_prune
 from lightning_prune.allocation import Method
 from lightning_prune.errors import CheckpointError, ConfigError, PruningError
+from lightning_prune.tables import new_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,11 +215,9 @@ def _run_plan(options: argparse.Namespace, out: Console) -> int:
 
 def _curve_table(curve: dict[int, float], rows: int = 16) -> Table:
     """Sparsity over steps as a table with bars."""
-    from rich.box import SIMPLE_HEAD
-
     steps = list(curve)
     shown = steps if len(steps) <= rows else [steps[round(i * (len(steps) - 1) / (rows - 1))] for i in range(rows)]
-    table = Table(title="Sparsity over steps", title_justify="left", box=SIMPLE_HEAD)
+    table = new_table("Sparsity over steps")
     table.add_column("step", justify="right")
     table.add_column("sparsity", justify="right")
     table.add_column("")

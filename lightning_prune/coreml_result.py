@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from lightning_prune.tables import new_table
+
 __all__ = ["ExportResult", "ExportedLayer"]
 
 
@@ -119,13 +121,16 @@ class ExportResult:
 
     def table(self) -> Table:
         """One row a pruned parameter, and one for the whole package."""
-        table = Table("parameter", "shape", title=f"Core ML package {self.path.name}", caption=str(self.path))
+        table = new_table(f"Core ML package {self.path.name}")
+        table.caption = str(self.path)
+        table.add_column("parameter", overflow="fold")
+        table.add_column("shape", no_wrap=True)
         for column in ("sparsity", "bytes", "dense", "ratio"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         table.add_column("stored")
         for layer in self.layers:
             shape = "x".join(map(str, layer.shape))
-            stored = layer.stored + (", scale folded" if layer.scaled else "")
+            stored = layer.stored + (", scaled" if layer.scaled else "")
             sizes = f"{layer.nbytes:,}", f"{layer.dense_nbytes:,}", f"{layer.ratio:.2f}x"
             table.add_row(layer.name, shape, f"{layer.sparsity:.1%}", *sizes, stored)
         table.add_section()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -20,6 +19,7 @@ from lightning_prune.checkpoint import plain_state_dict
 from lightning_prune.errors import CheckpointError, ExportError
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_blocks, zero_channels
+from lightning_prune.tables import new_table
 
 __all__ = [
     "Inspection",
@@ -99,8 +99,7 @@ class Inspection:
 
     def __rich__(self) -> Table:
         """Table for a terminal."""
-        table = Table(title=f"{self.kind} {self.path.name}", title_justify="left", caption_justify="left")
-        table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
+        table = new_table(f"{self.kind} {self.path.name}")
         is_package = any(one.stored != "dense" for one in self.tensors)
         table.add_column("tensor", overflow="fold")
         table.add_column("shape", no_wrap=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -20,7 +19,7 @@ from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerC
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
 from lightning_prune.selection import pruned_count
-from lightning_prune.tables import as_text
+from lightning_prune.tables import as_text, new_table
 
 __all__ = [
     "SUPPORTED_MODULES",
@@ -147,8 +146,7 @@ class PruningPlan:
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough. What stays dense alike shares a row."""
-        table = Table(title="Pruning plan", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-        table.collapse_padding, table.pad_edge = True, False
+        table = new_table("Pruning plan")
         table.add_column("module", overflow="fold")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)

@@ -10,7 +10,6 @@ from math import prod
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
-from lightning_prune.tables import as_text
+from lightning_prune.tables import as_text, new_table
 
 __all__ = ["LayerSparsity", "MaskChanges", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
 
@@ -317,8 +316,7 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough."""
-        table = Table(title="Sparsity", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-        table.collapse_padding, table.pad_edge = True, False
+        table = new_table("Sparsity")
         table.add_column("layer", overflow="fold")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)

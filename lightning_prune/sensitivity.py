@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,7 +23,7 @@ from lightning_prune.plan import PrunedParameter, plan_pruning
 from lightning_prune.schedules import PruningScheduler
 from lightning_prune.selection import pruned_count
 from lightning_prune.sparsity import count_zeros
-from lightning_prune.tables import as_text
+from lightning_prune.tables import as_text, new_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,8 +165,7 @@ class Sensitivity:
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook: the change of the score, layer by layer."""
-        table = Table(title="Change of the score, one layer pruned", title_justify="left", caption_justify="left")
-        table.box, table.collapse_padding, table.pad_edge = SIMPLE_HEAD, True, False
+        table = new_table("Change of the score, one layer pruned")
         table.add_column("layer", overflow="fold")
         table.add_column("weights", justify="right", no_wrap=True)
         for asked in self._asked:

@@ -522,7 +522,7 @@ def test_the_result_reads_as_text_table_and_numbers(target):
     console.print(result)
     text = console.export_text()
     assert "whole package" in text
-    assert "sparse, scale folded" in text
+    assert "sparse, scaled" in text
     assert "verified: 10 of 10 pruned parameters are stored sparse" in text
 
 
