@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +17,13 @@ from lightning_prune.class_names import is_a
 from lightning_prune.config import load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError
+from lightning_prune.fit_checks import (
+    refuse_averages,
+    refuse_second_pruner,
+    warn_if_abrupt,
+    warn_if_untrained,
+    warn_if_unused,
+)
 from lightning_prune.masking import Masking, hooked_names
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
@@ -29,8 +35,6 @@ from lightning_prune.strategies import check_strategy
 from lightning_prune.tables import as_text
 
 __all__ = ["MagnitudePruningCallback"]
-
-_FEW = 5  # updates, below which one prunes more than half of what is to be pruned
 
 
 class MagnitudePruningCallback(Callback):
@@ -185,11 +189,11 @@ class MagnitudePruningCallback(Callback):
                 "out, and export a checkpoint afterwards: "
                 "CoreMLExport(path).save(Model.load_from_checkpoint(checkpoint))."
             )
-        _refuse_second_pruner(trainer, self.pruner.plan)
+        refuse_second_pruner(trainer, self.pruner.plan)
         if self.masking == "hook":
-            _refuse_averages(trainer)
+            refuse_averages(trainer)
         self.pruner.attach_optimizers(*trainer.optimizers)
-        _warn_if_untrained(trainer, self.pruner)
+        warn_if_untrained(trainer, self.pruner)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the schedules in steps, and go on where a checkpoint was taken.
@@ -216,7 +220,7 @@ class MagnitudePruningCallback(Callback):
         if pruner.is_at_target:
             self._open_gate(trainer)
         if not run.is_rehearsal:
-            _warn_if_abrupt(pruner.plan, run)
+            warn_if_abrupt(pruner.plan, run)
         if self.show_plan:
             _show(pruner.plan)
         if self.show_plan and pruner.report().sparsity:
@@ -239,7 +243,7 @@ class MagnitudePruningCallback(Callback):
         pruner = self._need_pruner()
         pruner.mask_gradients(optimizer)
         if self.masking == "hook" and pruner.step_count == self._first_step:
-            _warn_if_unused(optimizer, pruner)
+            warn_if_unused(optimizer, pruner)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -423,28 +427,6 @@ class MagnitudePruningCallback(Callback):
         return self.pruner
 
 
-def _refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
-    """Refuse Lightning's ModelPruning on a parameter of the plan: it would rename it at the end of the first epoch."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        others = {(id(module), name) for module, name in getattr(callback, "_parameters_to_prune", None) or ()}
-        for one in plan:
-            if any((id(owner.module), owner.attribute) in others for owner in one.owners):
-                raise ConfigError(
-                    f"{one.rule}: {one.name} is pruned already, by {type(callback).__name__}. One parameter can have "
-                    "one pruner: take one of the two callbacks out, or leave this module out with None."
-                )
-
-
-def _refuse_averages(trainer: Trainer) -> None:
-    """Refuse averages of a module with hooks: what they validate and save would be dense."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if is_a(callback, "WeightAveraging"):
-            raise ConfigError(
-                f'{type(callback).__name__} averages parameters by their places, which masking="hook" changes. '
-                'Use masking="resident".'
-            )
-
-
 def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
     """Length of the planned run in optimizer steps, as far as it can be known."""
     try:
@@ -464,52 +446,6 @@ def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
         is_rehearsal=bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
         is_manual=not pl_module.automatic_optimization,
     )
-
-
-def _warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
-    """Say which weights no optimizer of the Trainer updates, though they could be trained."""
-    known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
-    names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
-    if names:
-        rank_zero_warn(
-            f"Pruned, but updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is "
-            "not seen. Return their optimizer from configure_optimizers, or leave them out with None."
-        )
-
-
-def _warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:
-    """Say which weights got no gradient behind their hooks: most often a function reads them past the forward."""
-    known = {id(one) for group in optimizer.param_groups for one in group["params"]}
-    names = [
-        name for name, one in pruner.parameters().items() if id(one) in known and one.requires_grad and one.grad is None
-    ]
-    if names:
-        rank_zero_warn(
-            f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
-            "only through the forward of its own module. If another module or a function reads it, use "
-            'masking="resident".'
-        )
-
-
-def _warn_if_abrupt(plan: PruningPlan, run: TrainingRun) -> None:
-    """Say where a schedule in units of the run comes down to few updates, though the run has room for more."""
-    rules = {one.rule: (one.written.schedule, one.config.schedule) for one in plan if one.written is not None}
-    for rule, (written, schedule) in rules.items():
-        steps: Sequence[int] = getattr(schedule, "update_steps", ())
-        has_room = run.total_steps is not None and run.total_steps >= 4 * _FEW
-        if not 0 < len(steps) < _FEW or not has_room:
-            continue
-        frequency, end = getattr(written, "frequency", None), getattr(written, "end", None)
-        if end == 1 and isinstance(end, int):
-            advice = "end=1 is one step; write 1.0 for the whole run."
-        elif frequency is not None and steps[-1] - steps[0] >= 2 * _FEW:
-            advice = f"Leave frequency out, or write less than {frequency!r}."
-        else:
-            advice = "Let begin and end lie further apart."
-        rank_zero_warn(
-            f"{rule}.scheduler makes {len(steps)} updates in this run, at optimizer steps "
-            f"{', '.join(map(str, steps))}: so much at once costs accuracy. {advice}"
-        )
 
 
 def _show(renderable: RenderableType) -> None:
