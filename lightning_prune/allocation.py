@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean, load_config
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
-from lightning_prune.plan import PrunedParameter, plan_pruning
+from lightning_prune.plan import PrunedParameter, plan_pruning, uncompiled_name
 from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count
 from lightning_prune.sharding import Sharding, find_shardings, local_part
 from lightning_prune.sparsity import count_zeros
@@ -319,7 +319,7 @@ def rank_together(
     sizes = [_size(*one) for one in parts]
     # for each weight, as in pruned_count: 0.29 is held a little below what was written
     allowance = Fraction(1, 1 << 50)
-    asked = sum(size * (Fraction(one) + allowance) for size, one in zip(sizes, sparsities, strict=True))
+    asked = sum(size * (Fraction(float(one)) + allowance) for size, one in zip(sizes, sparsities, strict=True))
     total = min(sum(sizes), int(asked))
     pieces = {str(index): one for index, one in enumerate(parts)}
     maximum = _default_maximum(total / sum(sizes), "global")
@@ -520,7 +520,7 @@ def module_patterns(model: nn.Module, one: PrunedParameter) -> list[str]:
 
 def _module_name(path: str) -> str:
     """The name of a module without the wrapper of torch.compile; of a parametrization, that of its module."""
-    return ".".join(part for part in path.partition(".parametrizations")[0].split(".") if part != "_orig_mod")
+    return uncompiled_name(path.partition(".parametrizations")[0])
 
 
 def _pattern(name: str, modules: Iterable[str]) -> str:

@@ -134,6 +134,9 @@ class MagnitudePruningCallback(Callback):
         self._foreign: ForeignWeights | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
+        self._before: tuple[MagnitudePruner | None, dict[str, Any]] | None = (
+            None  # what this fit found, until it trains
+        )
 
     def plan(self, model: nn.Module) -> PruningPlan:
         """Say what would be pruned of a model, by which rule, and what not and why. Nothing is changed."""
@@ -168,7 +171,8 @@ class MagnitudePruningCallback(Callback):
             check_strategy(trainer.strategy)
         if self.export is not None:
             self.export.check(pl_module)
-        self._restored, self._saved = None, {}
+        self._before = (self.pruner, self._saved)
+        self.pruner, self._restored, self._saved = None, None, {}
         self.export_result = self.export_error = None
         self._foreign = ForeignWeights(pl_module)
         # a new list: the Trainer is walking over the old one
@@ -204,6 +208,7 @@ class MagnitudePruningCallback(Callback):
         pruner, run = self._need_pruner(), _measure_run(trainer, pl_module)
         reshard_model(pl_module)  # the sanity check may have left whole weights behind
         pruner.resolve(run)
+        was_restored = self._restored is not None
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
             self._count_steps(trainer)  # of a batch whose end was never reached
@@ -212,15 +217,16 @@ class MagnitudePruningCallback(Callback):
             pruner.fast_forward(trainer.global_step)
         is_pruned_now = pruner.update_count > 0  # what was the best before is not as sparse as this
         self._forget_foreign()
-        self._restored, self._is_training, self._first_step = None, True, pruner.step_count
+        self._before, self._restored = None, None
+        self._is_training, self._first_step = True, pruner.step_count
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
         self._gate = TargetGate(trainer) if self.best_at_target and not is_open else None
         if pruner.is_at_target:
             self._open_gate(trainer)
-        if not run.is_rehearsal:
-            warn_if_abrupt(pruner.plan, run)
+        if not was_restored:
+            warn_if_abrupt(pruner, run)
         if self.show_plan:
             _show(pruner.plan)
         if self.show_plan and pruner.report().sparsity:
@@ -298,8 +304,10 @@ class MagnitudePruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
-        if self.pruner is not None and self.pruner.is_prepared and not self._is_training:
-            self.pruner.undo()
+        if self._before is not None and not self._is_training:
+            if self.pruner is not None and self.pruner.is_prepared:
+                self.pruner.undo()
+            self.pruner, self._saved = self._before  # what the last fit left is still true
         self._finish(trainer, is_failed=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -24,6 +24,7 @@ from lightning_prune.schedules import ConstantSparsityScheduler, PolynomialDecay
 
 __all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "did_you_mean", "load_config"]
 
+_DECIMAL = re.compile(r"\s*[01]?\.?\d*\s*")
 _Leaf = TypeVar("_Leaf", bound="ModuleMagnitudePrunerConfig")
 
 
@@ -330,7 +331,7 @@ def _check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
         if key not in known:
             hint = did_you_mean(str(key), known) or f" Known are {', '.join(known)}."
             if "global_config" in known and key in ModuleMagnitudePrunerConfig.__dataclass_fields__:
-                hint = " It belongs into a rule: put it under global_config."
+                hint = " It belongs in a rule: put it under global_config."
             raise ConfigError(f"{key} is not a known key.{hint}")
 
 
@@ -338,7 +339,8 @@ def _check_fraction(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         percent = isinstance(value, (int, float)) and 1 < value <= 100
         hint = f" Write {value / 100:g} for {value:g} %." if percent else " Write 0.75 for 75 %."
-        hint = " It is a text: write the number without quotes." if isinstance(value, str) else hint
+        if isinstance(value, str) and _DECIMAL.fullmatch(value):
+            hint = " It is a text: write the number without quotes."
         raise ConfigError(f"{name} must be a fraction in [0, 1], got {value!r}.{hint}")
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_prune.class_names import is_a
 from lightning_prune.standalone import Standalone
 
 __all__ = ["BREAK_EVEN", "FRONTENDS", "SPARSE_OPERATIONS", "capture", "convert", "pipeline", "quiet", "save_package"]
@@ -64,7 +65,8 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
         warnings.simplefilter("always")
         if frontend == "trace":
             # Verification compares results on other inputs than the traced ones; the tracer's own check does not.
-            program: Any = torch.jit.trace(standalone, standalone.inputs, check_trace=False)  # type: ignore[no-untyped-call]
+            with readable_attributes(standalone):
+                program: Any = torch.jit.trace(standalone, standalone.inputs, check_trace=False)  # type: ignore[no-untyped-call]
         else:
             sizes = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in dynamic)
             dynamic_shapes = (sizes,) if any(sizes) else None
@@ -72,6 +74,19 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
             program = exported.run_decompositions(decompositions() if frontend == "export_full" else {})
             spell_out_strides(program)
     return program, traced_decisions(caught)
+
+
+@contextlib.contextmanager
+def readable_attributes(model: nn.Module) -> Iterator[None]:
+    """Let the tracer read every attribute: a LightningModule without a trainer raises where it is asked for one."""
+    modules = [module for module in model.modules() if is_a(module, "LightningModule")]
+    for module in modules:
+        object.__setattr__(module, "_jit_is_scripting", True)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("_jit_is_scripting", None)
 
 
 def at_least_two(tensor: Tensor, dims: Iterable[int]) -> Tensor:

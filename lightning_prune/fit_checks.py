@@ -16,7 +16,8 @@ from lightning_prune.schedules import TrainingRun
 
 __all__ = ["refuse_averages", "refuse_second_pruner", "warn_if_abrupt", "warn_if_untrained", "warn_if_unused"]
 
-_FEW = 5  # updates, below which one prunes more than half of what is to be pruned
+_FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
+_ROOM = 20  # optimizer steps of a run in which there is room for more
 
 
 def refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
@@ -32,12 +33,12 @@ def refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
 
 
 def refuse_averages(trainer: Trainer) -> None:
-    """Refuse averages of a module with hooks: what they validate and save would be dense."""
+    """Refuse averages of a module with hooks: they are made of other names, and would be dense."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if is_a(callback, "WeightAveraging"):
             raise ConfigError(
-                f'{type(callback).__name__} averages parameters by their places, which masking="hook" changes. '
-                'Use masking="resident".'
+                f'{type(callback).__name__} averages the dense weights that masking="hook" trains, and would validate '
+                'and save those. Use masking="resident".'
             )
 
 
@@ -54,7 +55,10 @@ def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
 
 def warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:
     """Say which weights got no gradient behind their hooks: most often a function reads them past the forward."""
-    known = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    if all(one.grad is None for one in parameters):  # the batch was left out
+        return
+    known = {id(one) for one in parameters}
     names = [
         name for name, one in pruner.parameters().items() if id(one) in known and one.requires_grad and one.grad is None
     ]
@@ -66,22 +70,24 @@ def warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:
         )
 
 
-def warn_if_abrupt(plan: PruningPlan, run: TrainingRun) -> None:
-    """Say where a schedule in units of the run comes down to few updates, though the run has room for more."""
-    rules = {one.rule: (one.written.schedule, one.config.schedule) for one in plan if one.written is not None}
+def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:
+    """Say where a schedule from ``begin`` to ``end`` comes down to few updates, though the run has room for more."""
+    if run.is_rehearsal or run.total_steps is None or run.total_steps < _ROOM or pruner.is_at_target:
+        return
+    rules = {one.rule: (one.written.schedule, one.config.schedule) for one in pruner.plan if one.written is not None}
     for rule, (written, schedule) in rules.items():
         steps: Sequence[int] = getattr(schedule, "update_steps", ())
-        has_room = run.total_steps is not None and run.total_steps >= 4 * _FEW
-        if not 0 < len(steps) < _FEW or not has_room:
+        begin, end = (getattr(written, name, None) for name in ("begin", "end"))
+        if not 0 < len(steps) < _FEW or begin == end:  # of one moment one update is asked for
             continue
-        frequency, end = getattr(written, "frequency", None), getattr(written, "end", None)
         if end == 1 and isinstance(end, int):
             advice = "end=1 is one step; write 1.0 for the whole run."
-        elif frequency is not None and steps[-1] - steps[0] >= 2 * _FEW:
-            advice = f"Leave frequency out, or write less than {frequency!r}."
+        elif getattr(written, "frequency", None) is not None and steps[-1] - steps[0] >= _FEW - 1:
+            advice = "Leave frequency out, or write a smaller one."
         else:
             advice = "Let begin and end lie further apart."
+        updates = "1 update" if len(steps) == 1 else f"{len(steps)} updates"
         rank_zero_warn(
-            f"{rule}.scheduler makes {len(steps)} updates in this run, at optimizer steps "
-            f"{', '.join(map(str, steps))}: so much at once costs accuracy. {advice}"
+            f"{rule}.scheduler makes {updates} in this run, at optimizer steps {', '.join(map(str, steps))}: so much "
+            f"at once costs accuracy. {advice}"
         )

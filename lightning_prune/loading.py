@@ -16,6 +16,7 @@ from torch import nn
 from lightning_prune.config import did_you_mean
 from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.inspection import read_checkpoint, read_tensors
+from lightning_prune.plan import uncompiled_name
 
 __all__ = ["load_model"]
 
@@ -117,7 +118,7 @@ def _hyperparameters(factory: Any, checkpoint: str | os.PathLike[str]) -> dict[s
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    tensors = {_without_wrapper(name): one for name, one in read_tensors(path)[1].items()}
+    tensors = {uncompiled_name(name): one for name, one in read_tensors(path)[1].items()}
     own = model.state_dict()
     missing, surplus = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
     other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
@@ -133,8 +134,3 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     if problems:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}.")
     model.load_state_dict(tensors)
-
-
-def _without_wrapper(name: str) -> str:
-    """The name without what torch.compile puts into it."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")

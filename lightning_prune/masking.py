@@ -90,7 +90,6 @@ class HeldMask(ABC):
 
     def undo(self) -> None:
         """Leave a plain module whose parameter is the dense weight, as far as that is known."""
-        self.dense()
         self.mask.fill_(1)
         self.settle()
         self.detach()
@@ -125,6 +124,7 @@ class HookMask(HeldMask):
             _check_hookable(owner, one)
         self.parameter = one.parameter
         self._owners = one.owners
+        self._name = one.name
         shape = mask_shape(one.shape, granularity=one.config.granularity)
         mask = _ones(self.parameter, shape)
         self._hooks = [_MaskedForward(owner.attribute) for owner in one.owners]
@@ -143,6 +143,12 @@ class HookMask(HeldMask):
 
     @override
     def dense(self) -> Tensor:
+        for owner in self._owners:
+            if owner.module._buffers.get(f"{owner.attribute}_mask") is None:
+                raise LifecycleError(
+                    f"{self._name} has lost its mask: something else, such as torch.nn.utils.prune.remove, has "
+                    "finalized it. It cannot be pruned any further."
+                )
         return self.parameter.detach()
 
     @override
@@ -150,11 +156,8 @@ class HookMask(HeldMask):
         mask = self.mask
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             buffer = owner.module._buffers.get(f"{owner.attribute}_mask")
-            if buffer is None:
-                raise LifecycleError(
-                    f"{type(owner.module).__name__} has lost its {owner.attribute}_mask: something else, such as "
-                    "torch.nn.utils.prune.remove, has finalized it. It cannot be pruned any further."
-                )
+            if buffer is None:  # something else has finalized it
+                continue
             if buffer is not mask:  # a move to another device makes one buffer two
                 buffer.copy_(mask)
             hook.show(owner.module)
@@ -266,7 +269,7 @@ class _MaskedForward(prune.BasePruningMethod):
 
 
 def _drop_hooks(hooks: dict[int, Any], name: str) -> None:
-    """Delete the hooks of this file that serve one parameter."""
+    """Delete the hooks that serve one parameter, by the name that this file's note in them."""
     for key in [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]:
         del hooks[key]
 
@@ -590,7 +593,8 @@ def _check_optimizer(optimizer: Optimizer) -> None:
             f"An optimizer must be a torch.optim.Optimizer that was initialised as one, got {kind}. Give the optimizer "
             'that it wraps, or use masking="hook", which needs none.'
         )
-    if all(callable(getattr(optimizer, name, None)) for name in ("train", "eval")):
+    # how the family of schedule-free optimizers notes which of their two sets of weights the parameters hold
+    if any("train_mode" in group and group.get("use_schedulefree", True) for group in optimizer.param_groups):
         raise ConfigError(
             f"{kind} swaps the weights in its train() and eval(), outside of its step, which would bring back what is "
             'pruned. Use masking="hook" with it.'
@@ -612,7 +616,7 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
             + advice
         )
     is_computed_from = name.endswith("_v") and f"{name[:-2]}_g" in module._parameters  # weight_norm
-    is_computed_from |= any(isinstance(one, SpectralNorm) for one in module._forward_pre_hooks.values())
+    is_computed_from |= any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     if is_computed_from or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
         raise ConfigError(
             f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a '

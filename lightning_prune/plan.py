@@ -104,11 +104,17 @@ class SkippedModule:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What a configuration does to a model. Prints as a table; iterates over the pruned parameters."""
+    """What a configuration does to a model. Prints as a table; iterates over the pruned parameters.
+
+    Attributes:
+        parameters: What is pruned.
+        skipped: Modules that stay dense; the table has one row for those that do so alike, :meth:`records` all.
+        dense_weights: Number of weights of rank 2 and more that no rule prunes.
+    """
 
     parameters: tuple[PrunedParameter, ...]
     skipped: tuple[SkippedModule, ...]
-    dense: int = 0  # weights of rank 2 and more that no rule prunes
+    dense_weights: int = 0
 
     def __iter__(self) -> Iterator[PrunedParameter]:
         return iter(self.parameters)
@@ -166,8 +172,8 @@ class PruningPlan:
         layers = "1 layer" if len(self) == 1 else f"{len(self)} layers"
         table.caption = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
         table.caption += (
-            f", {zeros / (weights + self.dense):.1%} with the weights of rank 2 and more that stay dense."
-            if self.dense
+            f", {zeros / (weights + self.dense_weights):.1%} with the weights of rank 2 and more that stay dense."
+            if self.dense_weights
             else "."
         )
         return table
@@ -219,9 +225,19 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
             + "; ".join(f"{one.name or '(root)'} ({one.kind}): {one.reason}" for one in skipped[:20])
             + ". Give the modules to prune in module_type_configs or module_name_configs."
         )
-    dense = {id(one): one for one in model.parameters() if not isinstance(one, UninitializedParameter)}
-    dense_weights = sum(one.numel() for key, one in dense.items() if one.ndim > 1 and key not in found)
-    return PruningPlan(tuple(found.values()), skipped, dense_weights)
+    return PruningPlan(tuple(found.values()), skipped, _count_dense(model, found))
+
+
+def _count_dense(model: nn.Module, found: dict[int, PrunedParameter]) -> int:
+    """Weights of rank 2 and more that are not pruned; the gains of a weight norm are no weights."""
+    return sum(
+        one.numel()
+        for name, one in model.named_parameters()
+        if not isinstance(one, UninitializedParameter)
+        and one.ndim > 1
+        and id(one) not in found
+        and not name.endswith(("_g", ".original0"))
+    )
 
 
 def _skip(name: str, module: nn.Module, reason: str, found: dict[int, PrunedParameter]) -> SkippedModule:
@@ -265,7 +281,7 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
         hint = did_you_mean(leaf.param_name, own) or (
             f" It has {', '.join(own)}."
             if own
-            else f' It has none of its own. Write "{re.escape(name)}\\..*" for the modules in it.'
+            else f" It has none of its own. For the modules in it write module_name_configs[{_inside(name)!r}]."
         )
         raise ConfigError(f'{rule}.param_name: {_called(name, kind)} has no parameter "{leaf.param_name}".{hint}')
     chosen = []
@@ -295,7 +311,8 @@ def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
     names += [
         name[:-2] for name in module._parameters if name.endswith("_v") and name[:-2] + "_g" in module._parameters
     ]
-    names += [hook.name for hook in hooks if isinstance(hook, SpectralNorm)]
+    norms = [hook.name for hook in hooks if isinstance(hook, SpectralNorm)]
+    names = [name for name in names if name not in {f"{norm}_orig" for norm in norms}] + norms
     return [name for name in names if re.fullmatch(pattern, name)]
 
 
@@ -419,6 +436,11 @@ def _tie(first: PrunedParameter, second: PrunedParameter) -> PrunedParameter:
         )
     owners = first.owners + second.owners
     return PrunedParameter(first.name, first.label, owners, first.config, first.rule, first.shape)
+
+
+def _inside(name: str) -> str:
+    """A pattern that reaches the modules inside a module."""
+    return f"{re.escape(name)}\\..*" if name else ".*"
 
 
 def _called(name: str, kind: str) -> str:

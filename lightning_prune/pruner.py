@@ -112,7 +112,7 @@ class MagnitudePruner:
         track_changes: bool = False,
     ) -> None:
         check_choices(masking, scope)
-        self._model = model
+        self._model = self._unprepared = model
         self._config = load_config(config)
         self._masking: Masking = masking
         self._scope: Scope = scope
@@ -237,10 +237,9 @@ class MagnitudePruner:
                 self.resolve(run)
             _measure_sharded(layers)
         except BaseException:
-            self._layers = layers
-            self.undo()
+            self._take_off(layers)
             raise
-        self._model = model
+        self._unprepared, self._model = self._model, model
         return model
 
     def undo(self) -> None:
@@ -248,12 +247,20 @@ class MagnitudePruner:
 
         With ``masking="resident"`` what was pruned away is known until the last update of a schedule; it stays zero
         after that.
+
+        Raises:
+            LifecycleError: The model is not prepared.
         """
+        self._need_prepared("undo")
+        self._take_off(self._layers)
+        self._model = self._unprepared
+        self._step_count, self._update_count, self._changes = 0, 0, None
+
+    def _take_off(self, layers: list[_Layer]) -> None:
         for link in self._links:
             link.remove()
-        if not self._is_finalized:
-            for layer in self._layers:
-                layer.held.undo()
+        for layer in layers:
+            layer.held.undo()
         self._plan, self._layers, self._groups, self._links = None, [], [], []
 
     def resolve(self, run: TrainingRun) -> None:
@@ -266,8 +273,7 @@ class MagnitudePruner:
         self._need_prepared("resolve")
         for layer in self._layers:
             layer.plan = _resolve(layer.plan, run)
-        self._plan = replace(self.plan, parameters=tuple(layer.plan for layer in self._layers))
-        self._groups = _group_by_schedule(self._layers)
+        self._follow_schedules()
 
     def attach_optimizers(self, *optimizers: Optimizer) -> None:
         """Tell resident masks which optimizers train the model; with ``masking="hook"`` this does nothing.
@@ -327,7 +333,8 @@ class MagnitudePruner:
 
     def mask_copy(self, model: nn.Module) -> None:
         """Apply the masks to a copy of the model that has the same names, compiled or not, in place."""
-        parameters = {uncompiled_name(name): parameter for name, parameter in model.named_parameters()}
+        named = model.named_parameters(remove_duplicate=False)
+        parameters = {uncompiled_name(name): parameter for name, parameter in named}
         for name, mask in self.masks().items():
             if name in parameters:
                 apply_mask(parameters[name], mask)
@@ -472,8 +479,12 @@ class MagnitudePruner:
             layer.measured = None
             if saved.schedule is not None:
                 layer.plan = replace(layer.plan, config=replace(layer.plan.config, scheduler=saved.schedule))
-        self._groups = _group_by_schedule(self._layers)
+        self._follow_schedules()
         self._catch_up(1, [layer for layer, saved in zip(self._layers, states, strict=True) if saved.is_other_rule])
+
+    def _follow_schedules(self) -> None:
+        self._plan = replace(self.plan, parameters=tuple(layer.plan for layer in self._layers))
+        self._groups = _group_by_schedule(self._layers)
 
     def _update_groups(self, groups: list[tuple[PruningScheduler, list[_Layer]]]) -> None:
         step = self._step_count

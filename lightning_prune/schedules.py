@@ -173,7 +173,9 @@ class _SteppedScheduler(PruningScheduler):
             value = getattr(self, name)
             object.__setattr__(self, name, default if value is None else _check_moment(value, name))
         if self.frequency == 0 or (isinstance(self.frequency, str) and _epochs(self.frequency, "frequency") == 0):
-            raise ConfigError(f"frequency must be above 0, got {self.frequency!r}. Write 1 to update at every step.")
+            raise ConfigError(
+                f"frequency must be at least 1 optimizer step, got {self.frequency!r}. Write 1 to update at every step."
+            )
 
     def remaining(self, progress: float) -> float:
         """Share of the way from initial to target that is still to go, given progress in [0, 1]."""
@@ -404,7 +406,8 @@ def _check_moment(value: Any, name: str) -> Moment:
             f"{name} as a float is a fraction of the run in [0, 1], got {value!r}. Write an int for optimizer steps."
         )
     elif isinstance(value, int) and value < 0:
-        raise ConfigError(f"{name} must be at least 0 optimizer steps, got {value!r}.")
+        least = 1 if name == "frequency" else 0
+        raise ConfigError(f"{name} must be at least {least} optimizer steps, got {value!r}.")
     return value
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from lightning_prune.class_names import is_a
 from lightning_prune.errors import ExportError
+from lightning_prune.plan import uncompiled_name
 
 __all__ = ["Standalone", "call_arguments", "plain_copy", "plain_name", "submodule_inputs"]
 
@@ -28,7 +29,7 @@ def plain_name(name: str) -> str:
         >>> plain_name("net._orig_mod.conv.parametrizations.weight.original1")
         'net.conv.weight'
     """
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    parts = uncompiled_name(name).split(".")
     if "parametrizations" in parts:
         at = parts.index("parametrizations")
         parts = [*parts[:at], parts[at + 1]]
@@ -138,8 +139,6 @@ def unwrap(module: nn.Module) -> nn.Module:
 def quieten(module: nn.Module) -> None:
     """Turn the logging of a copied LightningModule into no-ops: its trainer stayed behind."""
     if is_a(module, "LightningModule"):
-        # the tracer reads every attribute; asked for a trainer that is not there, the module raises unless this is set
-        object.__setattr__(module, "_jit_is_scripting", True)
         for method in ("log", "log_dict", "print"):
             object.__setattr__(module, method, ignore)
 

@@ -1,6 +1,7 @@
 from fractions import Fraction
 from math import prod
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from lightning_prune import (
     MagnitudePruner,
     MagnitudePrunerConfig,
     PruningError,
+    PruningScheduler,
     plan_pruning,
 )
 from lightning_prune.allocation import allocate, erdos_renyi_kernel_zeros, global_zeros, uniform_zeros
@@ -366,6 +368,19 @@ def test_a_global_scope_may_empty_layers_of_a_few_weights():
     pruner.step()
     pruner.step()
     assert pruner.report().total.zeros == 3
+
+
+@pytest.mark.parametrize("number", [np.float32, torch.tensor])
+def test_a_global_scope_takes_any_number_of_a_schedule(number):
+    class Half(PruningScheduler):
+        def compute_sparsity(self, step_count, prev_sparsity, config):
+            return number(0.5)
+
+    config = {"global_config": {"scheduler": Half()}}
+    pruner = MagnitudePruner(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), config, scope="global")
+    pruner.prepare(inplace=True)
+    pruner.step()
+    assert pruner.report().total.zeros == 48
 
 
 def test_a_global_scope_counts_the_zeros_of_many_small_layers_together():

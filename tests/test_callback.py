@@ -163,14 +163,20 @@ def test_a_frequency_that_leaves_few_updates_is_told_of(tmp_path):
     for schedule, message in (
         (
             {"frequency": 20},
-            "3 updates in this run, at optimizer steps 0, 20, 24: .* Leave frequency out, or write less",
+            "3 updates in this run, at optimizer steps 0, 20, 24: .* Leave frequency out, or write a smaller",
         ),
+        ({"begin": "1 epoch", "end": 28, "frequency": 6}, "3 updates .* 16, 22, 28: .* Leave frequency out"),
         ({"begin": 0, "end": 1}, "2 updates in this run, at optimizer steps 0, 1: .* end=1 is one step; write 1.0"),
         ({"begin": 0.7}, "3 updates .* Let begin and end lie further apart"),
+        (
+            {"begin": 0.74, "end": 0.745},
+            "1 update in this run, at optimizer steps 24: .* Let begin and end lie further",
+        ),
     ):
         with pytest.warns(UserWarning, match="global_config.scheduler makes " + message):
             fit(tmp_path, MagnitudePruningCallback(rule(**schedule)), batches=16)
-    for schedule, batches in (({"frequency": 3}, 16), ({}, 16), ({"frequency": 20}, 4)):  # enough, or no room for more
+    # enough updates, one on purpose, or no room for more
+    for schedule, batches in (({"frequency": 3}, 16), ({}, 16), ({"begin": 0.75}, 16), ({"frequency": 20}, 4)):
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*updates in this run")
             fit(tmp_path, MagnitudePruningCallback(rule(**schedule)), batches=batches)

@@ -225,9 +225,11 @@ def test_configurations_of_core_ml_tools_are_accepted(coremltools):
 
 
 def test_hints_say_what_to_write():
-    with pytest.raises(ConfigError, match="target_sparsity is not a known key. It belongs into a rule: put it under"):
+    with pytest.raises(ConfigError, match="target_sparsity is not a known key. It belongs in a rule: put it under"):
         MagnitudePrunerConfig.from_dict({"target_sparsity": 0.75})
     with pytest.raises(ConfigError, match="got '5'. Write the number without quotes"):
         MagnitudePrunerConfig.from_dict({"global_config": {"scheduler": {"begin": "5"}}})
+    with pytest.raises(ConfigError, match="got '75 %'. Write 0.75 for 75 %"):
+        MagnitudePrunerConfig.from_dict({"global_config": {"target_sparsity": "75 %"}})
     with pytest.raises(ConfigError, match="A rule must be a dict"):
         ModuleMagnitudePrunerConfig.from_dict(3)

@@ -581,3 +581,18 @@ def test_pruned_biases_are_exported_as_they_are(target):
             parameter.mul_(masks[name])
     result = CoreMLExport(target, torch.rand(1, 8)).save(model, masks=masks)
     assert [layer.name for layer in result.layers] == ["0.weight", "2.weight"]
+
+
+def test_a_lightning_module_that_asks_whether_it_has_a_trainer_is_exported(target):
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            try:
+                return self.fc(x) / self.trainer.world_size
+            except RuntimeError:
+                return self.fc(x)
+
+    CoreMLExport(target, torch.rand(1, 8), frontend="export").save(Module().eval())

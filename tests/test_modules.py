@@ -99,6 +99,10 @@ def test_the_older_spectral_norm():
     model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
     pruner = train(model, {"global_config": RULE}, lambda: (torch.randn(4, 8),))
     assert [one.name for one in pruner.plan] == ["0.weight_orig", "2.weight"]
+    (one,) = MagnitudePruner(
+        nn.utils.spectral_norm(nn.Linear(8, 8)), {"global_config": {**RULE, "param_name": "weight.*"}}
+    ).plan
+    assert len(one.owners) == 1
     model(torch.zeros(1, 8))
     assert int((model[0].weight == 0).sum()) == 32
     with pytest.raises(ConfigError, match='masking="hook" cannot prune weight_orig'):

@@ -325,6 +325,22 @@ def test_a_fit_that_fails_before_it_trains_leaves_every_weight(tmp_path, monkeyp
     assert not model.conv._forward_pre_hooks
 
 
+def test_a_fit_that_fails_before_it_trains_keeps_what_the_last_one_left(tmp_path):
+    class Fails(Callback):
+        def on_train_start(self, *_):
+            raise RuntimeError("no training today")
+
+    model = ToyModule()
+    callback, _ = fit(tmp_path, model)
+    state = callback.state_dict()
+    trainer = make_trainer(tmp_path, callbacks=[Fails(), callback], max_epochs=1)
+    with pytest.raises(RuntimeError, match="no training today"):
+        trainer.fit(model, make_loader(8))
+    assert callback.report().sparsity == pytest.approx(0.75, abs=0.01)
+    assert callback.state_dict() is state
+    assert sparsity_of(model.fc1.weight) == 0.75
+
+
 class TiedAndCompiled(ToyModule):
     """One weight in two places, and a part that is compiled."""
 
@@ -369,6 +385,13 @@ def test_averages_of_a_module_with_hooks_are_refused(tmp_path):
     assert not model.losses
 
 
+class LeavesOutTheFirst(ToyModule):
+    """A batch without a loss, as where a batch is found to be broken."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) if batch_idx else None
+
+
 def test_weights_that_are_read_past_their_hooks_are_told_of(tmp_path):
     class Functional(ToyModule):
         def forward(self, images):
@@ -380,18 +403,19 @@ def test_weights_that_are_read_past_their_hooks_are_told_of(tmp_path):
     ):
         fit(tmp_path, Functional(), options={"masking": "hook"})
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*training_step. returned .None")
         warnings.filterwarnings("error", message="No gradient")
         fit(tmp_path, ToyModule(), options={"masking": "hook"})
+        fit(tmp_path, LeavesOutTheFirst(), options={"masking": "hook"})
 
 
 class SwapsWeights(torch.optim.SGD):
     """As optimizers do that train other weights than they evaluate."""
 
-    def train(self):
-        pass
-
-    def eval(self):
-        pass
+    def __init__(self, parameters, **options):
+        super().__init__(parameters, **options)
+        for group in self.param_groups:
+            group["train_mode"] = True
 
 
 class NotInitialised(torch.optim.SGD):

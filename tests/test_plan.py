@@ -206,3 +206,16 @@ def test_a_class_that_is_called_as_a_supported_one_is_told_apart():
     other.weight = nn.Parameter(torch.ones(4, 4))
     found = plan(nn.Sequential(nn.Linear(4, 4), other))
     assert found.skipped[0].reason.startswith("other.package.Linear is pruned only where")
+
+
+def test_gains_of_a_weight_norm_are_no_dense_weights():
+    assert plan(nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 8)))).dense_weights == 0
+
+
+@pytest.mark.parametrize(("name", "advice"), [("", "'.\\*'"), ("0", "'0.*'")])
+def test_the_advice_for_a_container_works(name, advice):
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ConfigError, match=rf"For the modules in it write module_name_configs\[{advice}\]") as found:
+        plan(model, module_name_configs={name: {}})
+    pattern = str(found.value).rpartition("['")[2].partition("']")[0].replace("\\\\", "\\")
+    assert len(plan(model, module_name_configs={pattern: {}})) == 1

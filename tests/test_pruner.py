@@ -635,6 +635,30 @@ def test_undo_puts_back_what_was_pruned_away(masking):
     assert int((run.model[0].weight == 0).sum()) == 0
 
 
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_after_undo_a_pruner_starts_anew(masking):
+    model = nn.Linear(8, 4)
+    config = {"global_config": {"scheduler": {"update_steps": [1, 2, 3]}}}
+    pruner = MagnitudePruner(model, config, masking=masking)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(LifecycleError, match="undo.. needs a prepared model"):
+        pruner.undo()
+    for _ in range(2):
+        pruner.prepare(inplace=True)
+        pruner.attach_optimizers(optimizer)
+        for _ in range(3):
+            pruner.step()
+        assert (pruner.step_count, pruner.report().sparsity) == (3, 0.5)
+        pruner.undo()
+    assert pruner.prepare() is not model
+    pruner.undo()
+    assert pruner.model is model
+    pruner.prepare(inplace=True)
+    pruner.finalize(inplace=True)
+    with pytest.raises(LifecycleError, match="undo.. needs a prepared model, but it was finalized"):
+        pruner.undo()
+
+
 def test_torch_may_remove_the_hooks_of_a_module():
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 2))
     pruner = MagnitudePruner(model, {"global_config": {"target_sparsity": 0.5}})
@@ -656,8 +680,11 @@ def test_a_layer_whose_mask_was_taken_off_cannot_be_updated():
     pruner.prepare(inplace=True)
     torch_prune.remove(model, "weight")
     pruner.step()
-    with pytest.raises(LifecycleError, match="Linear has lost its weight_mask: .* torch.nn.utils.prune.remove"):
+    with pytest.raises(LifecycleError, match="weight has lost its mask: .* torch.nn.utils.prune.remove"):
         pruner.fast_forward(9)
+    pruner.settle()
+    pruner.undo()
+    assert not model._forward_pre_hooks
 
 
 def test_names_that_core_ml_tools_documents(tmp_path):
@@ -667,3 +694,16 @@ def test_names_that_core_ml_tools_documents(tmp_path):
     config = MagnitudePrunerConfig.from_dict(config_dict={"global_config": {"target_sparsity": 0.75}})
     assert config == MagnitudePrunerConfig(global_config=rule)
     assert nn.Conv2d in MagnitudePruner(nn.Linear(2, 2), config).supported_modules
+
+
+def test_masks_reach_a_tied_copy_by_all_its_names():
+    model = nn.Module()
+    model.embedding, model.head = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+    model.head.weight = model.embedding.weight
+    average = copy.deepcopy(model)
+    pruner = MagnitudePruner(model, masking="resident")
+    pruner.prepare(inplace=True)
+    pruner.attach_optimizers(torch.optim.SGD(model.parameters(), lr=0.1))
+    pruner.step()
+    pruner.mask_copy(average)
+    assert int((average.embedding.weight == 0).sum()) == 40

@@ -107,9 +107,9 @@ def test_updates_are_a_hundred_steps_apart_or_ten_at_least_unless_told_otherwise
     assert schedule.resolve(TrainingRun(10_000)).update_steps == (*range(1000, 6000, 100), 6000)
     assert schedule.resolve(TrainingRun(100)).update_steps == (*range(10, 60, 5), 60)
     assert schedule.resolve(TrainingRun(10)).update_steps == (1, 2, 3, 4, 5, 6)
-    with pytest.raises(ConfigError, match="frequency must be above 0, got 0. Write 1"):
+    with pytest.raises(ConfigError, match="frequency must be at least 1 optimizer step, got 0. Write 1"):
         PolynomialDecayScheduler(begin=0.1, frequency=0)
-    with pytest.raises(ConfigError, match="frequency must be above 0, got '0 epochs'"):
+    with pytest.raises(ConfigError, match="frequency must be at least 1 optimizer step, got '0 epochs'"):
         PolynomialDecayScheduler(begin=0.1, frequency="0 epochs")
     with pytest.raises(ConfigError, match="end=0 would never fire"):
         PolynomialDecayScheduler(begin=0, end=0).resolve(TrainingRun(100))
