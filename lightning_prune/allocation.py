@@ -29,7 +29,7 @@ from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerC
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import PrunedParameter, plan_pruning, uncompiled_name
-from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count
+from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count, pruned_count_of_all
 from lightning_prune.sharding import Sharding, find_shardings, local_part
 from lightning_prune.sparsity import count_zeros
 from lightning_prune.tables import as_text, new_table
@@ -317,10 +317,7 @@ def rank_together(
     """
     parts = list(zip(weights, shardings or [None] * len(weights), strict=True))
     sizes = [_size(*one) for one in parts]
-    # for each weight, as in pruned_count: 0.29 is held a little below what was written
-    allowance = Fraction(1, 1 << 50)
-    asked = sum(size * (Fraction(float(one)) + allowance) for size, one in zip(sizes, sparsities, strict=True))
-    total = min(sum(sizes), int(asked))
+    total = pruned_count_of_all(sizes, sparsities)
     pieces = {str(index): one for index, one in enumerate(parts)}
     maximum = _default_maximum(total / sum(sizes), "global")
     if sum(pruned_count(size, maximum) for size in sizes) < total:  # layers of a few weights, of which none can be kept

@@ -134,9 +134,8 @@ class MagnitudePruningCallback(Callback):
         self._foreign: ForeignWeights | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
-        self._before: tuple[MagnitudePruner | None, dict[str, Any]] | None = (
-            None  # what this fit found, until it trains
-        )
+        # what the last fit left, until this one trains
+        self._before: tuple[MagnitudePruner | None, dict[str, Any]] | None = None
 
     def plan(self, model: nn.Module) -> PruningPlan:
         """Say what would be pruned of a model, by which rule, and what not and why. Nothing is changed."""
@@ -208,13 +207,13 @@ class MagnitudePruningCallback(Callback):
         pruner, run = self._need_pruner(), _measure_run(trainer, pl_module)
         reshard_model(pl_module)  # the sanity check may have left whole weights behind
         pruner.resolve(run)
-        was_restored = self._restored is not None
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
             self._count_steps(trainer)  # of a batch whose end was never reached
         else:
             pruner.restore_dense({} if self._foreign is None else self._foreign.dense)
             pruner.fast_forward(trainer.global_step)
+            warn_if_abrupt(pruner, run)
         is_pruned_now = pruner.update_count > 0  # what was the best before is not as sparse as this
         self._forget_foreign()
         self._before, self._restored = None, None
@@ -225,8 +224,6 @@ class MagnitudePruningCallback(Callback):
         self._gate = TargetGate(trainer) if self.best_at_target and not is_open else None
         if pruner.is_at_target:
             self._open_gate(trainer)
-        if not was_restored:
-            warn_if_abrupt(pruner, run)
         if self.show_plan:
             _show(pruner.plan)
         if self.show_plan and pruner.report().sparsity:

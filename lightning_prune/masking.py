@@ -135,27 +135,25 @@ class HookMask(HeldMask):
     @property
     def mask(self) -> Tensor:  # type: ignore[override]
         """The buffer of the (first) module; the last there was, once something has taken it off the module."""
-        owner = self._owners[0]
-        buffer = owner.module._buffers.get(f"{owner.attribute}_mask")
+        buffer = _mask_buffer(self._owners[0])
         if buffer is not None:
             self._last_mask = buffer
         return self._last_mask
 
     @override
     def dense(self) -> Tensor:
-        for owner in self._owners:
-            if owner.module._buffers.get(f"{owner.attribute}_mask") is None:
-                raise LifecycleError(
-                    f"{self._name} has lost its mask: something else, such as torch.nn.utils.prune.remove, has "
-                    "finalized it. It cannot be pruned any further."
-                )
+        if any(_mask_buffer(owner) is None for owner in self._owners):
+            raise LifecycleError(
+                f"{self._name} has lost its mask: something else, such as torch.nn.utils.prune.remove, has "
+                "finalized it. It cannot be pruned any further."
+            )
         return self.parameter.detach()
 
     @override
     def settle(self) -> None:
         mask = self.mask
         for owner, hook in zip(self._owners, self._hooks, strict=True):
-            buffer = owner.module._buffers.get(f"{owner.attribute}_mask")
+            buffer = _mask_buffer(owner)
             if buffer is None:  # something else has finalized it
                 continue
             if buffer is not mask:  # a move to another device makes one buffer two
@@ -189,6 +187,11 @@ class HookMask(HeldMask):
         with torch.no_grad():
             _put_pruned(self.parameter, self.mask, values)
         self.settle()
+
+
+def _mask_buffer(owner: Owner) -> Tensor | None:
+    """The mask that a module holds; None once something has taken it off."""
+    return owner.module._buffers.get(f"{owner.attribute}_mask")
 
 
 class _MaskedForward(prune.BasePruningMethod):
@@ -269,7 +272,7 @@ class _MaskedForward(prune.BasePruningMethod):
 
 
 def _drop_hooks(hooks: dict[int, Any], name: str) -> None:
-    """Delete the hooks that serve one parameter, by the name that this file's note in them."""
+    """Delete the hooks that serve one parameter, whose name the hooks of this file hold."""
     for key in [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]:
         del hooks[key]
 

@@ -9,6 +9,7 @@ memory format, and those of an earlier tensor before those of a later one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import prod
 
 import torch
@@ -30,7 +31,10 @@ __all__ = [
     "keep_largest_of_shards_in_rounds",
     "kth_magnitude",
     "pruned_count",
+    "pruned_count_of_all",
 ]
+
+_ALLOWANCE = Fraction(1, 1 << 50)  # of a group, for each group; see pruned_count
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,20 @@ def pruned_count(groups: int, sparsity: float) -> int:
         >>> pruned_count(100, 0.29), pruned_count(22, 15 / 22), pruned_count(3, 0.5)
         (29, 15, 1)
     """
-    numerator, denominator = float(sparsity).as_integer_ratio()
-    return min(groups, groups * ((numerator << 50) + denominator) // (denominator << 50))
+    return pruned_count_of_all([groups], [sparsity])
+
+
+def pruned_count_of_all(groups: Sequence[int], sparsities: Sequence[float]) -> int:
+    """The same for several tensors ranked together: what is asked of all of them is rounded down once.
+
+    Example:
+        >>> pruned_count_of_all([9, 9, 9], [0.3, 0.3, 0.3]), 3 * pruned_count(9, 0.3)
+        (8, 6)
+    """
+    asked = sum(
+        count * (Fraction(float(sparsity)) + _ALLOWANCE) for count, sparsity in zip(groups, sparsities, strict=True)
+    )
+    return min(sum(groups), int(asked))
 
 
 def keep_largest(values: Tensor, pruned: int, *, out: Tensor | None = None) -> Tensor:
