@@ -7,5 +7,6 @@ for name, arguments in (
     ("bench_masks", ["--threads", "1", "2", "--rounds", "5"]),
     ("bench_training", ["--threads", "1", "2", "--rounds", "15"]),
     ("bench_export", []),
+    ("bench_accuracy", ["--seeds", "5"]),
 ):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=True)

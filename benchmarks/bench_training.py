@@ -145,7 +145,8 @@ def main() -> None:
         ["threads", "mode", "net", "masks", "training step, ms", "step / dense", "evaluation at batch 1 / dense"],
         rows,
         f"python -m benchmarks.bench_training --threads {' '.join(map(str, args.threads))} --rounds {args.rounds}",
-        note="SGD with momentum, float32; compiled by `torch.compile(model)`. `done`: after the last update.",
+        note="Medians; ratios are of one run. SGD with momentum, float32; compiled by `torch.compile(model)`. "
+        "`done`: after the last update.",
     )
 
 

@@ -24,17 +24,25 @@ def import_coremltools() -> Any:
 
 
 def write_table(
-    name: str, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], command: str, *, note: str = ""
+    name: str,
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    command: str,
+    *,
+    note: str,
+    picture: str = "",
 ) -> None:
     """Write a Markdown table under results/, with what made it, and print it."""
     lines = [f"# {title}", "", f"`{command}`", ""]
     lines += [
         f"torch {torch.__version__}, Core ML Tools {version('coremltools')}, Python {platform.python_version()}, "
-        f"{platform.machine()}. Medians; ratios are of one run. {note}".rstrip(),
+        f"{platform.machine()}. {note}",
         "",
     ]
     lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", f"![{title}]({picture})"] if picture else []
     text = "\n".join(lines) + "\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(text, encoding="utf-8")
