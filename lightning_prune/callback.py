@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
 from lightning_prune.class_names import is_a
-from lightning_prune.config import load_config
+from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError
 from lightning_prune.fit_checks import (
@@ -94,7 +94,7 @@ class MagnitudePruningCallback(Callback):
 
     def __init__(
         self,
-        config: dict[str, Any] | str | os.PathLike[str] | object | None = None,
+        config: MagnitudePrunerConfig | dict[str, Any] | object | None = None,  # the class first, for LightningCLI
         *,
         masking: Masking = "resident",
         scope: Scope = "layer",

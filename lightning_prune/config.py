@@ -6,6 +6,7 @@ Three levels, the nearer wins: ``module_name_configs`` (regular expressions that
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import os
@@ -84,8 +85,12 @@ class ModuleMagnitudePrunerConfig:
         if self.__dict__.get("_is_checked"):
             if name not in self.__dataclass_fields__:
                 raise ConfigError(f"{name} is not a setting.{did_you_mean(name, self.__dataclass_fields__)}")
-            value = getattr(replace(self, **{name: value}), name)  # the constructor checks
-        super().__setattr__(name, value)
+            changed = {name: value}
+            if name == "n_m_ratio" and self.n_m_ratio is not None:
+                changed["target_sparsity"] = _DEFAULT_TARGET  # the one that it gave is not the user's
+            self.__dict__.update(vars(replace(self, **changed)))  # the constructor checks, and derives the target
+        else:
+            super().__setattr__(name, value)
 
     def _check_values(self) -> None:
         if not isinstance(self.scheduler, PruningScheduler):
@@ -190,49 +195,32 @@ class MagnitudePrunerConfig:
     module_name_configs: dict[str, _Rule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the rules."""
-        types, names = self.module_type_configs or {}, self.module_name_configs or {}
-        for level, rules in (("module_type_configs", types), ("module_name_configs", names)):
-            if not isinstance(rules, Mapping):
-                raise ConfigError(f"{level} must be a dict of rules, got {rules!r}.")
-        self.module_type_configs, self.module_name_configs = {}, {}
-        self.set_global(self.global_config)
-        for key, rule in types.items():
-            self.set_module_type(key, rule)
-        for key, rule in names.items():
-            self.set_module_name(key, rule)
-        if self.global_config is None and not types and not names:
+        """Prune everything that is supported, if there is no rule."""
+        if self.global_config is None and not self.module_type_configs and not self.module_name_configs:
             self.global_config = ModuleMagnitudePrunerConfig()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check a level whenever it is set."""
+        if name not in self.__dataclass_fields__:
+            raise ConfigError(f"{name} is not a level.{did_you_mean(name, self.__dataclass_fields__)}")
+        check = {"global_config": _build_rule, "module_type_configs": _type_rules, "module_name_configs": _name_rules}
+        super().__setattr__(name, check[name](value, name))
 
     def set_global(self, global_config: _Rule | Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Set the rule for supported modules that no other rule matches; returns self."""
-        self.global_config = _build_rule(global_config, "global_config")
+        self.global_config = cast(_Rule, global_config)
         return self
 
     def set_module_type(
         self, object_type: type[nn.Module] | str, opt_config: _Rule | Mapping[str, Any]
     ) -> MagnitudePrunerConfig:
         """Set the rule for a class of modules, or for the name of one; returns self."""
-        if not isinstance(object_type, (str, type)):
-            raise ConfigError(f"module_type_configs is keyed by classes or their names, got {object_type!r}.")
-        for other in self.module_type_configs:
-            if other != object_type and _type_name(other) == _type_name(object_type):
-                del self.module_type_configs[other]  # the same type, spelled the other way: the later rule holds
-                break
-        path = f'module_type_configs["{_type_name(object_type)}"]'
-        self.module_type_configs[object_type] = _build_rule(opt_config, path)
+        self.module_type_configs = {**self.module_type_configs, object_type: cast(_Rule, opt_config)}
         return self
 
     def set_module_name(self, module_name: str, opt_config: _Rule | Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Set the rule for modules whose whole name matches a regular expression; returns self."""
-        path = f'module_name_configs["{module_name}"]'
-        try:
-            re.compile(module_name)
-        except (re.error, TypeError) as error:
-            raise ConfigError(
-                f"{path}: the name must be a regular expression, got {module_name!r}: {error}."
-            ) from error
-        self.module_name_configs[module_name] = _build_rule(opt_config, path)
+        self.module_name_configs = {**self.module_name_configs, module_name: cast(_Rule, opt_config)}
         return self
 
     def match(self, name: str, module: nn.Module) -> tuple[str, _Rule] | None:
@@ -298,25 +286,47 @@ def load_config(source: object) -> MagnitudePrunerConfig:
             dict, a path of a YAML file or its text, None for the default, or the configuration object of the same name
             of Core ML Tools.
 
+    Returns:
+        A configuration of its own: what the user does with the source afterwards does not change it.
+
     Raises:
         ConfigError: It is none of these, or does not hold together.
     """
     if source is None:
         return MagnitudePrunerConfig()
     if isinstance(source, MagnitudePrunerConfig):
-        return source
+        copied = copy.copy(source)
+        copied.global_config = _copy_rule(source.global_config)
+        copied.module_type_configs = {key: _copy_rule(rule) for key, rule in source.module_type_configs.items()}
+        copied.module_name_configs = {key: _copy_rule(rule) for key, rule in source.module_name_configs.items()}
+        return copied
     if isinstance(source, ModuleMagnitudePrunerConfig):
-        return MagnitudePrunerConfig(global_config=source)
+        return MagnitudePrunerConfig(global_config=replace(source))
+    if isinstance(source, Mapping) and "class_path" in source and set(source) <= {"class_path", "init_args"}:
+        return load_config(_build_class(source["class_path"], source.get("init_args") or {}))  # as LightningCLI writes
     if isinstance(source, Mapping):
-        is_class = "class_path" in source and set(source) <= {"class_path", "init_args"}  # as LightningCLI writes it
-        return MagnitudePrunerConfig.from_dict(source.get("init_args") or {} if is_class else source)
+        return MagnitudePrunerConfig.from_dict(source)
     if isinstance(source, (str, os.PathLike)):
         return MagnitudePrunerConfig.from_yaml(source)
+    if type(source).__module__.startswith("jsonargparse.") and hasattr(source, "as_dict"):
+        return load_config(source.as_dict())  # what LightningCLI could not build: the error says why
     if type(source).__module__.startswith("coremltools."):
         return _from_coremltools(source)
     raise ConfigError(
         f"config must be a MagnitudePrunerConfig, a dict or the path of a YAML file, got {type(source).__name__}."
     )
+
+
+def _copy_rule(rule: _Rule) -> _Rule:
+    return None if rule is None else replace(rule)
+
+
+def _build_class(class_path: Any, init_args: Mapping[str, Any]) -> object:
+    known = {cls.__name__: cls for cls in (MagnitudePrunerConfig, ModuleMagnitudePrunerConfig)}
+    cls = known.get(str(class_path).rpartition(".")[2])
+    if cls is None:
+        raise ConfigError(f"class_path of a configuration must be one of {', '.join(known)}, got {class_path!r}.")
+    return cls.from_dict(init_args)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -365,6 +375,37 @@ def _build_rule(rule: Any, path: str) -> _Rule:
         return ModuleMagnitudePrunerConfig.from_dict(rule)
     except ConfigError as error:
         raise ConfigError(f"{path}.{error}") from error
+
+
+def _type_rules(rules: Any, level: str) -> dict[type[nn.Module] | str, _Rule]:
+    """Rules by type; of one type that is spelled in two ways the later rule holds."""
+    built: dict[type[nn.Module] | str, _Rule] = {}
+    for key, rule in _as_mapping(rules, level).items():
+        if not isinstance(key, (str, type)):
+            raise ConfigError(f"{level} is keyed by classes or their names, got {key!r}.")
+        name = _type_name(key)
+        built = {other: held for other, held in built.items() if other == key or _type_name(other) != name}
+        built[key] = _build_rule(rule, f'{level}["{name}"]')
+    return built
+
+
+def _name_rules(rules: Any, level: str) -> dict[str, _Rule]:
+    """Rules by regular expressions of names."""
+    built: dict[str, _Rule] = {}
+    for key, rule in _as_mapping(rules, level).items():
+        path = f'{level}["{key}"]'
+        try:
+            re.compile(key)
+        except (re.error, TypeError) as error:
+            raise ConfigError(f"{path}: the name must be a regular expression, got {key!r}: {error}.") from error
+        built[key] = _build_rule(rule, path)
+    return built
+
+
+def _as_mapping(rules: Any, level: str) -> Mapping[Any, Any]:
+    if not isinstance(rules, Mapping | None):
+        raise ConfigError(f"{level} must be a dict of rules, got {rules!r}.")
+    return rules or {}
 
 
 def _describe_rule(rule: _Rule) -> dict[str, Any] | None:

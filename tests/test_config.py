@@ -201,6 +201,48 @@ def test_a_later_assignment_is_checked_too():
     assert config.scheduler == PolynomialDecayScheduler([1, 2])
 
 
+def test_a_ratio_that_is_assigned_brings_its_target():
+    config = ModuleMagnitudePrunerConfig()
+    config.n_m_ratio = (1, 4)
+    assert config.target_sparsity == 0.25
+    config.n_m_ratio = (3, 4)
+    assert config.target_sparsity == 0.75
+    config.n_m_ratio = None
+    assert config == ModuleMagnitudePrunerConfig()
+    config.target_sparsity = 0.9
+    with pytest.raises(ConfigError, match="Leave one of the two out"):
+        config.n_m_ratio = (1, 4)
+    assert config == ModuleMagnitudePrunerConfig(target_sparsity=0.9)
+
+
+def test_a_level_that_is_assigned_is_checked_too():
+    config = MagnitudePrunerConfig()
+    config.global_config = {"target_sparsity": 0.9}
+    assert config.global_config == ModuleMagnitudePrunerConfig(target_sparsity=0.9)
+    config.module_type_configs = {"Conv2d": {"block_size": 2}, nn.Conv2d: None}
+    assert config.module_type_configs == {nn.Conv2d: None}
+    with pytest.raises(ConfigError, match="global_config.target_sparsity must be a fraction"):
+        config.global_config = {"target_sparsity": 75}
+    with pytest.raises(ConfigError, match="module_name_configs must be a dict of rules"):
+        config.module_name_configs = ["head"]
+    with pytest.raises(ConfigError, match="Did you mean 'global_config'"):
+        config.globl_config = None
+    assert config.global_config.target_sparsity == 0.9
+
+
+def test_a_configuration_that_was_read_is_no_longer_the_users():
+    rule = ModuleMagnitudePrunerConfig(target_sparsity=0.9)
+    source = MagnitudePrunerConfig(rule, module_name_configs={"head": rule})
+    for read in (load_config(source), load_config(rule)):
+        rule.target_sparsity = 0.9
+        source.set_module_name("body", None)
+        rule.target_sparsity = 0.5
+        assert read.global_config.target_sparsity == 0.9
+        assert "body" not in read.module_name_configs
+        rule.target_sparsity = 0.9
+    assert load_config(MagnitudePrunerConfig().set_global(None)).global_config is None
+
+
 @pytest.mark.parametrize("ratio", [(1, 2), (2, 4), (15, 22), (7, 8)])
 def test_the_target_of_n_m_is_its_ratio(ratio: tuple[int, int]):
     assert ModuleMagnitudePrunerConfig(n_m_ratio=list(ratio)).target_sparsity == ratio[0] / ratio[1]
