@@ -48,7 +48,7 @@ class MagnitudePruningCallback(Callback):
         config: What to prune and how: a :class:`~lightning_prune.config.MagnitudePrunerConfig`, a nested dict, the path
             of a YAML file or its text, or a configuration of Core ML Tools.
         masking: How masks are held. ``"resident"`` leaves all names of the module as they are; ``"hook"`` gives modules
-            ``weight_orig`` and ``weight_mask``, as Core ML Tools does, and so changes what checkpoints contain.
+            ``weight_orig`` and ``weight_mask``, as Core ML Tools does; checkpoints have plain names either way.
         scope: What is ranked together at an update: ``"layer"``, each layer by itself, or ``"global"``, the weights of
             all layers, so that layers of small weights become sparser than others.
         export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.coreml.CoreMLExport`, or a path.
@@ -196,6 +196,7 @@ class MagnitudePruningCallback(Callback):
         if self.masking == "hook":
             refuse_averages(trainer)
         self.pruner.attach_optimizers(*trainer.optimizers)
+        self.pruner.find_unattached()
         warn_if_untrained(trainer, self.pruner)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -240,6 +241,7 @@ class MagnitudePruningCallback(Callback):
         pruner = self._need_pruner()
         pruner.reset_optimizers()
         pruner.attach_optimizers(*trainer.optimizers)
+        pruner.project_if_written()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
@@ -284,10 +286,10 @@ class MagnitudePruningCallback(Callback):
         pruner = self._need_pruner()
         pruner.settle()
         self._mask_averages(trainer)
-        last = pruner.last_update_step
-        if last is not None and pruner.step_count < last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not pruner.is_at_target and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            last = "" if pruner.last_update_step is None else f" at {pruner.last_update_step}"
             rank_zero_warn(
-                f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update at {last}: "
+                f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update{last}: "
                 f"sparsity is {pruner.report().sparsity:.1%}, below the target."
             )
 
@@ -392,6 +394,9 @@ class MagnitudePruningCallback(Callback):
             self._gate.close()
         self._gate, self._is_training = None, False
         if self.pruner is not None and self.pruner.is_prepared:
+            if self._restored is not None and not is_failed:  # nothing was left to train
+                self.pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
+                self._restored = None
             self.pruner.settle()
             if not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
                 self._saved = self.pruner.state_dict()
@@ -433,7 +438,10 @@ class MagnitudePruningCallback(Callback):
 
 
 def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
-    """Length of the planned run in optimizer steps, as far as it can be known."""
+    """Length of the planned run in optimizer steps, as far as it can be known.
+
+    StochasticWeightAveraging adds an epoch to those planned, in which nothing is trained.
+    """
     try:
         total = float(trainer.estimated_stepping_batches)
     except Exception as error:
@@ -441,6 +449,9 @@ def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
         if not is_a(error, "MisconfigurationException"):
             raise
         total = math.inf
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if is_a(callback, "StochasticWeightAveraging") and trainer.max_steps == -1 and callback._max_epochs > 0:
+            total *= min(callback._max_epochs, trainer.max_epochs) / trainer.max_epochs
     batches = trainer.num_training_batches
     if not pl_module.automatic_optimization:  # how many optimizers step in a batch, and when, is up to the module
         total, batches = (math.inf if trainer.max_steps == -1 else trainer.max_steps), math.inf

@@ -43,13 +43,21 @@ def refuse_averages(trainer: Trainer) -> None:
 
 
 def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
-    """Say which weights no optimizer of the Trainer updates, though they could be trained."""
+    """Say which weights no optimizer of the Trainer updates, and which are frozen, as those of a teacher are."""
     known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
     names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
     if names:
         rank_zero_warn(
             f"Pruned, but updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is "
             "not seen. Return their optimizer from configure_optimizers, or leave them out with None."
+        )
+    frozen = [name for name, one in pruner.parameters().items() if not one.requires_grad]
+    will_thaw = any(is_a(callback, "BaseFinetuning") for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if frozen and not will_thaw:
+        module = frozen[0].split(".")[0]
+        rank_zero_warn(
+            f"Pruned, but frozen, so that no training makes up for it: {', '.join(frozen)}. Leave a teacher, a target "
+            f'network or a metric out with module_name_configs: {{"{module}.*": None}}.'
         )
 
 

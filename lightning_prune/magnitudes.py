@@ -115,7 +115,7 @@ def mask_to_write(values: Tensor, shape: tuple[int, ...], out: Tensor | None) ->
 
 def nan_error() -> PruningError:
     """The error for a weight that cannot be ranked; the caller says which."""
-    return PruningError("NaN has no magnitude to rank by. No mask was changed.")
+    return PruningError("NaN has no magnitude to rank by. The mask stays as it was.")
 
 
 class Guard:

@@ -367,7 +367,8 @@ class ResidentMask(HeldMask):
     def apply_to(self, tensor: Tensor) -> None:
         """Zero a tensor of the shape of the parameter where the parameter is pruned."""
         self._follow_device()
-        apply_mask(tensor, self.mask)
+        with torch.no_grad():
+            _apply_in_place(local_part(tensor), self.mask)
 
     def fold(self) -> None:
         """Put what was pruned away back into the parameter."""
@@ -451,6 +452,8 @@ class ResidentMask(HeldMask):
 
     @override
     def restore(self, values: Tensor | None) -> None:
+        if self.parameter._version == self._version:  # the weight was there before this mask pruned it
+            self.fold()
         self._is_folded, self._keeps_stash, self._probe = False, True, None
         self._is_masking = not bool(self.mask.all())
         with torch.no_grad():
@@ -508,7 +511,7 @@ class OptimizerLink:
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_load_state_dict_post_hook(lambda _: self._resting.clear()),
+            optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
 
     def __iter__(self) -> Iterator[ResidentMask]:
@@ -548,6 +551,9 @@ class OptimizerLink:
             self._steps += 1
             for mask in self:
                 mask.unfold(is_zero=self._left_zeros(mask))
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        self._resting.clear()
 
     def _left_zeros(self, mask: ResidentMask) -> bool:
         """Whether a step left at zero what is pruned for good, so that no pass over the weights is needed.
@@ -646,9 +652,9 @@ def _ones(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def apply_mask(parameter: Tensor, mask: Tensor) -> None:
-    """Zero a parameter in place where its mask is 0 or False."""
+    """Zero a parameter in place where its mask is 0 or False, whatever it holds there: a product would keep NaN."""
     with torch.no_grad():
-        _apply_in_place(local_part(parameter), mask)
+        local_part(parameter).masked_fill_(mask == 0, 0.0)
 
 
 def _select_pruned(dense: Tensor, mask: Tensor) -> Tensor | None:

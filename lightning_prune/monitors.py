@@ -29,12 +29,18 @@ class TargetGate:
     def __init__(self, trainer: Any) -> None:
         self._held = [one for one in _find(trainer, "EarlyStopping") if hasattr(one, _CHECK)]
         for stopper in self._held:
-            setattr(stopper, _CHECK, _Held(stopper))
+            if not isinstance(stopper.__dict__.get(_CHECK), _Held):
+                setattr(stopper, _CHECK, _Held(stopper))
+            stopper.__dict__[_CHECK].gates.append(self)
 
     def close(self) -> None:
         """Call if the run ends before its last update: leaves no trace."""
         for stopper in self._held:
-            stopper.__dict__.pop(_CHECK, None)
+            held = stopper.__dict__.get(_CHECK)
+            if isinstance(held, _Held):
+                held.gates = [gate for gate in held.gates if gate is not self]
+                if not held.gates:
+                    del stopper.__dict__[_CHECK]
 
     def open(self, trainer: Any) -> list[str]:
         """Call at the last update: monitors start afresh.
@@ -60,10 +66,11 @@ class TargetGate:
 
 
 class _Held:
-    """The check of one EarlyStopping, without its effect."""
+    """The check of one EarlyStopping, without its effect as long as a gate is closed; each pruner has one."""
 
     def __init__(self, stopper: Any) -> None:
         self._stopper = stopper
+        self.gates: list[TargetGate] = []
 
     def __call__(self, trainer: Any) -> None:
         stopper, was_stopping = self._stopper, trainer.should_stop

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import isclose, prod
 from typing import Any, Literal, get_args
 
 import torch
@@ -122,6 +123,7 @@ class MagnitudePruner:
         self._layers: list[_Layer] = []
         self._groups: list[tuple[PruningScheduler, list[_Layer]]] = []
         self._links: list[OptimizerLink] = []
+        self._unattached: list[HeldMask] | None = None  # not looked for yet
         self._is_finalized = False
         self._track_changes = track_changes
         self._changes: MaskChanges | None = None
@@ -182,9 +184,15 @@ class MagnitudePruner:
 
     @property
     def is_at_target(self) -> bool:
-        """Whether the last update is made; True where a schedule cannot tell which is the last."""
-        last = self.last_update_step
-        return last is None or self._step_count >= last
+        """Whether the last update is made; if a schedule cannot tell which is the last, whether it pruned enough."""
+        return all(
+            self._step_count >= scheduler.last_update_step
+            if scheduler.last_update_step is not None
+            else all(
+                one.sparsity >= one.target_sparsity or isclose(one.sparsity, one.target_sparsity) for one in layers
+            )
+            for scheduler, layers in self._groups
+        )
 
     def masks(self) -> dict[str, Tensor]:
         """Bool masks (True = keep) by parameter name; views that follow the updates and broadcast over the weights."""
@@ -288,13 +296,25 @@ class MagnitudePruner:
         if new and self._masking == "resident":
             masks = [layer.held for layer in self._layers if isinstance(layer.held, ResidentMask)]
             self._links += [OptimizerLink(one, masks) for one in new]
+            self._unattached = None
+
+    def find_unattached(self) -> list[str]:
+        """Find what no attached optimizer updates now; :meth:`step` keeps it pruned, whatever else writes to it.
+
+        Returns:
+            Names of those among these parameters that can be trained; none with ``masking="hook"``.
+        """
+        attached = {id(mask) for link in self._links for mask in link}
+        left = [layer for layer in self._layers if self._masking == "resident" and id(layer.held) not in attached]
+        self._unattached = [layer.held for layer in left]
+        return [layer.plan.name for layer in left if layer.held.parameter.requires_grad]
 
     def step(self) -> None:
         """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
 
         Raises:
             LifecycleError: The model is not prepared, or resident masks know no optimizer.
-            PruningError: A weight holds NaN; its mask stays as it was.
+            PruningError: A weight holds NaN; its mask stays as it was, and the step is not counted.
         """
         if not self._layers or self._is_finalized:
             self._need_prepared("step")
@@ -303,6 +323,10 @@ class MagnitudePruner:
                 'step() with masking="resident" needs to know the optimizers. '
                 "Call pruner.attach_optimizers(optimizer) after prepare()."
             )
+        if self._unattached is None:
+            self._warn_of_unattached()
+        for held in self._unattached or ():
+            held.project_if_written()
         self.reset_optimizers()
         self._step_count += 1
         due = []
@@ -310,11 +334,23 @@ class MagnitudePruner:
             if group[0].is_due(self._step_count):
                 due.append(group)
         if due:
-            self._update_groups(due)
+            try:
+                self._need_own_parameters()
+                self._update_groups(due)
+            except BaseException:
+                self._step_count -= 1  # a later call makes up for it
+                raise
 
     def fast_forward(self, step_count: int) -> None:
-        """Go to a later step of the schedule at once, pruning as far as it has come by then."""
+        """Go to a later step of the schedule at once, pruning as far as it has come by then.
+
+        Raises:
+            ConfigError: The schedule is beyond this step already.
+            LifecycleError: The model is not prepared.
+        """
         self._need_prepared("fast_forward")
+        if step_count < self._step_count:
+            raise ConfigError(f"step_count must be at least {self._step_count}, the steps made, got {step_count}.")
         first, self._step_count = self._step_count + 1, step_count
         self._catch_up(first, self._layers)
 
@@ -331,13 +367,18 @@ class MagnitudePruner:
                     weight = weight[layer.sharding.box.within(layer.sharding.whole)]
                 layer.held.restore(weight[layer.held.mask.expand(weight.shape).cpu() == 0])
 
-    def mask_copy(self, model: nn.Module) -> None:
-        """Apply the masks to a copy of the model that has the same names, compiled or not, in place."""
+    def mask_copy(self, model: nn.Module) -> list[str]:
+        """Apply the masks to a copy of the model that has the same names, compiled or not, in place.
+
+        Returns:
+            Names of pruned parameters that the copy does not have.
+        """
         named = model.named_parameters(remove_duplicate=False)
         parameters = {uncompiled_name(name): parameter for name, parameter in named}
-        for name, mask in self.masks().items():
-            if name in parameters:
-                apply_mask(parameters[name], mask)
+        masks = self.masks()
+        for name in masks.keys() & parameters.keys():
+            apply_mask(parameters[name], masks[name])
+        return [name for name in masks if name not in parameters]
 
     def reset_optimizers(self) -> None:
         """Take the dense weights away from an optimizer whose step raised and was caught."""
@@ -397,7 +438,7 @@ class MagnitudePruner:
                 :func:`~lightning_prune.metadata.register_coreml_metadata`.
 
         Raises:
-            LifecycleError: The model was never prepared.
+            LifecycleError: The model was never prepared, or ``model`` is no copy of it.
         """
         if not self._layers:
             raise LifecycleError("finalize() needs a prepared model. Call prepare() first.")
@@ -409,7 +450,12 @@ class MagnitudePruner:
         else:
             target = target if inplace else copy.deepcopy(target)
             remove_hooks(target)
-            self.mask_copy(target)
+            missing = self.mask_copy(target)
+            if missing:
+                raise LifecycleError(
+                    f"finalize() needs the prepared model or a copy of it, but this {type(target).__name__} has no "
+                    f"{', '.join(missing)}."
+                )
         if coreml_metadata:
             names: dict[str, list[str]] = {}
             for one in self.plan:
@@ -491,11 +537,12 @@ class MagnitudePruner:
         asked: list[tuple[_Layer, float]] = []
         for scheduler, layers in groups:
             for layer in layers:
-                sparsity = max(layer.floor, scheduler.compute_sparsity(step, layer.sparsity, layer))
+                sparsity = max(layer.floor, float(scheduler.compute_sparsity(step, layer.sparsity, layer)))
                 if sparsity != layer.sparsity or scheduler.reselects(step):
                     asked.append((layer, sparsity))
         self._update(asked)
-        self._update_count += len(groups)
+        self._update_count += 1
+        self.find_unattached()
         for scheduler, layers in groups:
             self._release_if_done(scheduler, layers)
             _measure_sharded(layers)
@@ -533,11 +580,11 @@ class MagnitudePruner:
             for layer in behind:
                 sparsity = layer.sparsity
                 for step in due:
-                    sparsity = scheduler.compute_sparsity(step, sparsity, layer)
+                    sparsity = float(scheduler.compute_sparsity(step, sparsity, layer))
                 if sparsity > layer.sparsity:
                     asked.append((layer, sparsity))
         self._update(asked)
-        self._update_count += len(asked)
+        self._update_count += 1 if asked else 0
         for scheduler, layers in self._groups:
             self._release_if_done(scheduler, layers)
         _measure_sharded(self._layers)
@@ -548,8 +595,51 @@ class MagnitudePruner:
             for layer in layers:
                 layer.held.release()
 
+    def _warn_of_unattached(self) -> None:
+        names = self.find_unattached()
+        if names:
+            warnings.warn(
+                f"Pruned, but updated by no attached optimizer: {', '.join(names)}. They stay pruned, but what was "
+                "pruned away is not trained. Give their optimizer to attach_optimizers(); one that was made before "
+                "prepare() copied the model trains the original.",
+                stacklevel=3,
+            )
+
+    def _find_replaced(self) -> list[str]:
+        """Find parameters that the model does not use any more: something has put others in their place."""
+        modules = set(self._model.modules())
+        suffix = "_orig" if self._masking == "hook" else ""
+        return [
+            layer.plan.name
+            for layer in self._layers
+            if layer.sharding is None  # FSDP2 swaps parameters all the time
+            for owner in layer.plan.owners
+            if owner.module not in modules
+            or getattr(owner.module, owner.attribute + suffix, layer.held.parameter) is not layer.held.parameter
+        ]
+
+    def _need_own_parameters(self) -> None:
+        replaced = self._find_replaced()
+        if replaced:
+            raise LifecycleError(
+                f"{', '.join(replaced)}: the model has another parameter there now than the one that is pruned. Write "
+                "new values into the old one (copy_, load_state_dict without assign), or prune what is new with a "
+                "MagnitudePruner of its own."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy knows no optimizers: it is not its parameters that these update."""
+        return {**self.__dict__, "_links": [], "_unattached": None}
+
     def _detach(self) -> None:
         self.report()  # stays readable afterwards
+        replaced = self._find_replaced()
+        if replaced:
+            warnings.warn(
+                f"Not pruned, whatever the report says: {', '.join(replaced)}. The model has another parameter there "
+                "now than the one that was pruned.",
+                stacklevel=3,
+            )
         for link in self._links:
             link.remove()
         for layer in self._layers:
@@ -662,6 +752,7 @@ def _update(layer: _Layer, asked: float, sparsity: float, track_changes: bool) -
     }
     out = held.mask.view(torch.bool)
     before = out.clone() if track_changes else out
+    layer.measured = None
     try:
         if layer.sharding is None:
             compute_mask(held.dense(), sparsity, **rule, out=out)
@@ -670,7 +761,7 @@ def _update(layer: _Layer, asked: float, sparsity: float, track_changes: bool) -
     except PruningError as error:
         raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
     held.settle()  # at once, while this layer is in the processor's cache
-    layer.sparsity, layer.measured = asked, None
+    layer.sparsity = asked
     return (yield from _count_changes(layer, before, out)) if track_changes else (0, 0)
 
 

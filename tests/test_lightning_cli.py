@@ -40,7 +40,8 @@ def test_one_value_changed_on_the_command_line_leaves_the_others(tmp_path, argum
     del changed["global_config"][name.split("=")[0]]
     expected = parse(tmp_path).config.as_dict()
     del expected["global_config"][name.split("=")[0]]
-    assert changed == expected and changed["module_name_configs"] == {"fc2": None}
+    assert changed == expected
+    assert changed["module_name_configs"] == {"fc2": None}
 
 
 def test_a_wrong_value_on_the_command_line_is_named(tmp_path):

@@ -1,7 +1,9 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -528,7 +530,12 @@ def test_an_optimizer_whose_parameters_are_swapped_is_followed():
             optimizer.param_groups[0]["params"] = list(two.parameters())
         two(one(torch.randn(4, 8))).square().sum().backward()
         optimizer.step()
-        pruner.step()
+        with (
+            pytest.warns(UserWarning, match="updated by no attached optimizer: 1.weight")
+            if step == 0
+            else nullcontext()
+        ):
+            pruner.step()
         for name, mask in pruner.masks().items():
             assert not pruner.parameters()[name][~mask].any()
 
@@ -707,3 +714,169 @@ def test_masks_reach_a_tied_copy_by_all_its_names():
     pruner.step()
     pruner.mask_copy(average)
     assert int((average.embedding.weight == 0).sum()) == 40
+
+
+def test_a_step_that_failed_for_nan_is_made_up_for():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    pruner = MagnitudePruner(model, {"global_config": {"scheduler": {"update_steps": [1]}}})
+    pruner.prepare(inplace=True)
+    model[1].weight_orig.data[0, 0] = float("nan")
+    with pytest.raises(PruningError, match="1.weight cannot be pruned: .*NaN"):
+        pruner.step()
+    assert (pruner.step_count, pruner.update_count) == (0, 0)
+    model[1].weight_orig.data[0, 0] = 1.0
+    pruner.step()
+    assert (pruner.step_count, pruner.update_count) == (1, 1)
+    assert [int((layer.weight == 0).sum()) for layer in model] == [32, 32]
+
+
+def test_updates_are_counted_once_a_step_whatever_the_number_of_schedules():
+    rules = {str(place): {"scheduler": {"update_steps": [2 + place, 6]}} for place in range(3)}
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(3)])
+    pruner = MagnitudePruner(model, {"module_name_configs": rules})
+    pruner.prepare(inplace=True)
+    for _ in range(6):
+        pruner.step()
+    assert pruner.update_count == 4
+    with pytest.raises(ConfigError, match="step_count must be at least 6, the steps made, got 3"):
+        pruner.fast_forward(3)
+
+
+def test_what_no_attached_optimizer_updates_is_told_of_and_stays_pruned():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    pruner = MagnitudePruner(model, {"global_config": CUBIC}, masking="resident")
+    pruner.prepare(inplace=True)
+    attached, other = (torch.optim.SGD(layer.parameters(), lr=1e-3, momentum=0.9) for layer in model)
+    pruner.attach_optimizers(attached)
+    for step in range(12):
+        model.zero_grad()
+        model(torch.randn(4, 8)).square().sum().backward()
+        attached.step()
+        other.step()
+        with pytest.warns(UserWarning, match="no attached optimizer: 1.weight. ") if step == 0 else nullcontext():
+            pruner.step()
+        for name, mask in pruner.masks().items():
+            assert not pruner.parameters()[name][~mask].any()
+    assert [int((layer.weight == 0).sum()) for layer in model] == [46, 46]
+
+
+def test_only_the_prepared_model_and_its_copies_can_be_finalized():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    pruner = MagnitudePruner(model, {"global_config": CUBIC})
+    prepared = pruner.prepare()
+    pruner.finalize(copy.deepcopy(prepared))
+    for other in (nn.Linear(8, 8), nn.ModuleDict({"x": nn.Linear(8, 8)}), copy.deepcopy(prepared[0])):
+        with pytest.raises(LifecycleError, match="this (Linear|ModuleDict) has no 0.weight, 1.weight"):
+            pruner.finalize(other, inplace=True)
+
+
+class Interpolated(PruningScheduler):
+    """Gives numbers of NumPy, and cannot tell which update is the last."""
+
+    def compute_sparsity(self, step_count, prev_sparsity, config):
+        return np.interp(step_count, [2, 8], [0.0, config.target_sparsity])
+
+
+def test_a_schedule_that_cannot_tell_its_end_is_at_its_target_once_it_is_there():
+    pruner = MagnitudePruner(nn.Linear(8, 8), ModuleMagnitudePrunerConfig(Interpolated(), target_sparsity=0.75))
+    pruner.prepare(inplace=True)
+    assert pruner.last_update_step is None
+    for _ in range(7):
+        pruner.step()
+        assert not pruner.is_at_target
+    pruner.step()
+    assert pruner.is_at_target
+    file = io.BytesIO()
+    torch.save(pruner.state_dict(), file)
+    file.seek(0)
+    pruner.load_state_dict(torch.load(file, weights_only=True))
+
+
+def replace_parameter(model):
+    model[0].weight = nn.Parameter(torch.randn(8, 8))
+
+
+def replace_module(model):
+    model[0] = nn.Linear(8, 8)
+
+
+def assign_state(model):
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("replace", [replace_parameter, replace_module, assign_state])
+def test_a_parameter_that_is_replaced_is_no_longer_said_to_be_pruned(replace):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    pruner = MagnitudePruner(model, {"global_config": CUBIC}, masking="resident")
+    pruner.prepare(inplace=True)
+    pruner.attach_optimizers(torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(4):
+        pruner.step()
+    replace(model)
+    with pytest.raises(LifecycleError, match="0.weight.*: the model has another parameter there now"):
+        pruner.step()
+    with pytest.warns(UserWarning, match="Not pruned, whatever the report says: 0.weight"):
+        pruner.finalize(inplace=True)
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_a_copy_of_everything_trains_as_the_original(masking):
+    run = Run(RULES["per_scalar"], masking=masking, optimizer="adamw").train(6)
+    other = copy.deepcopy(run)
+    if masking == "resident":
+        with pytest.raises(LifecycleError, match=r"Call pruner.attach_optimizers\(optimizer\)"):
+            other.pruner.step()
+        other.pruner.attach_optimizers(other.optimizer)
+    assert other.train(8).losses == run.train(8).losses
+    assert_equal_states(other.finalize(), run.finalize())
+    assert pickle.loads(pickle.dumps(run.pruner)).report() == run.pruner.report()
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+@pytest.mark.parametrize("is_loaded_first", [True, False])
+def test_a_state_is_restored_whatever_prepare_has_pruned_before(masking, is_loaded_first):
+    def make(weights=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        with torch.no_grad():
+            model[2].weight.mul_(3)
+        if weights is not None and is_loaded_first:
+            model.load_state_dict(weights)
+        rule = {"scheduler": {"update_steps": [2, 4, 8]}, "target_sparsity": 0.75, "initial_sparsity": 0.4}
+        pruner = MagnitudePruner(model, {"global_config": rule}, masking=masking, scope="global")
+        pruner.prepare(inplace=True, keep_zeros=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        pruner.attach_optimizers(optimizer)
+        return model, pruner, optimizer
+
+    def train(model, pruner, optimizer, steps):
+        for step in steps:
+            inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            (model(inputs) - inputs).square().mean().backward()
+            optimizer.step()
+            pruner.step()
+
+    whole = make()
+    train(*whole, range(3))
+    state = whole[1].state_dict()
+    weights = whole[1].finalize().state_dict()
+    assert int((weights["2.weight"] == 0).sum()) < 0.4 * 64  # less than prepare() would prune
+    resumed = make(weights)
+    if not is_loaded_first:
+        names = {f"{name}_orig" if masking == "hook" and "weight" in name else name: weights[name] for name in weights}
+        resumed[0].load_state_dict(names, strict=False)
+    resumed[1].load_state_dict(state)
+    for run in (whole, resumed):
+        train(*run, range(3, 10))
+    assert_equal_states(resumed[1].finalize().state_dict(), whole[1].finalize().state_dict())
+
+
+@pytest.mark.parametrize("masking", ["hook", "resident"])
+def test_what_is_pruned_is_zero_in_the_end_whatever_was_there(masking):
+    run = Run(RULES["per_scalar"], masking=masking).train(10)
+    for name, parameter in run.pruner.parameters().items():
+        parameter.data[~run.pruner.masks()[name]] = float("nan") if name == "0.weight" else float("inf")
+    run.pruner.finalize(inplace=True)
+    for name, mask in run.pruner.masks().items():
+        assert not run.pruner.parameters()[name][~mask].any()

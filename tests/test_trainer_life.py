@@ -35,7 +35,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from lightning_prune import CheckpointError, ConfigError, MagnitudePruner, MagnitudePruningCallback
+from lightning_prune import CheckpointError, ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningScheduler
 from lightning_prune.checkpoint import convert_checkpoint
 
 WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
@@ -299,6 +299,27 @@ def test_unreadable_files_are_checkpoint_errors(tmp_path):
     assert not (tmp_path / "out.ckpt").exists()
 
 
+@pytest.mark.parametrize("masking", ["resident", "hook"])
+def test_a_restart_with_nothing_left_to_do_loses_nothing(tmp_path, masking):
+    def run(max_steps, ckpt_path=None):
+        torch.manual_seed(0)
+        callback = MagnitudePruningCallback(rules(steps=range(2, 24, 2)), masking=masking, show_plan=False)
+        model, trainer = ToyModule(), make_trainer(tmp_path, callbacks=[callback], max_steps=max_steps)
+        trainer.fit(model, ResumableLoader(list(make_loader())), ckpt_path=ckpt_path)
+        return callback, model, trainer
+
+    with pytest.warns(UserWarning, match="will end below|before the last pruning update"):
+        first, _, trainer = run(12)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    again, model, trainer = run(12, tmp_path / "first.ckpt")
+    trainer.save_checkpoint(tmp_path / "again.ckpt")
+    assert_plain_and_usable(model)
+    assert again.report() == first.report()
+    whole = run(32)[1].state_dict()
+    for name in ("first", "again"):
+        assert_same(run(32, tmp_path / f"{name}.ckpt")[1].state_dict(), whole)
+
+
 # Best means best at target
 
 
@@ -390,6 +411,35 @@ def test_a_stop_by_threshold_waits_for_the_target_and_a_stop_by_the_module_does_
     with pytest.warns(UserWarning, match="before the last pruning update"):
         _, _, trainer = fit(tmp_path, EarlyStopping("score"), model=Stops(), val_check_interval=2)
     assert trainer.global_step == 4
+
+
+def test_early_stopping_waits_for_the_last_of_two_pruners(tmp_path):
+    names = {"conv": (2, 4), "fc1": (2, 6, 12)}
+    pruners = [
+        MagnitudePruningCallback({"module_name_configs": {name: rules(steps=steps)["global_config"]}}, show_plan=False)
+        for name, steps in names.items()
+    ]
+    stopper = EarlyStopping("score", patience=1)
+    trainer = make_trainer(tmp_path, max_epochs=20, callbacks=[*pruners, stopper])
+    trainer.fit(Scored(), make_loader(2), make_loader(2))
+    assert trainer.global_step == 14
+    assert "_run_early_stopping_check" not in vars(stopper)
+
+
+class Creeping(PruningScheduler):
+    """A user's schedule, which cannot tell its end."""
+
+    def compute_sparsity(self, step_count, prev_sparsity, config):
+        return min(config.target_sparsity, step_count / 10)
+
+
+def test_a_schedule_of_the_user_holds_monitors_until_its_target_too(tmp_path):
+    stopper = EarlyStopping("score", patience=1)
+    config = {"global_config": {"scheduler": Creeping(), "target_sparsity": 0.75}}
+    _, _, trainer = fit(tmp_path, stopper, model=Scored(), config=config, val_check_interval=2, max_epochs=9)
+    assert trainer.global_step == 10
+    with pytest.warns(UserWarning, match="before the last pruning update: sparsity is 40.0%, below the target"):
+        fit(tmp_path, model=Scored(), config=config, max_epochs=1, limit_train_batches=4)
 
 
 # Endings
@@ -716,6 +766,41 @@ def test_two_pruning_callbacks_on_disjoint_modules(tmp_path):
     trainer.fit(model, make_loader())
     assert (sparsity_of(model.fc1.weight), sparsity_of(model.fc2.weight)) == (0.75, 0.5)
     assert {"body/global", "head/global"} <= set(trainer.callback_metrics)
+
+
+def test_the_epoch_that_weight_averaging_adds_is_no_part_of_the_schedule(tmp_path):
+    config = {"global_config": {"scheduler": {"begin": 0.1, "end": 1.0}, "target_sparsity": 0.75}}
+    average = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2)
+    callback, _, _ = fit(tmp_path, average, config=config, max_epochs=4)
+    assert callback.pruner.last_update_step == 32
+    assert callback.report().sparsity == pytest.approx(0.75, abs=1e-3)
+
+
+def test_frozen_networks_inside_the_module_are_told_of(tmp_path):
+    class Distilled(ToyModule):
+        def __init__(self):
+            super().__init__()
+            self.teacher = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+
+    with pytest.warns(UserWarning, match=r'Pruned, but frozen.*: teacher.0.weight. .*: {"teacher\.\*": None}'):
+        fit(tmp_path, model=Distilled())
+    left_out = {**rules(), "module_name_configs": {"teacher.*": None}}
+    _, model, _ = fit(tmp_path, model=Distilled(), config=left_out)
+    assert model.teacher[0].weight.all()
+
+
+def test_weights_that_are_written_between_epochs_are_pruned_before_the_next_step(tmp_path):
+    class Resets(ToyModule):
+        def on_train_epoch_start(self):
+            if self.trainer.current_epoch == 1:
+                self.fc1.reset_parameters()
+
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step > 8:
+                assert sparsity_of(self.fc1.weight) == 0.75
+            return super().training_step(batch, batch_idx)
+
+    fit(tmp_path, model=Resets())
 
 
 def test_two_pruners_of_one_parameter_are_refused(tmp_path):
