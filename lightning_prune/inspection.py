@@ -295,7 +295,8 @@ def _summary(name: str, tensor: Tensor, dtype: str, stored: str, nbytes: int) ->
 
 
 def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
-    is_even = tensor.shape[0] % 2 == 0
+    channels, zeros = tensor.shape[0], zero_channels(tensor)
+    is_even = channels % 2 == 0
     return LayerSparsity(
         name=name,
         shape=tuple(tensor.shape),
@@ -303,8 +304,9 @@ def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
         target_sparsity=None,
         weights=tensor.numel(),
         zeros=count_zeros(tensor),
-        channels=tensor.shape[0],
-        zero_channels=zero_channels(tensor),
+        channels=channels,
+        zero_channels=zeros,
+        zero_channel_weights=zeros * (tensor.numel() // channels),
         pairs=tensor.numel() // 2 if is_even else None,
         zero_pairs=zero_blocks(tensor, 2) if is_even else None,
     )

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean
+from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean, load_config
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
 from lightning_prune.selection import pruned_count
@@ -80,9 +80,19 @@ class PrunedParameter:
 
     @property
     def target_zeros(self) -> int:
-        """Weights that are zero at the target; an upper bound for blocks and for n:m with padded rows."""
-        groups = math.prod(mask_shape(self.shape, granularity=self.config.granularity))
-        return pruned_count(groups, self.config.target_sparsity) * (self.numel // groups)
+        """Weights that are zero at the target; the most there can be where blocks do not divide the channels."""
+        config = self.config
+        if config.n_m_ratio is not None:
+            n, m = config.n_m_ratio
+            length = self.shape[config.dim]
+            padding = -length % m  # is pruned first
+            in_a_row = length // m * n + (max(0, n - padding) if padding else 0)
+            return in_a_row * (self.numel // length)
+        groups = math.prod(mask_shape(self.shape, granularity=config.granularity))
+        pruned = pruned_count(groups, config.target_sparsity)
+        if config.block_size > 1 and self.shape[0] % config.block_size == 0:
+            pruned = pruned // config.block_size * config.block_size
+        return pruned * (self.numel // groups)
 
     @property
     def structure(self) -> str:
@@ -179,15 +189,19 @@ class PruningPlan:
         return table
 
 
-def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan:
+def plan_pruning(model: nn.Module, config: object = None) -> PruningPlan:
     """Decide for each module of a model whether and how it is pruned. Nothing is changed.
+
+    Args:
+        model: The model.
+        config: What to prune and how, in any form that :func:`~lightning_prune.config.load_config` reads.
 
     Raises:
         ConfigError: A rule matches nothing, does not fit the weight that it matches, or nothing at all is pruned.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> plan = plan_pruning(model, MagnitudePrunerConfig(module_name_configs={"0": {"target_sparsity": 0.75}}))
+        >>> plan = plan_pruning(model, {"module_name_configs": {"0": {"target_sparsity": 0.75}}})
         >>> [(one.name, one.target_zeros) for one in plan]
         [('0.weight', 24)]
         >>> plan.skipped
@@ -195,15 +209,16 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"The model must be a torch.nn.Module, got {model!r}.")
+    rules = load_config(config)
     modules = {uncompiled_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
-    _check_rules_match(modules, config)
+    _check_rules_match(modules, rules)
     found: dict[int, PrunedParameter] = {}
     used: set[str] = set()
     left: list[tuple[str, nn.Module, str]] = []
     misfits: dict[str, _MisfitError] = {}
     for name, module in modules.items():
         try:
-            chosen, reason = _choose(name, module, config)
+            chosen, reason = _choose(name, module, rules)
         except _MisfitError as error:
             misfits[name] = error
             continue
@@ -218,7 +233,7 @@ def plan_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> PruningPlan
         also = f" Nor do the rules fit {', '.join(more)}." if more else ""
         raise ConfigError(f"{misfits[first]}{also}")
     skipped = tuple(_skip(name, module, reason, found) for name, module, reason in left)
-    _check_rules_prune(modules, config, used)
+    _check_rules_prune(modules, rules, used)
     if not found:
         raise ConfigError(
             "The configuration prunes nothing of this model. Its modules with parameters: "

@@ -705,8 +705,17 @@ def _kept_sparsities(plan: PruningPlan, present: list[float], scope: Scope) -> l
     if scope == "global":
         asked = sum(target * weight for target, weight in zip(targets, weights, strict=True))
         is_meant = sum(zeros * weight for zeros, weight in zip(present, weights, strict=True)) <= asked
-        return present if is_meant else [0.0] * len(present)
-    return [zeros if zeros <= target else 0.0 for zeros, target in zip(present, targets, strict=True)]
+        kept = present if is_meant else [0.0] * len(present)
+    else:
+        kept = [zeros if zeros <= target else 0.0 for zeros, target in zip(present, targets, strict=True)]
+    lost = [f"{one.name} ({zeros:.1%})" for one, zeros, new in zip(plan, present, kept, strict=True) if zeros > new]
+    if lost:
+        warnings.warn(
+            f"More zeros than the target asks for: {', '.join(lost)}. They count as initialised so, and are trained "
+            "from here on. To keep the zeros of an earlier pruning, ask for as many.",
+            stacklevel=4,
+        )
+    return kept
 
 
 def _share_schedule(layers: list[_Layer]) -> None:

@@ -39,6 +39,7 @@ class LayerSparsity:
         zeros: Weights that are zero.
         channels: Number of output channels.
         zero_channels: Output channels that are all zero.
+        zero_channel_weights: Number of weights in these.
         pairs: Pairs of weights at one position in two neighbouring output channels; None where the number of channels
             is odd.
         zero_pairs: Pairs that are both zero; None likewise.
@@ -52,6 +53,7 @@ class LayerSparsity:
     zeros: int
     channels: int
     zero_channels: int
+    zero_channel_weights: int
     pairs: int | None
     zero_pairs: int | None
 
@@ -68,6 +70,7 @@ class LayerSparsity:
             zeros=zeros,
             channels=one.shape[0],
             zero_channels=zero_channels,
+            zero_channel_weights=zero_channels * (one.numel // one.shape[0]),
             pairs=one.numel // 2 if is_paired else None,
             zero_pairs=zero_pairs if is_paired else None,
         )
@@ -79,8 +82,8 @@ class LayerSparsity:
 
     @property
     def structured_sparsity(self) -> float:
-        """Fraction of output channels that are all zero."""
-        return self.zero_channels / self.channels
+        """Fraction of output channels that are all zero; a channel counts by its weights where layers are summed."""
+        return self.zero_channel_weights / self.weights
 
     @property
     def block2_sparsity(self) -> float | None:
@@ -223,20 +226,18 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
 
     @property
     def total(self) -> LayerSparsity:
-        """Counts of all layers together; channels and pairs weigh as many weights as they have."""
+        """Counts of all layers together."""
         paired = [one for one in self.layers if one.pairs is not None]
-        weights = sum(one.weights for one in self.layers)
-        # a channel counts by its weights, as Core ML Tools averages layers by their number of weights
-        in_zero_channels = sum(one.zero_channels * (one.weights // one.channels) for one in self.layers)
         return LayerSparsity(
             name="global",
             shape=(),
             structure="",
             target_sparsity=None,
-            weights=weights,
+            weights=sum(one.weights for one in self.layers),
             zeros=sum(one.zeros for one in self.layers),
-            channels=weights,
-            zero_channels=in_zero_channels,
+            channels=sum(one.channels for one in self.layers),
+            zero_channels=sum(one.zero_channels for one in self.layers),
+            zero_channel_weights=sum(one.zero_channel_weights for one in self.layers),
             pairs=sum(one.pairs or 0 for one in paired) if paired else None,
             zero_pairs=sum(one.zero_pairs or 0 for one in paired) if paired else None,
         )

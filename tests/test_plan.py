@@ -32,6 +32,26 @@ def test_the_plan_says_what_is_pruned_by_which_rule_and_what_is_not_and_why():
     assert [one["module"] for one in found.records()] == ["0", "3", "1", "4"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "rule"),
+    [
+        ((12, 8), {"target_sparsity": 0.55, "block_size": 4}),
+        ((12, 3, 3, 3), {"target_sparsity": 0.7, "block_size": 2, "granularity": "per_kernel"}),
+        ((10, 16), {"n_m_ratio": (3, 4), "dim": 0}),
+        ((10, 18), {"n_m_ratio": (2, 4)}),
+        ((10, 17), {"n_m_ratio": (2, 4)}),
+        ((9, 5, 3, 3), {"n_m_ratio": (1, 2)}),
+        ((9, 5, 3, 3), {"target_sparsity": 0.6, "granularity": "per_channel"}),
+    ],
+)
+def test_the_plan_foretells_the_zeros(shape, rule):
+    layer = nn.Linear(shape[1], shape[0]) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], shape[2:])
+    pruner = MagnitudePruner(layer, {"global_config": rule})
+    pruner.prepare(inplace=True)
+    pruner.step()
+    assert [one.target_zeros for one in pruner.plan] == [int((layer.weight == 0).sum())]
+
+
 def test_modules_that_stay_dense_alike_share_a_row():
     found = plan(nn.Sequential(nn.Linear(4, 4), *[nn.LayerNorm(4) for _ in range(12)], nn.BatchNorm1d(4)))
     rows = str(found).splitlines()

@@ -203,3 +203,13 @@ def test_tensors_without_structure_have_plain_names():
     assert describe_structure(torch.zeros(4, 4)) == "all zero"
     assert describe_structure(torch.zeros(0, 4)) == "dense"
     assert describe_structure(torch.tensor([0.0, 1.0])) == "per_scalar"
+
+
+def test_the_sum_counts_channels_as_channels_and_weighs_them_by_their_weights():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1))
+    pruner = MagnitudePruner(model, {"global_config": {**ONCE, "target_sparsity": 0.5, "granularity": "per_channel"}})
+    pruner.prepare(inplace=True)
+    pruner.step()
+    total = pruner.report().total
+    assert (total.channels, total.zero_channels, total.zero_channel_weights) == (12, 6, 124)
+    assert total.structured_sparsity == total.sparsity == 0.5
