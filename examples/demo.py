@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from digits import ConvNet, Digits
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.75)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
+    torch.set_num_threads(1)  # a network this small is slower on more, several times so where other programs run too
     # how a Trainer could run faster on another machine is not what this demo is about
     warnings.filterwarnings("ignore", message=".*(num_workers|isinstance.treespec|LeafSpec).*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())

@@ -36,7 +36,7 @@ config = MagnitudePrunerConfig.from_dict(
     }
 )
 pruner = MagnitudePruner(model, config)
-model = pruner.prepare()
+model = pruner.prepare()  # a copy, as in Core ML Tools, unless inplace=True: make the optimizer after it
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 for step in range(args.steps):
     batch = torch.randint(0, 1400, (64,))

@@ -148,7 +148,7 @@ def test_a_failed_export_leaves_the_old_package_and_no_litter(tmp_path, target):
 
 
 def test_a_failed_export_leaves_no_new_folders(tmp_path):
-    with pytest.raises(ExportError):
+    with pytest.raises(ExportError, match="frontend trace: ExportError: The package computes something else"):
         save(Broken(), tmp_path / "a" / "b" / "net.mlpackage", frontend="trace")
     assert list(tmp_path.iterdir()) == []
 
@@ -477,7 +477,7 @@ def test_a_failure_in_forward_is_an_export_error_with_its_cause(target):
 def test_nothing_is_printed_and_no_logger_is_left_changed(target, capfd):
     before = (logging.getLogger("coremltools").level, logging.root.manager.disable)
     save(Small(), target)
-    with pytest.raises(ExportError):
+    with pytest.raises(ExportError, match="frontend trace: ExportError: The package computes something else"):
         save(Broken(), target)
     assert capfd.readouterr() == ("", "")
     assert (logging.getLogger("coremltools").level, logging.root.manager.disable) == before

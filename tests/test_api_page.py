@@ -1,0 +1,93 @@
+"""docs/api.md names what there is: every name can be imported, every argument exists, and none is left out."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_prune.cli import build_parser
+
+PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+# Names that other files import, and nobody else needs to.
+INNER = {
+    "lightning_prune.allocation": {"Bound", "Method", "module_patterns", "rank_together"},
+    "lightning_prune.inspection": {"TensorSummary", "read_checkpoint", "read_tensors"},
+    "lightning_prune.macs": {"LayerMACs"},
+    "lightning_prune.masks": {"TINY", "Granularity", "block_scores", "group_dims", "mask_shape"},
+    "lightning_prune.metrics": {"mask_changes", "weights_of"},
+    "lightning_prune.plan": {"uncompiled_name"},
+    "lightning_prune.report": {"measure_layer"},
+    "lightning_prune.sensitivity": {"LayerSensitivity"},
+    "lightning_prune.strategies": {"check_strategy"},
+}
+
+
+def read_page():
+    """Lines of the page in which names stand, each with its module: the one in the heading, or in the first cell."""
+    module = None
+    for line in PAGE.splitlines():
+        if line.startswith("#"):
+            module = next(iter(re.findall(r"lightning_prune[\w.]*", line)), None)
+        elif own := re.match(r"\| `(lightning_prune[\w.]*)` \|", line):
+            yield own[1], line[own.end() :]
+        elif module is not None and "`" in line:
+            yield module, line.removeprefix("|")
+
+
+LINES = list(read_page())
+MODULES = {module: importlib.import_module(module) for module, _ in LINES}
+
+
+def find(name):
+    """An object of that name in any module of the page."""
+    return next((getattr(one, name) for one in MODULES.values() if hasattr(one, name)), None)
+
+
+def names_of(line):
+    """Names in the first cell of a row, or in a paragraph, with the arguments that are written behind them."""
+    return re.findall(r"`(\w+)(?:\(([^`]*)\))?`", line.split(" | ")[0])
+
+
+@pytest.mark.parametrize(("module", "line"), LINES)
+def test_every_name_can_be_imported_with_the_arguments_that_are_shown(module, line):
+    assert names_of(line), "a line without a name"
+    for name, arguments in names_of(line):
+        target = getattr(MODULES[module], name)
+        parameters = inspect.signature(target).parameters if arguments else {}
+        is_keyword_only = False
+        for argument in filter(lambda one: one not in ("", "..."), re.split(r",\s*", arguments)):
+            if argument == "*":
+                is_keyword_only = True
+                continue
+            key, _, default = argument.partition("=")
+            assert (parameters[key].kind is inspect.Parameter.KEYWORD_ONLY) == is_keyword_only, (name, key)
+            if default:
+                assert repr(parameters[key].default).replace("'", '"') == default, (name, key)
+
+
+@pytest.mark.parametrize(("module", "line"), LINES)
+def test_every_class_and_attribute_in_an_explanation_exists(module, line):
+    named = [name for name, _ in names_of(line)] + re.findall(r"`([A-Z]\w+)`", line)
+    assert all(find(name) or name in ("ValueError", "RuntimeError") for name in named), named
+    for attribute in re.findall(r"`\.(\w+)", line):
+        owners = [find(name) for name in named]
+        owners = [one for one in owners if inspect.isclass(one)] or [find("MagnitudePruner")]
+        assert any(
+            hasattr(one, attribute) or attribute in one.__annotations__ or f"{attribute}:" in (one.__doc__ or "")
+            for one in owners
+        ), f"{attribute} of {owners}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_public_name_is_left_out(module):
+    inner = INNER.get(module, set())
+    public = set(MODULES[module].__all__)
+    assert inner <= public, "INNER names what is not there any more"
+    assert {name for name in public - inner if not re.search(rf"\b{name}\b", PAGE)} == set()
+
+
+def test_every_command_is_there():
+    (commands,) = [one.choices for one in build_parser()._actions if isinstance(one.choices, dict)]
+    assert re.findall(r"`lightning-prune (\w+)", PAGE) == list(commands)
