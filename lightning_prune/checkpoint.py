@@ -191,7 +191,8 @@ def convert_checkpoint(
     try:
         checkpoint = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
-        raise CheckpointError(f"{source} cannot be read as a checkpoint: {error}") from error
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{source} cannot be read as a checkpoint: {first_line}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{source} must hold a state dict or a checkpoint, got {type(checkpoint).__name__}.")
     is_checkpoint = isinstance(checkpoint.get("state_dict"), Mapping)

@@ -65,11 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         err.print("[bold red]error:[/] ", end="")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        err.print(_said(error), markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         err.print("interrupted")
         return _INTERRUPTED
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -173,6 +179,12 @@ def _moment(text: str) -> int | float | str:
     return text
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def _add_plan(commands: Any) -> None:
     examples = (
         "  lightning-prune plan digits:ConvNet --config pruning.yaml\n"
@@ -183,8 +195,10 @@ def _add_plan(commands: Any) -> None:
     parser = _command(commands, "plan", _run_plan, text, examples)
     _add_model(parser, checkpoint_help="weights of the model; a plan does not need them")
     parser.add_argument("--config", "-c", metavar="FILE", help="YAML file; default: half of each layer")
-    parser.add_argument("--steps", type=int, metavar="N", help="length of the run in optimizer steps: shows the curve")
-    parser.add_argument("--steps-per-epoch", type=float, metavar="N", help="for schedules that count epochs")
+    parser.add_argument(
+        "--steps", type=_count, metavar="N", help="length of the run in optimizer steps: shows the curve"
+    )
+    parser.add_argument("--steps-per-epoch", type=_count, metavar="N", help="for schedules that count epochs")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curve; needs --steps")
     _add_format(parser)
 
@@ -286,6 +300,13 @@ def _run_export(options: argparse.Namespace, out: Console) -> int:
 
     from lightning_prune.coreml import CoreMLExport
 
+    _refuse_existing(options.output, overwrite=options.overwrite)
+    model = _load(options)
+    if options.input_shape is None and getattr(model, "example_input_array", None) is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no example_input_array, so the shape of an input must be said. "
+            "Write --input-shape 1,3,224,224, once for each input."
+        )
     inputs = None if options.input_shape is None else tuple(torch.zeros(shape) for shape in options.input_shape)
     export = CoreMLExport(
         options.output,
@@ -297,7 +318,7 @@ def _run_export(options: argparse.Namespace, out: Console) -> int:
         compression=options.compression,
         overwrite=options.overwrite,
     )
-    out.print(export.save(_load(options)))
+    out.print(export.save(model))
     return 0
 
 
@@ -326,6 +347,8 @@ def _add_convert(commands: Any) -> None:
 def _run_convert(options: argparse.Namespace, out: Console) -> int:
     from lightning_prune.checkpoint import convert_checkpoint
 
+    if options.source.exists():  # a wrong source is the first thing to say
+        _refuse_existing(options.target, overwrite=options.overwrite)
     converted = convert_checkpoint(options.source, options.target, overwrite=options.overwrite)
     for name, sparsity in converted.items():
         _plain(out, f"{name}: {sparsity:.2%} zero")

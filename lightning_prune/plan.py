@@ -230,7 +230,12 @@ def plan_pruning(model: nn.Module, config: object = None) -> PruningPlan:
             left.append((name, module, reason))
     if misfits:
         first, *more = misfits
-        also = f" Nor do the rules fit {', '.join(more)}." if more else ""
+        dense = ", ".join(f'"{re.escape(name)}": None' for name in misfits)
+        also = (
+            f" Nor do the rules fit {', '.join(more)}. Leave all dense: module_name_configs={{{dense}}}."
+            if more
+            else ""
+        )
         raise ConfigError(f"{misfits[first]}{also}")
     skipped = tuple(_skip(name, module, reason, found) for name, module, reason in left)
     _check_rules_prune(modules, rules, used)

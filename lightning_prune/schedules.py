@@ -167,11 +167,12 @@ class _SteppedScheduler(PruningScheduler):
                 "update_steps must name the steps at which masks change, got nothing. "
                 'Write update_steps=[100, 200, 300], "range(100, 5000, 100)", or begin=, end= and frequency=.'
             )
-        if type(self.begin) is type(self.end) and isinstance(self.begin, int | float) and self.end < self.begin:  # type: ignore[operator]
-            raise ConfigError(f"end must not come before begin, got begin={self.begin} and end={self.end}.")
         for name, default in (("begin", 0), ("end", 1.0), ("frequency", None)):
             value = getattr(self, name)
             object.__setattr__(self, name, default if value is None else _check_moment(value, name))
+        begin, end = ((type(one), _epochs(one, "") if isinstance(one, str) else one) for one in (self.begin, self.end))
+        if begin[0] is end[0] and end[1] < begin[1]:  # type: ignore[operator]
+            raise ConfigError(f"end must not come before begin, got begin={self.begin!r} and end={self.end!r}.")
         if self.frequency == 0 or (isinstance(self.frequency, str) and _epochs(self.frequency, "frequency") == 0):
             raise ConfigError(
                 f"frequency must be at least 1 optimizer step, got {self.frequency!r}. Write 1 to update at every step."

@@ -330,6 +330,19 @@ def test_a_damaged_package_is_an_error_of_one_line(folder, capsys, coremltools):
     assert "cannot be read as a Core ML package" in error
 
 
+def test_export_and_convert_speak_of_their_own_options(checkpoint, capsys, tmp_path):
+    torch.save(nn.Linear(4, 2).state_dict(), tmp_path / "linear.pt")
+    command = ["export", "torch.nn:Linear", "--args", "[4, 2]", "--checkpoint", tmp_path / "linear.pt"]
+    command += ["-o", tmp_path / "a.mlpackage"]
+    code, _, error = run(capsys, *command)
+    assert code == 1
+    assert "Write --input-shape 1,3,224,224" in error
+    (tmp_path / "a.mlpackage").mkdir()
+    assert "add --overwrite" in run(capsys, *command, "--input-shape", "1,4")[2]
+    assert "add --overwrite" in run(capsys, "convert", checkpoint, tmp_path / "a.mlpackage")[2]
+    assert "missing.ckpt cannot be read" in run(capsys, "convert", "missing.ckpt", tmp_path / "b.ckpt")[2]
+
+
 def test_export_says_which_weights_do_not_fit(checkpoint, capsys):
     code, _, error = run(
         capsys, "export", "cli_nets:Net", "--args", "[32]", "--checkpoint", checkpoint, "-o", "a.mlpackage"
@@ -391,7 +404,7 @@ def test_plot_draws_what_a_training_run_leaves(folder, capsys, tmp_path):
     ("arguments", "message"),
     [
         (("sparsity", "log.csv"), "log.csv has no rows with sparsity/global"),
-        (("sparsity", "missing.csv"), "No such file or directory: 'missing.csv'"),
+        (("sparsity", "missing.csv"), "missing.csv: No such file or directory."),
         (("sparsity", "a.pt"), "cannot be read as a table of metrics"),
         (("mask", "a.pt"), "--tensor must name a weight in a.pt, got None. There are fc.weight."),
         (("mask", "a.pt", "--tensor", "fc.wight"), "Did you mean 'fc.weight'"),
@@ -456,7 +469,14 @@ def test_an_interrupt_has_a_code_of_its_own(folder, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["bogus"], ["plan"], ["export", "a:B", "-o", "c.mlpackage", "--input-shape", "a"]]
+    "arguments",
+    [
+        [],
+        ["bogus"],
+        ["plan"],
+        ["export", "a:B", "-o", "c.mlpackage", "--input-shape", "a"],
+        ["plan", "a:B", "--steps", "0"],
+    ],
 )
 def test_what_is_not_a_command_exits_with_two(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:

@@ -127,8 +127,8 @@ def test_units_need_a_run_of_known_length():
 def test_a_schedule_that_cannot_finish_is_refused():
     with pytest.raises(ConfigError, match="the run has 100: the target would never be reached"):
         PolynomialDecayScheduler(end=200).resolve(TrainingRun(100))
-    for begin, end in ((0.9, 0.2), (6, 2)):
-        with pytest.raises(ConfigError, match=f"end must not come before begin, got begin={begin} and end={end}"):
+    for begin, end in ((0.9, 0.2), (6, 2), ("2 epochs", "1 epochs")):
+        with pytest.raises(ConfigError, match=f"end must not come before begin, got begin={begin!r} and end={end!r}"):
             PolynomialDecayScheduler(begin=begin, end=end)
     for end in (0.3, "2 epochs"):
         with pytest.raises(
