@@ -68,6 +68,8 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     plain = unwrap(plain).eval()  # before parametrizations are computed: some move in training mode
     renamed: dict[str, str] = {}
     for name, module in plain.named_modules():
+        # What compile() left is bound to the module that was copied: a call would run that one, as it stands.
+        module.__dict__.pop("_compiled_call_impl", None)
         quieten(module)
         renamed |= undo_reparametrizations(name, module)
     return plain, renamed

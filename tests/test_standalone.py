@@ -61,6 +61,25 @@ def test_compile_wrappers_are_taken_off_at_every_level():
     assert plain_name("_orig_mod.0._orig_mod.conv.weight") == "0.conv.weight"
 
 
+def test_a_module_compiled_in_place_is_copied_and_not_called():
+    class Compiled(new_lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Small()
+
+        def forward(self, x):
+            return self.net(x)
+
+    model = Compiled().train()
+    model.compile(backend="eager")
+    before = copy.deepcopy(model.state_dict())
+    plain, _ = plain_copy(model)
+    with torch.no_grad():
+        found = plain(X)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(found, model.net.eval()(X))
+
+
 def test_a_tensor_kept_with_its_graph_is_no_obstacle():
     model = Small()
     model.last_loss = model(X).sum()
