@@ -193,7 +193,7 @@ class CoreMLExport:
             save_package(converted, place)
         package = read_package(place)
         inputs = program_inputs(arguments["inputs"], standalone, package)
-        findings = Findings(notes=list(notes))
+        findings = Findings(notes=[*notes, *state_notes(standalone)])
         prove_weights(package, standalone, pruned, findings, guessed=guessed)
         prove_numbers(package, standalone, inputs, findings, precision=self.compute_precision)
         if self.compression is None:
@@ -351,6 +351,14 @@ def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> N
         raise ConfigError(
             f"export.{name} must have one item for each of the {len(tensors)} tensors ({shapes}), got {len(given)}."
         )
+
+
+def state_notes(standalone: Standalone) -> list[str]:
+    """What must be said of a model that changes while it is used: a package does not."""
+    first, *others = standalone.changed_buffers or ("",)
+    more = f" and {len(others)} more" if others else ""
+    note = f"forward changes {first}{more} in eval mode: the package has no state, and computes with what it holds now"
+    return [note] if first else []
 
 
 def check_path(path: Path, *, overwrite: bool) -> None:

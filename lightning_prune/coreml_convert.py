@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.class_names import is_a
-from lightning_prune.standalone import Standalone
+from lightning_prune.standalone import Standalone, kept_buffers
 
 __all__ = ["BREAK_EVEN", "FRONTENDS", "SPARSE_OPERATIONS", "capture", "convert", "pipeline", "quiet", "save_package"]
 
@@ -61,7 +61,7 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
         dynamic: For each input, the dimensions that may have other sizes than the example.
     """
     inputs = tuple(at_least_two(tensor, dims) for tensor, dims in zip(standalone.inputs, dynamic, strict=True))
-    with warnings.catch_warnings(record=True) as caught, quiet_torch():
+    with warnings.catch_warnings(record=True) as caught, quiet_torch(), kept_buffers(standalone):
         warnings.simplefilter("always")
         if frontend == "trace":
             # Verification compares results on other inputs than the traced ones; the tracer's own check does not.

@@ -22,7 +22,7 @@ from lightning_prune.coreml_result import ExportedLayer
 from lightning_prune.errors import ExportError
 from lightning_prune.mil import Constant, Package
 from lightning_prune.mil_run import run
-from lightning_prune.standalone import Standalone
+from lightning_prune.standalone import Standalone, kept_buffers
 
 __all__ = [
     "TOLERANCE",
@@ -189,7 +189,7 @@ def matters(name: str, standalone: Standalone) -> bool:
     parameter = standalone.model.get_parameter(name)
     kept = parameter.detach().clone()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_buffers(standalone):
             parameter.fill_(torch.nan)
             outputs = standalone(*standalone.inputs)
     finally:
@@ -403,8 +403,8 @@ def outputs_of(package: Package) -> list[str]:
 def call(
     standalone: Standalone, inputs: Sequence[Tensor], state: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """The model's outputs, optionally with other parameters and buffers."""
-    with torch.no_grad():
+    """The model's outputs, optionally with other parameters and buffers; it stays as it was."""
+    with torch.no_grad(), kept_buffers(standalone):
         outputs: tuple[Tensor, ...] = torch.func.functional_call(standalone, dict(state or {}), tuple(inputs))
     return outputs
 

@@ -20,6 +20,7 @@ from lightning_prune.coreml_match import compare
 from lightning_prune.coreml_proof import Findings, difference, prove_on_device
 from lightning_prune.errors import ExportError
 from lightning_prune.mil import Constant, read_package
+from lightning_prune.mil_run import run
 from lightning_prune.standalone import Standalone
 
 pytest.importorskip("coremltools")
@@ -231,6 +232,32 @@ def test_a_model_that_is_random_in_eval_mode_is_reported_as_not_checked(target):
     result = save(Noisy(), target)
     assert "the numbers of noisy: the model is random in eval mode" in result.not_checked
     assert any("gives the model's y;" in check for check in result.checks)
+
+
+@pytest.mark.parametrize("how", ["in place", "anew"])
+def test_a_buffer_that_forward_changes_is_exported_as_it_is_now(how, target):
+    class Counts(Small):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.tensor([2.0]))
+
+        def forward(self, x):
+            if how == "in place":
+                self.calls += 1
+            else:
+                self.calls = self.calls + 1
+            return super().forward(x) * self.calls
+
+    model = Counts()
+    masks = prune(model)
+    result = CoreMLExport(target, X, submodule="").save(model, masks=masks)
+    assert result.not_checked == ()
+    assert "forward changes calls in eval mode: the package has no state" in " ".join(result.notes)
+    package, fresh = read_package(target), torch.rand(X.shape)
+    found = run(package, {package.main.inputs[0][0]: fresh}).outputs["output"]
+    with torch.no_grad():
+        torch.testing.assert_close(found, model.eval()(fresh), rtol=5e-3, atol=5e-3)
+    assert float(model.calls) == 3
 
 
 def test_integers_may_differ_only_where_rounding_changes_them():
