@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.coreml_convert import BREAK_EVEN, SPARSE_OPERATIONS
-from lightning_prune.coreml_inputs import DRAWS, ProgramInput, fresh_inputs
+from lightning_prune.coreml_inputs import DRAWS, ProgramInput, fresh_inputs, integer_range
 from lightning_prune.coreml_match import Match, find
 from lightning_prune.coreml_result import ExportedLayer
 from lightning_prune.errors import ExportError
@@ -273,6 +273,11 @@ def prove_numbers(
             prove_slices(name, trials_of, standalone, precision)
     report_numbers(findings, errors, skipped, overflowed, most, len(trials))
     findings.not_checked.extend(f"the numbers of {name}: the model is random in eval mode" for name in sorted(random))
+    for spec, example in zip(inputs, standalone.inputs, strict=True):
+        if spec.scale is None and not example.is_floating_point() and example.dtype != torch.bool:
+            bottom, top = integer_range(spec, example)
+            if bottom == top:
+                findings.not_checked.append(f"other values of {spec.name} than {top}: none is known to be taken")
     unknown = [name for name in outputs_of(package) if name not in errors and name not in random]
     if unknown and not skipped:
         findings.not_checked.append(

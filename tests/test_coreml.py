@@ -21,6 +21,7 @@ import lightning_prune.coreml as coreml_module
 from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.mil import read_package, walk
+from lightning_prune.standalone import Standalone
 
 pytest.importorskip("coremltools")
 
@@ -538,6 +539,38 @@ def test_fresh_inputs_differ_from_the_example_and_stay_in_the_range_of_integers(
         assert 3 <= int(tokens.min()) <= int(tokens.max()) <= 6
         assert on.dtype == torch.bool
     assert np.std(means) > 3
+
+
+class Tokens(nn.Module):
+    """Takes the sum of two inputs as tokens, and treats all but the token 0 in another way."""
+
+    def __init__(self, rows=50):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(rows, 16), nn.Linear(16, 4)
+
+    def forward(self, tokens, offset):
+        x = self.embed(tokens + offset)
+        return self.out(x.mean(1) * (2 if bool((tokens > 0).any()) else 1))
+
+
+def test_an_example_of_zeros_does_not_hide_what_the_network_does_to_other_tokens(target):
+    zeros = torch.zeros(1, 8, dtype=torch.long)
+    with pytest.raises(ExportError, match="The package computes something else than the model"):
+        save(Tokens(), target, (zeros, zeros[:, :1]), frontend="trace")
+    result = save(Tokens(rows=1), target, (zeros, zeros[:, :1]), frontend="trace")
+    assert result.not_checked == (
+        "other values of tokens than 0: none is known to be taken",
+        "other values of offset than 0: none is known to be taken",
+    )
+
+
+@pytest.mark.parametrize("rows", [2, 50, 30_000])
+def test_fresh_tokens_are_those_that_the_model_accepts(rows):
+    from lightning_prune.coreml_inputs import largest_values
+
+    zeros = torch.zeros(1, 8, dtype=torch.long)
+    assert largest_values(Standalone(Tokens(rows), (zeros, zeros))) == [rows - 1, None]
+    assert largest_values(Standalone(Tokens(rows), (zeros, zeros + 1))) == [{2: None, 50: 9, 30_000: 99}[rows], None]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
