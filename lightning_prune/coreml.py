@@ -29,6 +29,7 @@ from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_devic
 from lightning_prune.coreml_result import ExportResult
 from lightning_prune.errors import ConfigError, ExportError, PruningError
 from lightning_prune.mil import Package, import_coremltools, read_package
+from lightning_prune.paths import home
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
 
 __all__ = ["CoreMLExport", "ExportResult"]
@@ -44,7 +45,7 @@ class CoreMLExport:
     beside its target, verified there, and moved into place; whatever goes wrong, an existing package stays as it was.
 
     Args:
-        path: Where the package goes; must end in ``.mlpackage``.
+        path: Where the package goes; must end in ``.mlpackage``. ``~`` stands for the home folder.
         example_inputs: A tensor, a sequence of positional arguments, or a dict of keyword arguments of one call.
             Default: the model's ``example_input_array``.
         input_names: Names in the package, one a tensor. Default: the argument names of ``forward``.
@@ -95,7 +96,7 @@ class CoreMLExport:
     convert_kwargs: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        path = Path(self.path)
+        self.path = path = located(self.path)
         if path.suffix != ".mlpackage":
             raise ConfigError(
                 f"export.path must end in .mlpackage, got {str(path)!r}. Write {str(path.with_suffix('.mlpackage'))!r}."
@@ -152,6 +153,7 @@ class CoreMLExport:
             standalone, pruned = self.prepare(model, masks)
             with beside(Path(self.path)) as place:
                 result = self.best(standalone, pruned, place, guessed=masks is None)
+                check_path(Path(self.path), overwrite=self.overwrite)  # converting took its time
                 move(place, Path(self.path))
         except ExportError:
             raise
@@ -353,6 +355,12 @@ def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> N
         )
 
 
+def located(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder for ``~``, and without ``..``, which needs folders that may not exist."""
+    place = home(path)
+    return place.parent.resolve() / place.name if ".." in place.parts else place
+
+
 def state_notes(standalone: Standalone) -> list[str]:
     """What must be said of a model that changes while it is used: a package does not."""
     first, *others = standalone.changed_buffers or ("",)
@@ -372,7 +380,7 @@ def check_path(path: Path, *, overwrite: bool) -> None:
             f"export.path must be free with overwrite=False, but {path} exists. Remove it or write overwrite=True."
         )
     parent = path.absolute().parent
-    while not parent.exists():
+    while not parent.exists() and not parent.is_symlink():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(

@@ -121,6 +121,47 @@ def test_an_existing_package_is_kept_with_overwrite_false(target):
         CoreMLExport(target, X, overwrite=False).check()
 
 
+def test_what_came_to_lie_at_the_path_during_the_export_is_not_replaced(tmp_path, target, monkeypatch):
+    def best(self, standalone, pruned, place, *, guessed):
+        place.mkdir()
+        target.write_text("years of work")
+
+    monkeypatch.setattr(CoreMLExport, "best", best)
+    with pytest.raises(ExportError, match="must be free or hold a Core ML package"):
+        CoreMLExport(target, X).save(Small())
+    assert target.read_text() == "years of work"
+    target.unlink()
+
+    def other(self, standalone, pruned, place, *, guessed):
+        place.mkdir()
+        target.mkdir()
+        (target / "Data").mkdir()
+        (target / "Manifest.json").write_text("{}")
+
+    monkeypatch.setattr(CoreMLExport, "best", other)
+    with pytest.raises(ExportError, match=r"exists\. Remove it or write overwrite=True"):
+        CoreMLExport(target, X, overwrite=False).save(Small())
+    assert (target / "Manifest.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_the_home_folder_and_folders_that_do_not_exist_are_taken_out_of_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    assert CoreMLExport("~/net.mlpackage", X).path == tmp_path / "me" / "net.mlpackage"
+    assert CoreMLExport("new/net.mlpackage", X).path == Path("new/net.mlpackage")
+    model = Small()
+    result = CoreMLExport("up/../net.mlpackage", X, frontend="trace").save(model, masks=prune(model))
+    assert result.path == tmp_path / "net.mlpackage"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_a_parent_that_is_a_link_to_nowhere_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="must lie in a folder that can be written to, but .*link cannot"):
+        CoreMLExport(tmp_path / "link" / "net.mlpackage", X).check()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     tmp_path.chmod(0o500)
