@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,14 +170,16 @@ class CoreMLExport:
     def best(self, standalone: Standalone, pruned: Mapping[str, Tensor], place: Path, *, guessed: bool) -> ExportResult:
         """The first frontend's result whose package passes verification; the package lies at ``place``."""
         failures: list[tuple[str, Exception]] = []
-        for frontend in FRONTENDS if self.frontend == "auto" else (self.frontend,):
+        # Where folding may go wrong, each frontend has a second try without it.
+        foldings = (True, False) if folding_may_fail(standalone.model) else (True,)
+        for frontend, fold in product(FRONTENDS if self.frontend == "auto" else (self.frontend,), foldings):
             try:
-                return self.attempt(frontend, standalone, pruned, place, guessed=guessed)
+                return self.attempt(frontend, standalone, pruned, place, guessed=guessed, fold_norms=fold)
             except OSError:
                 raise  # a full disk is full for every frontend
             except Exception as error:
                 logger.debug("Core ML export with frontend %r failed", frontend, exc_info=error)
-                failures.append((frontend, error))
+                failures.append((frontend if fold else f"{frontend}, no norms folded", error))
                 shutil.rmtree(place, ignore_errors=True)
         raise ExportError(
             f"No Core ML package could be made of {type(standalone.model).__name__}; {self.path} was not touched.\n"
@@ -184,11 +187,18 @@ class CoreMLExport:
         ) from failures[0][1]
 
     def attempt(
-        self, frontend: str, standalone: Standalone, pruned: Mapping[str, Tensor], place: Path, *, guessed: bool
+        self,
+        frontend: str,
+        standalone: Standalone,
+        pruned: Mapping[str, Tensor],
+        place: Path,
+        *,
+        guessed: bool,
+        fold_norms: bool = True,
     ) -> ExportResult:
         """Convert with one frontend, save at ``place``, and verify what was saved."""
         ct = import_coremltools()
-        arguments = self.convert_arguments(ct, standalone)
+        arguments = self.convert_arguments(ct, standalone, fold_norms=fold_norms)
         program, notes = capture(frontend, standalone, dynamic_dims(arguments["inputs"]))
         with quiet():
             converted = convert(ct, program, arguments)
@@ -196,6 +206,8 @@ class CoreMLExport:
         package = read_package(place)
         inputs = program_inputs(arguments["inputs"], standalone, package)
         findings = Findings(notes=[*notes, *state_notes(standalone)])
+        if not fold_norms:
+            findings.notes.append("batch norms are not folded into weights: with them folded, verification failed")
         prove_weights(package, standalone, pruned, findings, guessed=guessed)
         prove_numbers(package, standalone, inputs, findings, precision=self.compute_precision)
         if self.compression is None:
@@ -294,7 +306,7 @@ class CoreMLExport:
             )
         return known[name]
 
-    def convert_arguments(self, ct: Any, standalone: Standalone) -> dict[str, Any]:
+    def convert_arguments(self, ct: Any, standalone: Standalone, *, fold_norms: bool) -> dict[str, Any]:
         """The arguments of ``coremltools.convert``."""
         dtype = np.dtype(self.io_dtype).type
         labels = self.classifier_labels
@@ -306,7 +318,7 @@ class CoreMLExport:
             "classifier_config": None if labels is None else ct.ClassifierConfig(list(labels)),
             "minimum_deployment_target": self.target(ct),
             "compute_precision": getattr(ct.precision, self.compute_precision.upper()),
-            "pass_pipeline": pipeline(ct),
+            "pass_pipeline": pipeline(ct, fold_norms=fold_norms),
             "skip_model_load": True,
         }
         return {**arguments, **(self.convert_kwargs or {})}
@@ -359,6 +371,17 @@ def located(path: str | os.PathLike[str]) -> Path:
     """A path with the home folder for ``~``, and without ``..``, which needs folders that may not exist."""
     place = home(path)
     return place.parent.resolve() / place.name if ".." in place.parts else place
+
+
+def folding_may_fail(model: nn.Module) -> bool:
+    """Whether a model has what Core ML Tools 9.0 folds batch norms into wrongly: grouped transposed convolutions.
+
+    It mixes up their channels, but not those of depthwise ones.
+    """
+    return any(
+        isinstance(module, nn.modules.conv._ConvTransposeNd) and 1 < module.groups < module.in_channels
+        for module in model.modules()
+    )
 
 
 def state_notes(standalone: Standalone) -> list[str]:

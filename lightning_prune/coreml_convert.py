@@ -36,15 +36,18 @@ def convert(ct: Any, program: Any, arguments: dict[str, Any]) -> Any:
     return ct.convert(program, **{**arguments, "pass_pipeline": pipeline(ct, everywhere=True)})
 
 
-def pipeline(ct: Any, *, everywhere: bool = False) -> Any:
+def pipeline(ct: Any, *, everywhere: bool = False, fold_norms: bool = True) -> Any:
     """The converter's plain passes, and after the last of them the sparse storage of every weight with enough zeros.
 
     Last, because a weight stored sparse can no longer be folded with a batch norm. Threshold 0: only zeros are taken as
-    zeros.
+    zeros. ``everywhere``: also what other operations than ``SPARSE_OPERATIONS`` read. ``fold_norms``: as the converter
+    does by itself.
     """
     coreml = ct.optimize.coreml
     stored = coreml.OpThresholdPrunerConfig(threshold=0.0, minimum_sparsity_percentile=BREAK_EVEN, weight_threshold=0)
     passes = ct.PassPipeline.DEFAULT
+    if not fold_norms:
+        passes.remove_passes({"common::fuse_conv_batchnorm"})
     passes.append_pass("compression::prune_weights")
     which = {"global_config": stored} if everywhere else {"op_type_configs": dict.fromkeys(SPARSE_OPERATIONS, stored)}
     config = coreml.OptimizationConfig(**which)

@@ -47,7 +47,7 @@ ROUNDING = {"float16": 2.0**-11, "float32": 2.0**-22}
 INLINE_BELOW = 10
 # What a slice of an output may always be off by, as a fraction of the output's largest value: a sum of large numbers
 # that comes out small is no more exact than they are.
-SLICE_FLOOR = 2.0**-20
+SLICE_FLOOR = 2.0**-18
 # How many times as far as rounding its weights moves it, for numbers in the program are rounded too.
 SLICE_REACH = 4
 # Core ML itself computes in float16 too, not only stores in it.
@@ -343,9 +343,10 @@ def wrong_numbers(output: str, error: float, allowed: float, what: str, whose: s
     """The message for an output that is not the model's."""
     return (
         f"The package computes something else than the model: output {output!r} differs by {error:.1e} of {whose} "
-        f"largest value (allowed: {allowed:.1e}) on a fresh input of another {what} than the example's. Capturing "
-        "fixes a branch on the values of a tensor, and a number read out of one by .item() or float(): write both with "
-        "torch.where and tensors."
+        f"largest value (allowed: {allowed:.1e}) on a fresh input of another {what} than the example's. Either "
+        "capturing fixed a branch on the values of a tensor, or a number read out of one by .item() or float() (write "
+        "both with torch.where and tensors), or the converter got an operation wrong (export parts of the model with "
+        "submodule= to find which)."
     )
 
 

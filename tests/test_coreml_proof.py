@@ -420,6 +420,21 @@ def test_channels_that_are_too_small_for_float16_vanish_without_a_scale():
     assert compare((weight * 0.01).astype(np.float16), weight, weight != 0, "float16") is not None
 
 
+def test_a_batch_norm_that_the_converter_folds_wrongly_is_left_unfolded(target):
+    class Grouped(Small):
+        def __init__(self):
+            super().__init__()
+            self.up, self.up_norm = nn.ConvTranspose2d(16, 16, 2, groups=4), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            x = self.up_norm(self.up(F.relu(self.conv(x))))
+            return self.fc(F.relu(x).mean((2, 3)))
+
+    result = save(Grouped(), target, frontend="trace")
+    assert result.notes == ("batch norms are not folded into weights: with them folded, verification failed",)
+    assert not any(layer.scaled for layer in result.layers)
+
+
 @pytest.mark.parametrize("frontend", ["export", "trace", "export_full"])
 def test_a_batch_norm_that_turns_and_erases_channels_is_folded(frontend, target):
     class Turned(Small):
