@@ -73,6 +73,8 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         module.__dict__.pop("_compiled_call_impl", None)
         quieten(module)
         renamed |= undo_reparametrizations(name, module)
+    for module in model.modules():
+        keep_progress(module, memo.get(id(module)))
     return plain, renamed
 
 
@@ -144,6 +146,18 @@ def quieten(module: nn.Module) -> None:
     if is_a(module, "LightningModule"):
         for method in ("log", "log_dict", "print"):
             object.__setattr__(module, method, ignore)
+
+
+def keep_progress(module: nn.Module, plain: nn.Module | None) -> None:
+    """Let the copy of a LightningModule say how far training is; without a trainer it would compute with 0."""
+    if plain is None or not is_a(module, "LightningModule"):
+        return
+    kind, progress = type(plain), dict[str, int]()
+    for name in ("current_epoch", "global_step"):
+        with contextlib.suppress(Exception):  # what stands in for a trainer need not know
+            progress[name] = int(getattr(module, name))
+    if any(progress.values()):
+        plain.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **progress})
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
