@@ -117,13 +117,14 @@ def channel_scales(model: nn.Module) -> list[Array]:
             scale = (module.running_var + module.eps).rsqrt()
             found.append(scale if module.weight is None else scale * module.weight)
             continue
-        held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        held += [(name, value) for name, value in vars(module).items() if isinstance(value, Tensor)]
         found += [
             value
             for name, value in held
             if value.numel() == max(value.shape, default=1) and "bias" not in name and "running" not in name
         ]
-    return [value.detach().numpy().reshape(-1).astype(np.float64) for value in found]
+    return [value.detach().cpu().float().numpy().reshape(-1).astype(np.float64) for value in found]
 
 
 def layer_of(

@@ -443,9 +443,12 @@ def test_a_batch_norm_that_turns_and_erases_channels_is_folded(frontend, target)
             self.scale = nn.Parameter(torch.linspace(-1, 1, 16).reshape(16, 1, 1))
             self.second = nn.Conv2d(16, 16, 1)
             self.third = nn.Conv2d(16, 16, 1)
+            self.signs = torch.tensor([-1.0, 1.0] * 8).reshape(16, 1, 1)  # not a buffer
+            self.fourth = nn.Conv2d(16, 16, 1)
 
         def forward(self, x):
             x = F.relu(self.second(F.relu(self.norm(self.conv(x)))) * self.scale)
+            x = F.relu(self.fourth(x) * self.signs)
             return self.fc((-self.third(x)).mean((2, 3)))
 
     model = Turned()
@@ -458,6 +461,7 @@ def test_a_batch_norm_that_turns_and_erases_channels_is_folded(frontend, target)
         "conv.weight": True,
         "second.weight": True,
         "third.weight": True,
+        "fourth.weight": True,
         "fc.weight": False,
     }
 
