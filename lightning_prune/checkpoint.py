@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import CheckpointError
 from lightning_prune.masks import mask_shape
+from lightning_prune.paths import home
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sharding import Box
 
@@ -185,7 +185,7 @@ def convert_checkpoint(
     Raises:
         CheckpointError: The source cannot be read, or the target exists.
     """
-    source, target = Path(source), Path(target)
+    source, target = home(source), home(target)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists. Write to another path, or pass overwrite=True.")
     try:

@@ -21,6 +21,7 @@ from rich.table import Table
 import lightning_prune
 from lightning_prune.allocation import Method
 from lightning_prune.errors import CheckpointError, ConfigError, PruningError
+from lightning_prune.paths import home
 from lightning_prune.tables import new_table
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _command(
 def _add_model(parser: argparse.ArgumentParser, *, checkpoint_help: str, checkpoint_required: bool = False) -> None:
     parser.add_argument("model", metavar="MODEL", help="package.module:Class, or a function that gives the model")
     parser.add_argument("--args", metavar="JSON", help="arguments of the class, an object or a list")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", required=checkpoint_required, help=checkpoint_help)
+    parser.add_argument("--checkpoint", type=home, metavar="FILE", required=checkpoint_required, help=checkpoint_help)
 
 
 def _load(options: argparse.Namespace) -> Any:
@@ -130,7 +131,7 @@ def _add_init(commands: Any) -> None:
     text = "Write a configuration for a model, as YAML with comments, to be edited."
     parser = _command(commands, "init", _run_init, text, examples)
     _add_model(parser, checkpoint_help="weights of the model; --spread global ranks them")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="where to write; default: standard output")
+    parser.add_argument("--output", "-o", type=home, metavar="FILE", help="where to write; default: standard output")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
     parser.add_argument("--sparsity", type=float, default=0.75, metavar="S", help="fraction of zeros (default 0.75)")
     for name, default, what in (
@@ -199,7 +200,7 @@ def _add_plan(commands: Any) -> None:
         "--steps", type=_count, metavar="N", help="length of the run in optimizer steps: shows the curve"
     )
     parser.add_argument("--steps-per-epoch", type=_count, metavar="N", help="for schedules that count epochs")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curve; needs --steps")
+    parser.add_argument("--plot", type=home, metavar="FILE", help="draw the curve; needs --steps")
     _add_format(parser)
 
 
@@ -248,7 +249,7 @@ def _add_inspect(commands: Any) -> None:
     )
     text = "Show sparsity, structure and bytes of each weight in a checkpoint, state dict, safetensors or .mlpackage."
     parser = _command(commands, "inspect", _run_inspect, text, examples)
-    parser.add_argument("file", type=Path, metavar="FILE", help="what to look into; nothing in it is executed")
+    parser.add_argument("file", type=home, metavar="FILE", help="what to look into; nothing in it is executed")
     parser.add_argument("--all", action="store_true", help="list vectors and integers too")
     parser.add_argument("--at-least", type=float, metavar="S", help="exit with code 3 if fewer weights are zero")
     _add_format(parser)
@@ -282,7 +283,7 @@ def _add_export(commands: Any) -> None:
     text = "Turn a checkpoint into a Core ML package with sparse weights, and verify what was written."
     parser = _command(commands, "export", _run_export, text, examples)
     _add_model(parser, checkpoint_help="weights to export", checkpoint_required=True)
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="must end in .mlpackage")
+    parser.add_argument("--output", "-o", type=home, required=True, metavar="FILE", help="must end in .mlpackage")
     parser.add_argument("--overwrite", action="store_true", help="replace the package if it is there")
     shape = "shape of one input, such as 1,3,224,224; repeatable. Default: the model's example_input_array"
     parser.add_argument("--input-shape", action="append", type=_shape, metavar="SHAPE", help=shape)
@@ -339,8 +340,8 @@ def _add_convert(commands: Any) -> None:
         "pruned weights."
     )
     parser = _command(commands, "convert", _run_convert, text, examples)
-    parser.add_argument("source", type=Path, metavar="IN", help="a checkpoint or state dict")
-    parser.add_argument("target", type=Path, metavar="OUT", help="where to write it")
+    parser.add_argument("source", type=home, metavar="IN", help="a checkpoint or state dict")
+    parser.add_argument("target", type=home, metavar="OUT", help="where to write it")
     parser.add_argument("--overwrite", action="store_true", help="replace the target if it is there")
 
 
@@ -366,9 +367,9 @@ def _add_plot(commands: Any) -> None:
     text = "Draw logged sparsity, or the layers, weights or one mask of a checkpoint."
     parser = _command(commands, "plot", _run_plot, text, examples)
     parser.add_argument("what", choices=("sparsity", "layers", "weights", "mask"), help="what to draw")
-    parser.add_argument("file", type=Path, metavar="FILE", help="metrics.csv of a CSVLogger for sparsity, else weights")
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help=".png, .pdf or .svg")
-    parser.add_argument("--before", type=Path, metavar="FILE", help="for weights: the checkpoint before pruning")
+    parser.add_argument("file", type=home, metavar="FILE", help="metrics.csv of a CSVLogger for sparsity, else weights")
+    parser.add_argument("--output", "-o", type=home, required=True, metavar="FILE", help=".png, .pdf or .svg")
+    parser.add_argument("--before", type=home, metavar="FILE", help="for weights: the checkpoint before pruning")
     parser.add_argument("--tensor", metavar="NAME", help="for mask: the weight to draw")
     parser.add_argument("--layers", action="store_true", help="for sparsity: each layer too")
 

@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import IO, Any, TypeVar, cast, get_args
 
 import yaml
@@ -21,6 +20,7 @@ from torch import nn
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import Granularity
+from lightning_prune.paths import home
 from lightning_prune.schedules import ConstantSparsityScheduler, PolynomialDecayScheduler, PruningScheduler
 
 __all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "did_you_mean", "load_config"]
@@ -483,7 +483,7 @@ def _yaml_text(source: str | os.PathLike[str]) -> str:
     if isinstance(source, str) and any(sign in source for sign in ("\n", ": ", "{")):
         return source
     try:
-        return Path(source).expanduser().read_text(encoding="utf-8")
+        return home(source).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"The configuration file {os.fspath(source)!r} cannot be read: {error.strerror}.") from error
 

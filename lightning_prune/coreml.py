@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_devic
 from lightning_prune.coreml_result import ExportResult
 from lightning_prune.errors import ConfigError, ExportError, PruningError
 from lightning_prune.mil import Package, import_coremltools, read_package
+from lightning_prune.paths import home
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
 
 __all__ = ["CoreMLExport", "ExportResult"]
@@ -44,7 +46,7 @@ class CoreMLExport:
     beside its target, verified there, and moved into place; whatever goes wrong, an existing package stays as it was.
 
     Args:
-        path: Where the package goes; must end in ``.mlpackage``.
+        path: Where the package goes; must end in ``.mlpackage``. ``~`` stands for the home folder.
         example_inputs: A tensor, a sequence of positional arguments, or a dict of keyword arguments of one call.
             Default: the model's ``example_input_array``.
         input_names: Names in the package, one a tensor. Default: the argument names of ``forward``.
@@ -95,7 +97,7 @@ class CoreMLExport:
     convert_kwargs: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        path = Path(self.path)
+        self.path = path = located(self.path)
         if path.suffix != ".mlpackage":
             raise ConfigError(
                 f"export.path must end in .mlpackage, got {str(path)!r}. Write {str(path.with_suffix('.mlpackage'))!r}."
@@ -152,6 +154,7 @@ class CoreMLExport:
             standalone, pruned = self.prepare(model, masks)
             with beside(Path(self.path)) as place:
                 result = self.best(standalone, pruned, place, guessed=masks is None)
+                check_path(Path(self.path), overwrite=self.overwrite)  # converting took its time
                 move(place, Path(self.path))
         except ExportError:
             raise
@@ -167,14 +170,16 @@ class CoreMLExport:
     def best(self, standalone: Standalone, pruned: Mapping[str, Tensor], place: Path, *, guessed: bool) -> ExportResult:
         """The first frontend's result whose package passes verification; the package lies at ``place``."""
         failures: list[tuple[str, Exception]] = []
-        for frontend in FRONTENDS if self.frontend == "auto" else (self.frontend,):
+        # Where folding may go wrong, each frontend has a second try without it.
+        foldings = (True, False) if folding_may_fail(standalone.model) else (True,)
+        for frontend, fold in product(FRONTENDS if self.frontend == "auto" else (self.frontend,), foldings):
             try:
-                return self.attempt(frontend, standalone, pruned, place, guessed=guessed)
+                return self.attempt(frontend, standalone, pruned, place, guessed=guessed, fold_norms=fold)
             except OSError:
                 raise  # a full disk is full for every frontend
             except Exception as error:
                 logger.debug("Core ML export with frontend %r failed", frontend, exc_info=error)
-                failures.append((frontend, error))
+                failures.append((frontend if fold else f"{frontend}, no norms folded", error))
                 shutil.rmtree(place, ignore_errors=True)
         raise ExportError(
             f"No Core ML package could be made of {type(standalone.model).__name__}; {self.path} was not touched.\n"
@@ -182,18 +187,27 @@ class CoreMLExport:
         ) from failures[0][1]
 
     def attempt(
-        self, frontend: str, standalone: Standalone, pruned: Mapping[str, Tensor], place: Path, *, guessed: bool
+        self,
+        frontend: str,
+        standalone: Standalone,
+        pruned: Mapping[str, Tensor],
+        place: Path,
+        *,
+        guessed: bool,
+        fold_norms: bool = True,
     ) -> ExportResult:
         """Convert with one frontend, save at ``place``, and verify what was saved."""
         ct = import_coremltools()
-        arguments = self.convert_arguments(ct, standalone)
+        arguments = self.convert_arguments(ct, standalone, fold_norms=fold_norms)
         program, notes = capture(frontend, standalone, dynamic_dims(arguments["inputs"]))
         with quiet():
             converted = convert(ct, program, arguments)
             save_package(converted, place)
         package = read_package(place)
         inputs = program_inputs(arguments["inputs"], standalone, package)
-        findings = Findings(notes=list(notes))
+        findings = Findings(notes=[*notes, *state_notes(standalone)])
+        if not fold_norms:
+            findings.notes.append("batch norms are not folded into weights: with them folded, verification failed")
         prove_weights(package, standalone, pruned, findings, guessed=guessed)
         prove_numbers(package, standalone, inputs, findings, precision=self.compute_precision)
         if self.compression is None:
@@ -292,7 +306,7 @@ class CoreMLExport:
             )
         return known[name]
 
-    def convert_arguments(self, ct: Any, standalone: Standalone) -> dict[str, Any]:
+    def convert_arguments(self, ct: Any, standalone: Standalone, *, fold_norms: bool) -> dict[str, Any]:
         """The arguments of ``coremltools.convert``."""
         dtype = np.dtype(self.io_dtype).type
         labels = self.classifier_labels
@@ -304,7 +318,7 @@ class CoreMLExport:
             "classifier_config": None if labels is None else ct.ClassifierConfig(list(labels)),
             "minimum_deployment_target": self.target(ct),
             "compute_precision": getattr(ct.precision, self.compute_precision.upper()),
-            "pass_pipeline": pipeline(ct),
+            "pass_pipeline": pipeline(ct, fold_norms=fold_norms),
             "skip_model_load": True,
         }
         return {**arguments, **(self.convert_kwargs or {})}
@@ -353,6 +367,31 @@ def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> N
         )
 
 
+def located(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder for ``~``, and without ``..``, which needs folders that may not exist."""
+    place = home(path)
+    return place.parent.resolve() / place.name if ".." in place.parts else place
+
+
+def folding_may_fail(model: nn.Module) -> bool:
+    """Whether a model has what Core ML Tools 9.0 folds batch norms into wrongly: grouped transposed convolutions.
+
+    It mixes up their channels, but not those of depthwise ones.
+    """
+    return any(
+        isinstance(module, nn.modules.conv._ConvTransposeNd) and 1 < module.groups < module.in_channels
+        for module in model.modules()
+    )
+
+
+def state_notes(standalone: Standalone) -> list[str]:
+    """What must be said of a model that changes while it is used: a package does not."""
+    first, *others = standalone.changed_buffers or ("",)
+    more = f" and {len(others)} more" if others else ""
+    note = f"forward changes {first}{more} in eval mode: the package has no state, and computes with what it holds now"
+    return [note] if first else []
+
+
 def check_path(path: Path, *, overwrite: bool) -> None:
     """Raise unless a package can be put at ``path``."""
     if path.is_symlink() or (path.exists() and not is_package(path)):
@@ -364,7 +403,7 @@ def check_path(path: Path, *, overwrite: bool) -> None:
             f"export.path must be free with overwrite=False, but {path} exists. Remove it or write overwrite=True."
         )
     parent = path.absolute().parent
-    while not parent.exists():
+    while not parent.exists() and not parent.is_symlink():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.class_names import is_a
-from lightning_prune.standalone import Standalone
+from lightning_prune.standalone import Standalone, kept_buffers
 
 __all__ = ["BREAK_EVEN", "FRONTENDS", "SPARSE_OPERATIONS", "capture", "convert", "pipeline", "quiet", "save_package"]
 
@@ -36,15 +36,18 @@ def convert(ct: Any, program: Any, arguments: dict[str, Any]) -> Any:
     return ct.convert(program, **{**arguments, "pass_pipeline": pipeline(ct, everywhere=True)})
 
 
-def pipeline(ct: Any, *, everywhere: bool = False) -> Any:
+def pipeline(ct: Any, *, everywhere: bool = False, fold_norms: bool = True) -> Any:
     """The converter's plain passes, and after the last of them the sparse storage of every weight with enough zeros.
 
     Last, because a weight stored sparse can no longer be folded with a batch norm. Threshold 0: only zeros are taken as
-    zeros.
+    zeros. ``everywhere``: also what other operations than ``SPARSE_OPERATIONS`` read. ``fold_norms``: as the converter
+    does by itself.
     """
     coreml = ct.optimize.coreml
     stored = coreml.OpThresholdPrunerConfig(threshold=0.0, minimum_sparsity_percentile=BREAK_EVEN, weight_threshold=0)
     passes = ct.PassPipeline.DEFAULT
+    if not fold_norms:
+        passes.remove_passes({"common::fuse_conv_batchnorm"})
     passes.append_pass("compression::prune_weights")
     which = {"global_config": stored} if everywhere else {"op_type_configs": dict.fromkeys(SPARSE_OPERATIONS, stored)}
     config = coreml.OptimizationConfig(**which)
@@ -61,7 +64,7 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
         dynamic: For each input, the dimensions that may have other sizes than the example.
     """
     inputs = tuple(at_least_two(tensor, dims) for tensor, dims in zip(standalone.inputs, dynamic, strict=True))
-    with warnings.catch_warnings(record=True) as caught, quiet_torch():
+    with warnings.catch_warnings(record=True) as caught, quiet_torch(), kept_buffers(standalone):
         warnings.simplefilter("always")
         if frontend == "trace":
             # Verification compares results on other inputs than the traced ones; the tracer's own check does not.

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.mil import Package
-from lightning_prune.standalone import Standalone
+from lightning_prune.standalone import Standalone, kept_buffers
 
-__all__ = ["DRAWS", "ProgramInput", "dynamic_dims", "fresh_inputs", "program_inputs"]
+__all__ = ["DRAWS", "ProgramInput", "dynamic_dims", "fresh_inputs", "integer_range", "program_inputs"]
 
 # Mean (in standard deviations from the example's mean) and scale (in standard deviations) of the fresh inputs.
 DRAWS = ((0.0, 1.0), (3.0, 0.5), (-3.0, 2.0), (0.0, 8.0))
+# Largest values to try of an integer input whose example is all zeros, after those that the model's embeddings take.
+TOPS = (99, 9, 1)
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class ProgramInput:
         shapes: The shapes that it may take; the first is the example's.
         scale: Of an image: the model gets ``scale * pixel + bias``. None for other inputs.
         bias: Per channel, or one.
+        top: Of integers, the largest value that the model is known to take; None if the example alone tells.
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     scale: float | None = None
     bias: tuple[float, ...] = (0.0,)
+    top: int | None = None
 
     def to_model(self, value: Tensor) -> Tensor:
         """The model's input that belongs to an input of the program."""
@@ -43,14 +47,62 @@ class ProgramInput:
 def program_inputs(types: Sequence[Any], standalone: Standalone, package: Package) -> list[ProgramInput]:
     """What verification must know of the inputs, from their ``coremltools`` types."""
     result = []
-    for item, (name, _, _), tensor in zip(types, package.main.inputs, standalone.inputs, strict=True):
+    tops = largest_values(standalone)
+    for item, (name, _, _), tensor, top in zip(types, package.main.inputs, standalone.inputs, tops, strict=True):
         example = tuple(tensor.shape)
         if type(item).__name__ == "ImageType":
             bias = tuple(np.atleast_1d(item.bias).astype(float).tolist())
             result.append(ProgramInput(name, (example,), float(item.scale), bias))
         else:
-            result.append(ProgramInput(name, tuple(dict.fromkeys([example, *shapes_of(item.shape, example)]))))
+            result.append(ProgramInput(name, tuple(dict.fromkeys([example, *shapes_of(item.shape, example)])), top=top))
     return result
+
+
+def largest_values(standalone: Standalone) -> list[int | None]:
+    """For each input that is an integer 0 everywhere in the example, a larger value that the model accepts.
+
+    Zeros are what one writes for tokens of which only the number matters; what the network makes of other tokens would
+    never be compared.
+    """
+    rows = (module.num_embeddings for module in standalone.modules() if isinstance(module, nn.Embedding))
+    smallest = min(rows, default=1) - 1
+    given, result = list(standalone.inputs), list[int | None]()
+    for at, example in enumerate(standalone.inputs):
+        result.append(None)
+        if example.is_floating_point() or example.dtype == torch.bool or not is_one_value(example) or example.max() > 0:
+            continue
+        for top in (smallest, *TOPS):
+            top = min(top, torch.iinfo(example.dtype).max)
+            given[at] = torch.full_like(example, top)
+            if top > 0 and accepts(standalone, given):
+                result[at] = top
+                break
+        else:
+            given[at] = example
+    return result
+
+
+def is_one_value(tensor: Tensor) -> bool:
+    """Whether all elements are the same."""
+    return tensor.numel() > 0 and bool(tensor.min() == tensor.max())
+
+
+def accepts(standalone: Standalone, inputs: Sequence[Tensor]) -> bool:
+    """Whether the model can be called with these inputs."""
+    try:
+        with torch.no_grad(), kept_buffers(standalone):
+            standalone(*inputs)
+    except Exception:
+        return False
+    return True
+
+
+def integer_range(spec: ProgramInput, example: Tensor) -> tuple[int, int]:
+    """The smallest and the largest of the fresh integers."""
+    bottom, top = int(example.min()), int(example.max())
+    if bottom == top:
+        bottom, top = min(bottom, 0), spec.top or top
+    return bottom, top
 
 
 def shapes_of(shape: Any, example: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -102,8 +154,7 @@ def fresh_inputs(
         elif example.dtype == torch.bool:
             result.append(torch.rand(shape, generator=generator) < 0.5)
         elif not example.is_floating_point():
-            bottom, top = int(example.min()), int(example.max())
-            bottom = min(bottom, 0) if bottom == top else bottom
+            bottom, top = integer_range(spec, example)
             result.append(torch.randint(bottom, top + 1, shape, generator=generator).to(example.dtype))
         elif draw >= len(DRAWS):
             low, high = float(example.min()), float(example.max())

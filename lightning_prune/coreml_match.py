@@ -2,10 +2,11 @@
 
 A converter renames weights, folds batch norms into them, transposes them, puts the gates of an LSTM in another order,
 or cuts them in pieces. Names prove nothing, so a weight is recognised by what it holds: zeros wherever the mask prunes,
-and the values of the model, rounded to the package's precision, times at most one factor per output channel.
+and the values of the model, rounded to the package's precision, times at most one factor per output channel: one that
+a batch norm or scale of the model can have made.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Match:
 
 
 def compare(
-    stored: Array, weight: Array, keep: Array, precision: str, groups: int | None = None
+    stored: Array, weight: Array, keep: Array, precision: str, groups: int | None = None, scales: Sequence[Array] = ()
 ) -> tuple[bool, int, float] | None:
     """Compare a stored array with a weight of the same shape.
 
@@ -56,6 +57,8 @@ def compare(
         precision: ``"float16"`` or ``"float32"``, to which the package rounds.
         groups: Of a transposed convolution, whose output channels lie in dimension 1; None for everything else, with
             its output channels in dimension 0.
+        scales: The model's own vectors and numbers that can have been folded in; only they explain that some channels
+            vanish or change their sign.
 
     Returns:
         Whether it is scaled by a factor per output channel, the kept weights that are too small for the precision, and
@@ -75,12 +78,42 @@ def compare(
     at = np.abs(given).argmax(1)[:, None]
     largest = np.take_along_axis(given, at, 1)
     factor = np.divide(np.take_along_axis(rows, at, 1), largest, out=np.zeros_like(largest), where=largest != 0)
+    if not explained(factor[:, 0], largest[:, 0], precision, scales):
+        return None
     scaled = factor * given
     error = np.abs(rows - scaled)
     if np.any(error > RELATIVE[precision] * np.abs(scaled) + 2 * SMALLEST[precision]):
         return None
     lost = (scaled != 0) & (np.abs(scaled) < SMALLEST[precision] / 2)
     return True, int(np.count_nonzero(lost)), float(error.max() / max(np.abs(rows).max(), 1e-30))
+
+
+def explained(factor: Array, largest: Array, precision: str, scales: Sequence[Array]) -> bool:
+    """Whether the factors of a layer can be those of a folded scale.
+
+    Positive ones can, and one negative number for the whole layer can stand in ``forward``. Else a channel may only
+    change its sign where a scale of the model is negative, and only vanish where one makes it too small for the
+    precision.
+
+    Args:
+        factor: Of each output channel.
+        largest: The value of each channel that its factor was read from; 0 in a channel without kept weights.
+        precision: As for :func:`compare`.
+        scales: As for :func:`compare`.
+    """
+    alive = largest != 0
+    factor, largest = factor[alive], np.abs(largest[alive])
+    if not np.isfinite(factor).all():
+        return False
+    if (factor > 0).all() or (factor[0] < 0 and np.allclose(factor, factor[0], 4 * RELATIVE[precision], 0)):
+        return True
+    fitting = [scale[alive] if scale.size > 1 else scale for scale in scales if scale.size in (1, alive.size)]
+    turned, lost = np.zeros((2, factor.size), np.bool_)
+    for scale in fitting:
+        turned |= scale < 0
+    for scale in (*fitting, np.abs(factor).max() or 1.0):
+        lost |= np.abs(scale) * largest < SMALLEST[precision]
+    return bool(np.where(factor < 0, turned, (factor > 0) | lost).all())
 
 
 def channel_rows(array: Array, groups: int | None) -> Array:
@@ -110,15 +143,16 @@ def layouts(constant: Constant, shape: tuple[int, ...], uses: list[tuple[Operati
 PRECISIONS = {"fp16": "float16", "fp32": "float32"}
 
 
-def find(weight: Array, keep: Array, package: Package) -> list[Match]:
-    """All places in a package that hold a weight."""
+def find(weight: Array, keep: Array, package: Package, scales: Sequence[Array] = ()) -> list[Match]:
+    """All places in a package that hold a weight; ``scales`` as for :func:`compare`."""
     found = []
     for constant in package.constants.values():
         uses = package.uses.get(constant.name, [])
         if not uses or constant.values.size != weight.size or constant.dtype not in PRECISIONS:
             continue
         for values in layouts(constant, weight.shape, uses):
-            result = compare(values, weight, keep, PRECISIONS[constant.dtype], groups_of(uses, package.constants))
+            groups = groups_of(uses, package.constants)
+            result = compare(values, weight, keep, PRECISIONS[constant.dtype], groups, scales)
             if result is not None:
                 found.append(Match((constant,), *result))
                 break

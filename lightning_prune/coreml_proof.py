@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.coreml_convert import BREAK_EVEN, SPARSE_OPERATIONS
-from lightning_prune.coreml_inputs import DRAWS, ProgramInput, fresh_inputs
+from lightning_prune.coreml_inputs import DRAWS, ProgramInput, fresh_inputs, integer_range
 from lightning_prune.coreml_match import Match, find
 from lightning_prune.coreml_result import ExportedLayer
 from lightning_prune.errors import ExportError
 from lightning_prune.mil import Constant, Package
 from lightning_prune.mil_run import run
-from lightning_prune.standalone import Standalone
+from lightning_prune.standalone import Standalone, kept_buffers
 
 __all__ = [
     "TOLERANCE",
@@ -45,6 +45,11 @@ ROUNDINGS = 10
 ROUNDING = {"float16": 2.0**-11, "float32": 2.0**-22}
 # Fewer values than this lie in the program's text; so few that no storage makes them smaller.
 INLINE_BELOW = 10
+# What a slice of an output may always be off by, as a fraction of the output's largest value: a sum of large numbers
+# that comes out small is no more exact than they are.
+SLICE_FLOOR = 2.0**-18
+# How many times as far as rounding its weights moves it, for numbers in the program are rounded too.
+SLICE_REACH = 4
 # Core ML itself computes in float16 too, not only stores in it.
 DEVICE_TOLERANCE = 5e-2
 
@@ -82,10 +87,11 @@ def prove_weights(
         ExportError: A pruned parameter is not in the package, is stored dense, or has other zeros or values.
     """
     parameters = dict(standalone.model.named_parameters(remove_duplicate=False))
+    scales = channel_scales(standalone.model)
     problems: list[str] = []
     for name, keep in pruned.items():
         weight, mask = parameters[name].detach().numpy(), keep.numpy()
-        matches = find(weight, mask, package)
+        matches = find(weight, mask, package, scales)
         if not matches:
             problem = missing(name, weight, package, standalone)
             (findings.notes if problem.startswith("unused") else problems).append(problem)
@@ -101,6 +107,24 @@ def prove_weights(
             "The package does not hold the pruned weights:\n" + "\n".join(f"  {problem}" for problem in problems)
         )
     describe(findings)
+
+
+def channel_scales(model: nn.Module) -> list[Array]:
+    """What a converter can fold into weights: factors of batch norms, and other vectors and numbers, but no biases."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            scale = (module.running_var + module.eps).rsqrt()
+            found.append(scale if module.weight is None else scale * module.weight)
+            continue
+        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        held += [(name, value) for name, value in vars(module).items() if isinstance(value, Tensor)]
+        found += [
+            value
+            for name, value in held
+            if value.numel() == max(value.shape, default=1) and "bias" not in name and "running" not in name
+        ]
+    return [value.detach().cpu().float().numpy().reshape(-1).astype(np.float64) for value in found]
 
 
 def layer_of(
@@ -166,7 +190,7 @@ def matters(name: str, standalone: Standalone) -> bool:
     parameter = standalone.model.get_parameter(name)
     kept = parameter.detach().clone()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_buffers(standalone):
             parameter.fill_(torch.nan)
             outputs = standalone(*standalone.inputs)
     finally:
@@ -211,6 +235,7 @@ def prove_numbers(
     variants = max(len(spec.shapes) for spec in inputs)
     trials = [(draw, 0) for draw in range(len(DRAWS) + 1)] + [(0, variant) for variant in range(1, variants)]
     errors: dict[str, float] = {}
+    seen: dict[tuple[str, torch.Size], list[Trial]] = {}
     most = TOLERANCE[precision]
     skipped, overflowed = set[str](), set[str]()
     random = random_outputs(package, standalone)
@@ -241,13 +266,68 @@ def prove_numbers(
                 raise ExportError(wrong_numbers(name, error, allowed, "shape" if variant else "mean and scale"))
             errors[name] = max(error, errors.get(name, 0.0))
             most = max(most, allowed)
+            if want.is_floating_point():
+                apart = (found.outputs[name].reshape(want.shape) - want).nan_to_num(0.0, 0.0, 0.0)
+                seen.setdefault((name, want.shape), []).append(Trial(at, fed, slice_peaks(want), slice_peaks(apart)))
+    for (name, _), trials_of in seen.items():
+        if len(trials_of) > len(DRAWS):  # in one draw alone a slice may hold one value, whose size says nothing
+            prove_slices(name, trials_of, standalone, precision)
     report_numbers(findings, errors, skipped, overflowed, most, len(trials))
     findings.not_checked.extend(f"the numbers of {name}: the model is random in eval mode" for name in sorted(random))
+    for spec, example in zip(inputs, standalone.inputs, strict=True):
+        if spec.scale is None and not example.is_floating_point() and example.dtype != torch.bool:
+            bottom, top = integer_range(spec, example)
+            if bottom == top:
+                findings.not_checked.append(f"other values of {spec.name} than {top}: none is known to be taken")
     unknown = [name for name in outputs_of(package) if name not in errors and name not in random]
     if unknown and not skipped:
         findings.not_checked.append(
             f"the numbers of {', '.join(unknown)}: the model gives nothing finite on fresh inputs"
         )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One output at one input: which of the model's, the input, and each slice's largest value and error."""
+
+    at: int
+    inputs: Sequence[Tensor]
+    peaks: Tensor
+    errors: Tensor
+
+
+def slice_peaks(values: Tensor) -> Tensor:
+    """The largest finite magnitude of each slice along the dimension of channels, then along the last one."""
+    dims = sorted({min(1, values.ndim - 1), values.ndim - 1}) if values.numel() and values.ndim else []
+    size = values.abs().nan_to_num(0.0, 0.0)
+    return torch.cat([torch.zeros(0), *(size.movedim(dim, 0).reshape(size.shape[dim], -1).amax(1) for dim in dims)])
+
+
+def prove_slices(name: str, trials: Sequence[Trial], standalone: Standalone, precision: str) -> None:
+    """Judge each slice of an output by its own largest value in all trials.
+
+    Boxes in pixels and scores in [0, 1] often lie in one tensor, of which the largest value would forgive any score.
+
+    Raises:
+        ExportError: A slice differs by more than rounding explains.
+    """
+    peaks = torch.stack([trial.peaks for trial in trials]).amax(0)
+    if not peaks.numel():
+        return
+    scale = peaks.clamp(min=max(SLICE_FLOOR / TOLERANCE[precision] * float(peaks.max()), 1e-12))
+    for trial in trials:
+        error, allowed = trial.errors / scale, torch.tensor(TOLERANCE[precision])
+        if bool((error <= allowed).all()):
+            continue
+        want = call(standalone, trial.inputs)[trial.at]
+        # More tries than for a whole output: a slice of few values may have hardly moved in each of four.
+        reach = slice_peaks(rounding_reach(standalone, trial.inputs, trial.at, want, precision, tries=8)) / scale
+        allowed = torch.maximum(allowed, SLICE_REACH * reach)
+        worst = int((error / allowed).argmax())
+        if error[worst] > allowed[worst]:
+            raise ExportError(
+                wrong_numbers(name, float(error[worst]), float(allowed[worst]), "mean and scale", "one slice's")
+            )
 
 
 def random_outputs(package: Package, standalone: Standalone) -> set[str]:
@@ -260,13 +340,14 @@ def random_outputs(package: Package, standalone: Standalone) -> set[str]:
     }
 
 
-def wrong_numbers(output: str, error: float, allowed: float, what: str) -> str:
+def wrong_numbers(output: str, error: float, allowed: float, what: str, whose: str = "its") -> str:
     """The message for an output that is not the model's."""
     return (
-        f"The package computes something else than the model: output {output!r} differs by {error:.1e} of its largest "
-        f"value (allowed: {allowed:.1e}) on a fresh input of another {what} than the example's. Capturing fixes a "
-        "branch on the values of a tensor, and a number read out of one by .item() or float(): write both with "
-        "torch.where and tensors."
+        f"The package computes something else than the model: output {output!r} differs by {error:.1e} of {whose} "
+        f"largest value (allowed: {allowed:.1e}) on a fresh input of another {what} than the example's. Either "
+        "capturing fixed a branch on the values of a tensor, or a number read out of one by .item() or float() (write "
+        "both with torch.where and tensors), or the converter got an operation wrong (export parts of the model with "
+        "submodule= to find which)."
     )
 
 
@@ -329,8 +410,8 @@ def outputs_of(package: Package) -> list[str]:
 def call(
     standalone: Standalone, inputs: Sequence[Tensor], state: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, ...]:
-    """The model's outputs, optionally with other parameters and buffers."""
-    with torch.no_grad():
+    """The model's outputs, optionally with other parameters and buffers; it stays as it was."""
+    with torch.no_grad(), kept_buffers(standalone):
         outputs: tuple[Tensor, ...] = torch.func.functional_call(standalone, dict(state or {}), tuple(inputs))
     return outputs
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_prune.checkpoint import plain_state_dict
 from lightning_prune.errors import CheckpointError, ExportError
+from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_blocks, zero_channels
 from lightning_prune.tables import new_table
@@ -138,7 +139,7 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
         CheckpointError: There is no such file, or it holds no weights that can be read.
         ImportError: ``.safetensors`` is to be read, and the package safetensors is not installed.
     """
-    path = Path(path)
+    path = home(path)
     if path.suffix == ".mlpackage":
         return _inspect_package(path, all_tensors=all_tensors)
     kind, tensors, notes = read_tensors(path)
@@ -182,7 +183,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], 
         CheckpointError: There is no such file, or it holds no weights that can be read.
         ImportError: The package safetensors is needed and not installed.
     """
-    path = Path(path)
+    path = home(path)
     if path.suffix == ".safetensors":
         return "safetensors file", _read_safetensors(path), []
     content = read_checkpoint(path)
@@ -203,7 +204,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: There is no such file, or it needs code to be loaded.
     """
-    path = _existing(Path(path))
+    path = _existing(home(path))
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. Give a file, or a Core ML package that ends in .mlpackage.")
     try:

@@ -379,7 +379,8 @@ def unfold(kind: str, parts: Mapping[str, Stored], shape: tuple[int, ...]) -> tu
     if kind == "constexpr_cast":
         return (get["source_val"].astype(np.float32 if str(get["output_dtype"].item()) == "fp32" else np.float16),)
     raise ExportError(
-        f"The package holds a weight encoded by {kind}, which cannot be read back. Write verify=False, or report it."
+        f"The package holds a weight encoded by {kind}, which cannot be read back. Leave out the option of the "
+        "converter that asks for it, or report it."
     )
 
 

@@ -169,10 +169,10 @@ def split(x: Tensor, axis: Any, num_splits: Any = None, split_sizes: Any = None)
 
 
 def concat(values: Sequence[Tensor], axis: Any, interleave: Any = False) -> Tensor:
-    """Tensors one after another."""
+    """Tensors one after another; single numbers make a row."""
     if bool(interleave):
         raise CannotRun("interleaved concat")
-    return torch.cat(list(values), int(axis))
+    return torch.cat([value if value.ndim else value.reshape(1) for value in values], int(axis))
 
 
 def fill(shape: Any, value: Any = 0.0) -> Tensor:

@@ -251,7 +251,11 @@ def resize_nearest_neighbor(x: Tensor, target_size_height: Any, target_size_widt
 
 
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: Any = 1, scale_factor_width: Any = 1) -> Tensor:
-    """Nearest neighbour resizing by factors."""
+    """Nearest neighbour resizing by factors that give whole sizes; which neighbour others mean is not documented."""
+    for size, factor in zip(x.shape[-2:], (scale_factor_height, scale_factor_width), strict=True):
+        exact = size * number(factor, 1.0)
+        if abs(exact - round(exact)) > 1e-2:
+            raise CannotRun(f"a factor that makes {exact:.2f} of {size}")
     return nearest(x, scaled(x.shape[-2], scale_factor_height), scaled(x.shape[-1], scale_factor_width))
 
 

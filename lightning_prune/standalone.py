@@ -5,6 +5,7 @@ wrapped by ``torch.compile``, call ``self.log`` in ``forward``, keep a graph in 
 copy made here is free of all that and shares no memory with the model it was made from, which is not changed.
 """
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -19,7 +20,7 @@ from lightning_prune.class_names import is_a
 from lightning_prune.errors import ExportError
 from lightning_prune.plan import uncompiled_name
 
-__all__ = ["Standalone", "call_arguments", "plain_copy", "plain_name", "submodule_inputs"]
+__all__ = ["Standalone", "call_arguments", "kept_buffers", "plain_copy", "plain_name", "submodule_inputs"]
 
 
 def plain_name(name: str) -> str:
@@ -68,8 +69,12 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     plain = unwrap(plain).eval()  # before parametrizations are computed: some move in training mode
     renamed: dict[str, str] = {}
     for name, module in plain.named_modules():
+        # What compile() left is bound to the module that was copied: a call would run that one, as it stands.
+        module.__dict__.pop("_compiled_call_impl", None)
         quieten(module)
         renamed |= undo_reparametrizations(name, module)
+    for module in model.modules():
+        keep_progress(module, memo.get(id(module)))
     return plain, renamed
 
 
@@ -143,6 +148,18 @@ def quieten(module: nn.Module) -> None:
             object.__setattr__(module, method, ignore)
 
 
+def keep_progress(module: nn.Module, plain: nn.Module | None) -> None:
+    """Let the copy of a LightningModule say how far training is; without a trainer it would compute with 0."""
+    if plain is None or not is_a(module, "LightningModule"):
+        return
+    kind, progress = type(plain), dict[str, int]()
+    for name in ("current_epoch", "global_step"):
+        with contextlib.suppress(Exception):  # what stands in for a trainer need not know
+            progress[name] = int(getattr(module, name))
+    if any(progress.values()):
+        plain.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **progress})
+
+
 def ignore(*args: Any, **kwargs: Any) -> None:
     """Do nothing."""
 
@@ -176,7 +193,7 @@ def submodule_inputs(model: nn.Module, name: str, example_inputs: Any) -> Any:
     row = (to_cpu(tensor) for _, tensor in leaves)
     args, kwargs = call_arguments(fill(structure, row))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_buffers(model):
             model(*args, **kwargs)
     finally:
         handle.remove()
@@ -188,6 +205,36 @@ def submodule_inputs(model: nn.Module, name: str, example_inputs: Any) -> Any:
     return seen[0]
 
 
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[list[str]]:
+    """Put buffers back to what they were, whatever calls of the model do to them.
+
+    Yields:
+        A list that is empty within, and afterwards holds the names of those that had changed.
+    """
+    before = [(name, module, dict(module._buffers)) for name, module in model.named_modules()]
+    values = [{own: None if held is None else held.clone() for own, held in row.items()} for _, _, row in before]
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        for (name, module, row), kept in zip(before, values, strict=True):
+            for own, held in row.items():
+                if not same(module._buffers.get(own), kept[own]):
+                    changed.append(f"{name}.{own}".lstrip("."))
+                    if held is not None:
+                        held.data = cast(Tensor, kept[own])
+            module._buffers.clear()
+            module._buffers.update(row)
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors hold the same values, NaN in the same places."""
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
 class Standalone(nn.Module):
     """Calls a model with a flat row of tensors and gives a flat tuple of tensors.
 
@@ -195,6 +242,9 @@ class Standalone(nn.Module):
         model: A copy made by :func:`plain_copy`.
         example_inputs: A tensor, a sequence of positional arguments or a dict of keyword arguments; each may hold
             nested lists, tuples and dicts of tensors. What is not a tensor is passed on as it is.
+
+    Attributes:
+        changed_buffers: Names of the model's buffers that a call changes although it is in eval mode.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
@@ -214,9 +264,10 @@ class Standalone(nn.Module):
         self.input_names = unique(name for name, _ in leaves)
         self.inputs = tuple(to_cpu(tensor) for _, tensor in leaves)
         self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), kept_buffers(model) as changed:
             outputs: list[tuple[str, Tensor]] = []
             place(self.call(*self.inputs), "", outputs)
+        self.changed_buffers = tuple(changed)
         if not outputs:
             raise ExportError("The model's forward must return at least one tensor, but gave none.")
         self.output_names = unique((name or "output" for name, _ in outputs), taken=self.input_names)

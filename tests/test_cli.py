@@ -13,6 +13,7 @@ from torch import nn
 
 import lightning_prune
 from lightning_prune import MagnitudePruner, MagnitudePrunerConfig, MagnitudePruningCallback, plan_pruning
+from lightning_prune.checkpoint import convert_checkpoint
 from lightning_prune.cli import build_parser, main
 from lightning_prune.inspection import inspect_file
 
@@ -368,6 +369,15 @@ def test_convert_gives_plain_names(folder, capsys):
     assert code == 1
     assert "exists" in error
     assert run(capsys, "convert", "theirs.pt", "plain.pt", "--overwrite")[0] == 0
+
+
+def test_a_path_may_begin_with_the_home_folder(folder, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    torch.save(nn.Linear(8, 4).state_dict(), "theirs.pt")
+    assert run(capsys, "convert", "~/theirs.pt", "~/plain.pt")[0] == 0
+    convert_checkpoint("~/theirs.pt", "~/plain.pt", overwrite=True)
+    assert (folder / "plain.pt").is_file()
+    assert not (folder / "~").exists()
 
 
 # plot

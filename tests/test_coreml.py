@@ -21,6 +21,7 @@ import lightning_prune.coreml as coreml_module
 from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.mil import read_package, walk
+from lightning_prune.standalone import Standalone
 
 pytest.importorskip("coremltools")
 
@@ -118,6 +119,47 @@ def test_an_existing_package_is_kept_with_overwrite_false(target):
     save(Small(), target)
     with pytest.raises(ConfigError, match=r"exists\. Remove it or write overwrite=True"):
         CoreMLExport(target, X, overwrite=False).check()
+
+
+def test_what_came_to_lie_at_the_path_during_the_export_is_not_replaced(tmp_path, target, monkeypatch):
+    def best(self, standalone, pruned, place, *, guessed):
+        place.mkdir()
+        target.write_text("years of work")
+
+    monkeypatch.setattr(CoreMLExport, "best", best)
+    with pytest.raises(ExportError, match="must be free or hold a Core ML package"):
+        CoreMLExport(target, X).save(Small())
+    assert target.read_text() == "years of work"
+    target.unlink()
+
+    def other(self, standalone, pruned, place, *, guessed):
+        place.mkdir()
+        target.mkdir()
+        (target / "Data").mkdir()
+        (target / "Manifest.json").write_text("{}")
+
+    monkeypatch.setattr(CoreMLExport, "best", other)
+    with pytest.raises(ExportError, match=r"exists\. Remove it or write overwrite=True"):
+        CoreMLExport(target, X, overwrite=False).save(Small())
+    assert (target / "Manifest.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_the_home_folder_and_folders_that_do_not_exist_are_taken_out_of_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    assert CoreMLExport("~/net.mlpackage", X).path == tmp_path / "me" / "net.mlpackage"
+    assert CoreMLExport("new/net.mlpackage", X).path == Path("new/net.mlpackage")
+    model = Small()
+    result = CoreMLExport("up/../net.mlpackage", X, frontend="trace").save(model, masks=prune(model))
+    assert result.path == tmp_path / "net.mlpackage"
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mlpackage"]
+
+
+def test_a_parent_that_is_a_link_to_nowhere_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="must lie in a folder that can be written to, but .*link cannot"):
+        CoreMLExport(tmp_path / "link" / "net.mlpackage", X).check()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -538,6 +580,38 @@ def test_fresh_inputs_differ_from_the_example_and_stay_in_the_range_of_integers(
         assert 3 <= int(tokens.min()) <= int(tokens.max()) <= 6
         assert on.dtype == torch.bool
     assert np.std(means) > 3
+
+
+class Tokens(nn.Module):
+    """Takes the sum of two inputs as tokens, and treats all but the token 0 in another way."""
+
+    def __init__(self, rows=50):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(rows, 16), nn.Linear(16, 4)
+
+    def forward(self, tokens, offset):
+        x = self.embed(tokens + offset)
+        return self.out(x.mean(1) * (2 if bool((tokens > 0).any()) else 1))
+
+
+def test_an_example_of_zeros_does_not_hide_what_the_network_does_to_other_tokens(target):
+    zeros = torch.zeros(1, 8, dtype=torch.long)
+    with pytest.raises(ExportError, match="The package computes something else than the model"):
+        save(Tokens(), target, (zeros, zeros[:, :1]), frontend="trace")
+    result = save(Tokens(rows=1), target, (zeros, zeros[:, :1]), frontend="trace")
+    assert result.not_checked == (
+        "other values of tokens than 0: none is known to be taken",
+        "other values of offset than 0: none is known to be taken",
+    )
+
+
+@pytest.mark.parametrize("rows", [2, 50, 30_000])
+def test_fresh_tokens_are_those_that_the_model_accepts(rows):
+    from lightning_prune.coreml_inputs import largest_values
+
+    zeros = torch.zeros(1, 8, dtype=torch.long)
+    assert largest_values(Standalone(Tokens(rows), (zeros, zeros))) == [rows - 1, None]
+    assert largest_values(Standalone(Tokens(rows), (zeros, zeros + 1))) == [{2: None, 50: 9, 30_000: 99}[rows], None]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -20,6 +20,7 @@ from lightning_prune.coreml_match import compare
 from lightning_prune.coreml_proof import Findings, difference, prove_on_device
 from lightning_prune.errors import ExportError
 from lightning_prune.mil import Constant, read_package
+from lightning_prune.mil_run import run
 from lightning_prune.standalone import Standalone
 
 pytest.importorskip("coremltools")
@@ -91,6 +92,35 @@ def test_a_wrong_value_that_belongs_to_no_pruned_weight_is_found_in_the_numbers(
     tampered(monkeypatch, change)
     with pytest.raises(ExportError, match="computes something else than the model: output 'output' differs"):
         CoreMLExport(target, X, frontend="trace").save(model, masks=prune(model))
+
+
+class Detector(Small):
+    """Boxes in pixels and scores of two heads in one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.box, self.one, self.two = (nn.Conv2d(16, 4, 1) for _ in range(3))
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        return torch.cat([self.box(x).sigmoid() * 640, self.one(x).sigmoid(), self.two(x).sigmoid() * 0.1], 1)
+
+
+@pytest.mark.parametrize("head", ["one", "two"])
+def test_small_numbers_beside_large_ones_in_an_output_are_judged_by_themselves(head, target, monkeypatch):
+    model = Detector()
+    masks = prune(model, 0.5)
+    assert CoreMLExport(target, X).save(model, masks=masks).max_error < 2e-3
+    values = model.get_parameter(f"{head}.weight").detach().numpy().astype(np.float16)
+    values = values[values != 0].tobytes()
+
+    def turn(content):
+        at = content.index(values)
+        content[at : at + len(values)] = (-np.frombuffer(values, np.float16)).tobytes()
+
+    tampered(monkeypatch, turn)
+    with pytest.raises(ExportError, match=r"output 'output' differs by .* of one slice's largest value"):
+        CoreMLExport(target, X, frontend="trace").save(model, masks=masks)
 
 
 def test_the_converters_plain_pipeline_is_found_to_store_dense(target, coremltools):
@@ -201,6 +231,32 @@ def test_a_model_that_is_random_in_eval_mode_is_reported_as_not_checked(target):
     result = save(Noisy(), target)
     assert "the numbers of noisy: the model is random in eval mode" in result.not_checked
     assert any("gives the model's y;" in check for check in result.checks)
+
+
+@pytest.mark.parametrize("how", ["in place", "anew"])
+def test_a_buffer_that_forward_changes_is_exported_as_it_is_now(how, target):
+    class Counts(Small):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.tensor([2.0]))
+
+        def forward(self, x):
+            if how == "in place":
+                self.calls += 1
+            else:
+                self.calls = self.calls + 1
+            return super().forward(x) * self.calls
+
+    model = Counts()
+    masks = prune(model)
+    result = CoreMLExport(target, X, submodule="").save(model, masks=masks)
+    assert result.not_checked == ()
+    assert "forward changes calls in eval mode: the package has no state" in " ".join(result.notes)
+    package, fresh = read_package(target), torch.rand(X.shape)
+    found = run(package, {package.main.inputs[0][0]: fresh}).outputs["output"]
+    with torch.no_grad():
+        torch.testing.assert_close(found, model.eval()(fresh), rtol=5e-3, atol=5e-3)
+    assert float(model.calls) == 3
 
 
 def test_integers_may_differ_only_where_rounding_changes_them():
@@ -332,6 +388,81 @@ def test_the_factors_of_a_grouped_transposed_convolution_are_per_group_and_colum
     stored = (weight * keep * factor).astype(np.float16)
     assert compare(stored, weight * keep, keep, "float16", groups=2) is not None
     assert compare(stored, weight * keep, keep, "float16") is None
+
+
+@pytest.mark.parametrize(
+    ("factors", "scales", "recognised"),
+    [
+        ([-2, -2, -2], [], True),  # one number in forward
+        ([-1, 2, 3], [[-0.1, 1, 1]], True),
+        ([-1, 2, 3], [[0.1, 1, 1], [1, -1, 1]], False),
+        ([-1, -2, 3], [[-1, 1, 1], [1, -1, 1]], True),
+        ([-1, 2, 3], [[-1]], True),
+        ([-1, 2, 3], [[-1, 1]], False),
+        ([0, 0, 0], [], False),
+        ([0, 2, 3], [[1, 1, 1]], False),
+        ([0, 2, 3], [[1e-9, 1, 1]], True),
+        ([0, 0, 0], [[0]], True),
+        ([np.inf, 2, 3], [[1, 1, 1]], False),
+        ([np.nan, 2, 3], [[1, 1, 1]], False),
+    ],
+)
+def test_channels_turn_or_vanish_only_where_the_model_has_a_scale_that_does_it(factors, scales, recognised):
+    weight = np.random.default_rng(0).uniform(0.5, 1, (3, 4)).astype(np.float32)
+    stored = (weight * np.array(factors, np.float32)[:, None]).astype(np.float16)
+    found = compare(stored, weight, weight != 0, "float16", scales=[np.array(scale) for scale in scales])
+    assert (found is not None) is recognised
+
+
+def test_channels_that_are_too_small_for_float16_vanish_without_a_scale():
+    weight = np.array([[1e-6, 1e-6], [0.5, 0.3]], np.float32)
+    assert compare((weight * 0.01).astype(np.float16), weight, weight != 0, "float16") is not None
+
+
+def test_a_batch_norm_that_the_converter_folds_wrongly_is_left_unfolded(target):
+    class Grouped(Small):
+        def __init__(self):
+            super().__init__()
+            self.up, self.up_norm = nn.ConvTranspose2d(16, 16, 2, groups=4), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            x = self.up_norm(self.up(F.relu(self.conv(x))))
+            return self.fc(F.relu(x).mean((2, 3)))
+
+    result = save(Grouped(), target, frontend="trace")
+    assert result.notes == ("batch norms are not folded into weights: with them folded, verification failed",)
+    assert not any(layer.scaled for layer in result.layers)
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace", "export_full"])
+def test_a_batch_norm_that_turns_and_erases_channels_is_folded(frontend, target):
+    class Turned(Small):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.linspace(-1, 1, 16).reshape(16, 1, 1))
+            self.second = nn.Conv2d(16, 16, 1)
+            self.third = nn.Conv2d(16, 16, 1)
+            self.signs = torch.tensor([-1.0, 1.0] * 8).reshape(16, 1, 1)  # not a buffer
+            self.fourth = nn.Conv2d(16, 16, 1)
+
+        def forward(self, x):
+            x = F.relu(self.second(F.relu(self.norm(self.conv(x)))) * self.scale)
+            x = F.relu(self.fourth(x) * self.signs)
+            return self.fc((-self.third(x)).mean((2, 3)))
+
+    model = Turned()
+    masks = prune(model)
+    with torch.no_grad():
+        model.norm.weight.copy_(torch.linspace(-1.5, 1.5, 16))
+        model.norm.weight[3:5] = torch.tensor([0.0, 1e-9])
+    result = CoreMLExport(target, X, frontend=frontend).save(model, masks=masks)
+    assert {layer.name: layer.scaled for layer in result.layers} == {
+        "conv.weight": True,
+        "second.weight": True,
+        "third.weight": True,
+        "fourth.weight": True,
+        "fc.weight": False,
+    }
 
 
 def test_a_weight_of_another_shape_or_with_other_zeros_is_not_recognised():

@@ -270,6 +270,14 @@ def test_small_kernels_by_hand():
     torch.testing.assert_close(KERNELS["batch_norm"](X, norm.running_mean, norm.running_var), norm(X))
     with pytest.raises(CannotRun, match="interleaved"):
         mil_shapes.concat([x, x], 0, torch.tensor(True))
+    assert mil_shapes.concat([torch.tensor(2), torch.tensor(3)], 0).tolist() == [2, 3]
+
+
+def test_nearest_neighbours_are_found_by_factors_that_give_whole_sizes():
+    x = torch.arange(4.0).reshape(1, 1, 1, 4)
+    assert mil_windows.upsample_nearest_neighbor(x, 1, 1.5).flatten().tolist() == [0, 0, 1, 2, 2, 3]
+    with pytest.raises(CannotRun, match=r"a factor that makes 6\.80 of 4"):
+        mil_windows.upsample_nearest_neighbor(x, 1, 1.7)
 
 
 def test_lists_grow_and_are_never_changed_in_place():

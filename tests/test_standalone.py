@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import types
 from collections import OrderedDict, namedtuple
 
 import lightning.pytorch as new_lightning
@@ -61,6 +62,25 @@ def test_compile_wrappers_are_taken_off_at_every_level():
     assert plain_name("_orig_mod.0._orig_mod.conv.weight") == "0.conv.weight"
 
 
+def test_a_module_compiled_in_place_is_copied_and_not_called():
+    class Compiled(new_lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Small()
+
+        def forward(self, x):
+            return self.net(x)
+
+    model = Compiled().train()
+    model.compile(backend="eager")
+    before = copy.deepcopy(model.state_dict())
+    plain, _ = plain_copy(model)
+    with torch.no_grad():
+        found = plain(X)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(found, model.net.eval()(X))
+
+
 def test_a_tensor_kept_with_its_graph_is_no_obstacle():
     model = Small()
     model.last_loss = model(X).sum()
@@ -86,6 +106,20 @@ def test_logging_in_the_forward_of_a_lightning_module_is_no_obstacle(lightning):
 
     plain, _ = plain_copy(Logs())
     assert plain(X).shape == (1, 4)
+
+
+def test_the_copy_of_a_lightning_module_knows_how_far_training_is():
+    class Warm(new_lightning.LightningModule):
+        def forward(self, x):
+            return x * self.current_epoch + self.global_step
+
+    model = Warm()
+    assert plain_copy(model)[0](torch.ones(1)) == 0
+    model._trainer = types.SimpleNamespace(current_epoch=3, global_step=70)
+    plain, _ = plain_copy(model)
+    assert plain(torch.ones(1)) == 73
+    assert type(plain).__name__ == "Warm"
+    assert type(model) is Warm
 
 
 @pytest.mark.parametrize("style", ["weight_norm", "old weight_norm", "spectral_norm", "old spectral_norm"])
