@@ -182,6 +182,8 @@ class MagnitudePruningCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach masks to the module, and tell them the optimizers."""
         reshard_model(pl_module)
+        if self._foreign is not None:
+            self._foreign.follow(pl_module, trainer.optimizers)
         self.pruner = MagnitudePruner(
             pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True
         )

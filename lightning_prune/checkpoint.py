@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_prune.errors import CheckpointError
 from lightning_prune.masks import mask_shape
@@ -216,26 +217,71 @@ class ForeignWeights:
 
     def __init__(self, module: nn.Module) -> None:
         self.dense: dict[str, Tensor] = {}
-        self._handle = module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            _PlainNames(self.dense)
-        )
+        self._order: list[str] = []
+        self._handles = [
+            module.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+                _PlainNames(self.dense, self._order)
+            )
+        ]
+
+    def follow(self, module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+        """Let the optimizers of the module load states from the same checkpoint.
+
+        ``torch.nn.utils.prune`` puts a weight that it prunes behind the bias of its module, and an optimizer that was
+        made after it counts them in that order.
+        """
+        if not self._order:
+            return
+        places = {name: place for place, name in enumerate(self._order)}
+        order = {id(parameter): places.get(name, 0) for name, parameter in module.named_parameters()}
+        self._handles += [one.register_load_state_dict_pre_hook(_SavedOrder(order)) for one in optimizers]
 
     def remove(self) -> None:
-        """Let the module load state dicts as before."""
-        self._handle.remove()
+        """Let the module and its optimizers load states as before."""
+        for handle in self._handles:
+            handle.remove()
 
 
 class _PlainNames:
     """Hook of a module; an object, so that a module that carries it can be copied and pickled."""
 
-    def __init__(self, dense: dict[str, Tensor]) -> None:
-        self._dense = dense
+    def __init__(self, dense: dict[str, Tensor], order: list[str]) -> None:
+        self._dense, self._order = dense, order
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         plain = plain_state_dict(state_dict, self._dense, keep=set(module.state_dict()))
+        self._order[:] = plain
         if plain.keys() != state_dict.keys():
             state_dict.clear()
             state_dict.update(plain)
+
+
+class _SavedOrder:
+    """Hook of an optimizer: gives each parameter its own state, where the saved ones stand in another order."""
+
+    def __init__(self, order: Mapping[int, int]) -> None:
+        self._order = order
+
+    def __call__(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        states, groups, misfits = state_dict["state"], [], [0, 0]
+        for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
+            parameters, indices = group["params"], saved["params"]
+            if len(parameters) != len(indices):
+                return None  # the optimizer says so itself
+            by_place = sorted(parameters, key=lambda one: self._order.get(id(one), 0))
+            moved = {id(one): index for one, index in zip(by_place, indices, strict=True)}
+            reordered = [moved[id(one)] for one in parameters]
+            groups.append({**saved, "params": reordered})
+            for which, row in enumerate((indices, reordered)):
+                misfits[which] += sum(
+                    not _fits(states.get(index, {}), one) for index, one in zip(row, parameters, strict=True)
+                )
+        return {**state_dict, "param_groups": groups} if misfits[1] < misfits[0] else None
+
+
+def _fits(state: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Whether an optimizer's state may be that of a parameter, by its shapes."""
+    return all(value.shape == parameter.shape for value in state.values() if isinstance(value, Tensor) and value.ndim)
 
 
 def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, Any]:

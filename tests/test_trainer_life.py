@@ -279,6 +279,41 @@ def test_checkpoints_from_elsewhere_open_and_continue(tmp_path, coremltools, kin
         convert_checkpoint(tmp_path / "foreign.ckpt", tmp_path / "converted.ckpt")
 
 
+@pytest.mark.parametrize("is_converted", [False, True])
+@pytest.mark.parametrize("masking", ["resident", "hook"])
+def test_an_optimizer_that_counted_pruned_weights_behind_their_biases_goes_on(tmp_path, masking, is_converted):
+    def adamw(parameters):
+        return torch.optim.AdamW(parameters, lr=1e-2)
+
+    model = ToyModule(adamw)
+    torch_prune.l1_unstructured(model.fc1, "weight", 0.5)
+    torch_prune.l1_unstructured(model.conv, "weight", 0.5)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(model, make_loader())
+    trainer.save_checkpoint(tmp_path / "foreign.ckpt")
+    saved = {
+        name.removesuffix("_orig"): trainer.optimizers[0].state[one]["exp_avg"].clone()
+        for name, one in model.named_parameters()
+    }
+    seen = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            state = trainer.optimizers[0].state
+            seen.append({n.removesuffix("_orig"): state[p]["exp_avg"].clone() for n, p in pl_module.named_parameters()})
+
+    path = tmp_path / "foreign.ckpt"
+    if is_converted:
+        path = tmp_path / "converted.ckpt"
+        convert_checkpoint(tmp_path / "foreign.ckpt", path)
+    callback = MagnitudePruningCallback(rules(steps=(10, 12)), masking=masking, show_plan=False)
+    trainer = make_trainer(tmp_path, max_epochs=2, callbacks=[callback, Look()])
+    trainer.fit(ToyModule(adamw), make_loader(), ckpt_path=path)
+    assert seen[0].keys() == saved.keys()
+    for name, value in saved.items():
+        assert torch.equal(seen[0][name], value), name
+
+
 @pytest.mark.filterwarnings("ignore:.*ModelPruning.*")
 @pytest.mark.parametrize("permanent", [True, False])
 def test_checkpoints_of_lightnings_own_pruning_open_and_continue(tmp_path, permanent):
