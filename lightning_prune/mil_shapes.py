@@ -169,10 +169,12 @@ def split(x: Tensor, axis: Any, num_splits: Any = None, split_sizes: Any = None)
 
 
 def concat(values: Sequence[Tensor], axis: Any, interleave: Any = False) -> Tensor:
-    """Tensors one after another; single numbers make a row."""
+    """Tensors one after another, or one slice of each in turn; single numbers make a row."""
+    rows = [value if value.ndim else value.reshape(1) for value in values]
     if bool(interleave):
-        raise CannotRun("interleaved concat")
-    return torch.cat([value if value.ndim else value.reshape(1) for value in values], int(axis))
+        along = int(axis) % rows[0].ndim
+        return torch.stack(rows, along + 1).flatten(along, along + 1)
+    return torch.cat(rows, int(axis))
 
 
 def fill(shape: Any, value: Any = 0.0) -> Tensor:

@@ -268,8 +268,9 @@ def test_small_kernels_by_hand():
     torch.testing.assert_close(KERNELS["softplus_parametric"](X, scale, 2 * scale), 0.5 * F.softplus(X))
     norm = nn.BatchNorm2d(4).eval()
     torch.testing.assert_close(KERNELS["batch_norm"](X, norm.running_mean, norm.running_var), norm(X))
-    with pytest.raises(CannotRun, match="interleaved"):
-        mil_shapes.concat([x, x], 0, torch.tensor(True))
+    pair = [torch.tensor([[1, 2], [3, 4]]), torch.tensor([[5, 6], [7, 8]])]
+    assert mil_shapes.concat(pair, 0, torch.tensor(True)).tolist() == [[1, 2], [5, 6], [3, 4], [7, 8]]
+    assert mil_shapes.concat(pair, torch.tensor(-1), torch.tensor(True)).tolist() == [[1, 5, 2, 6], [3, 7, 4, 8]]
     assert mil_shapes.concat([torch.tensor(2), torch.tensor(3)], 0).tolist() == [2, 3]
 
 
