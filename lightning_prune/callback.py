@@ -24,7 +24,8 @@ from lightning_prune.fit_checks import (
     warn_if_untrained,
     warn_if_unused,
 )
-from lightning_prune.masking import Masking, hooked_names
+from lightning_prune.hook_mask import hooked_names
+from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, check_choices

@@ -19,20 +19,17 @@ from lightning_prune.allocation import rank_together
 from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
 from lightning_prune.errors import ConfigError, LifecycleError, PruningError
+from lightning_prune.held_mask import HeldMask
+from lightning_prune.hook_mask import remove_hooks
 from lightning_prune.magnitudes import holds_nan
-from lightning_prune.masking import (
-    HeldMask,
-    Masking,
-    OptimizerLink,
-    ResidentMask,
-    apply_mask,
-    attach_mask,
-    remove_hooks,
-)
+from lightning_prune.mask_products import apply_mask
+from lightning_prune.masking import Masking, attach_mask
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
+from lightning_prune.optimizer_link import OptimizerLink
 from lightning_prune.plan import SUPPORTED_MODULES, PrunedParameter, PruningPlan, plan_pruning, uncompiled_name
 from lightning_prune.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
+from lightning_prune.resident_mask import ResidentMask
 from lightning_prune.rounds import Rounds
 from lightning_prune.schedules import PruningScheduler, TrainingRun
 from lightning_prune.shard_masks import (

@@ -1,0 +1,246 @@
+"""Masks held by hooks: the module keeps ``weight_orig``, which is trained, and a forward pre-hook makes ``weight``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from typing_extensions import override
+
+from lightning_prune.errors import ConfigError, LifecycleError
+from lightning_prune.held_mask import HeldMask
+from lightning_prune.mask_products import apply_mask, ones, put_pruned, select_pruned
+from lightning_prune.masks import mask_shape
+from lightning_prune.plan import Owner, PrunedParameter
+from lightning_prune.sharding import is_sharded
+
+__all__ = ["HookMask", "hooked_names", "remove_hooks"]
+
+
+class HookMask(HeldMask):
+    """``weight_orig`` is trained, a forward pre-hook sets ``weight = weight_orig * mask``."""
+
+    def __init__(self, one: PrunedParameter) -> None:
+        for owner in one.owners:
+            _check_hookable(owner, one)
+        self.parameter = one.parameter
+        self._owners = one.owners
+        self._name = one.name
+        shape = mask_shape(one.shape, granularity=one.config.granularity)
+        mask = ones(self.parameter, shape)
+        self._hooks = [_MaskedForward(owner.attribute) for owner in one.owners]
+        self._last_mask = mask
+        for owner, hook in zip(self._owners, self._hooks, strict=True):
+            hook.attach(owner.module, mask)
+
+    @property
+    def mask(self) -> Tensor:  # type: ignore[override]
+        """The buffer of the (first) module; the last there was, once something has taken it off the module."""
+        buffer = _mask_buffer(self._owners[0])
+        if buffer is not None:
+            self._last_mask = buffer
+        return self._last_mask
+
+    @override
+    def dense(self) -> Tensor:
+        if any(_mask_buffer(owner) is None for owner in self._owners):
+            raise LifecycleError(
+                f"{self._name} has lost its mask: something else, such as torch.nn.utils.prune.remove, has "
+                "finalized it. It cannot be pruned any further."
+            )
+        return self.parameter.detach()
+
+    @override
+    def settle(self) -> None:
+        mask = self.mask
+        for owner, hook in zip(self._owners, self._hooks, strict=True):
+            buffer = _mask_buffer(owner)
+            if buffer is None:  # something else has finalized it
+                continue
+            if buffer is not mask:  # a move to another device makes one buffer two
+                buffer.copy_(mask)
+            hook.show(owner.module)
+
+    @override
+    def project(self) -> None:
+        """Nothing to do: every forward makes the weight anew."""
+
+    @override
+    def project_if_written(self) -> None:
+        """Nothing to do, likewise."""
+
+    @override
+    def release(self) -> None:
+        """Nothing to do: the dense weights are the parameter itself."""
+
+    @override
+    def detach(self) -> None:
+        apply_mask(self.parameter, self.mask)
+        for owner, hook in zip(self._owners, self._hooks, strict=True):
+            hook.detach(owner.module)
+
+    @override
+    def pruned_values(self) -> Tensor | None:
+        return select_pruned(self.parameter.detach(), self.mask)
+
+    @override
+    def restore(self, values: Tensor | None) -> None:
+        with torch.no_grad():
+            put_pruned(self.parameter, self.mask, values)
+        self.settle()
+
+
+def _mask_buffer(owner: Owner) -> Tensor | None:
+    """The mask that a module holds; None once something has taken it off."""
+    return owner.module._buffers.get(f"{owner.attribute}_mask")
+
+
+def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
+    """Refuse what would read the weight without running the module's forward, or run it on an unmasked one."""
+    module, name = owner.module, owner.attribute
+    if is_sharded(one.parameter):
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}, which is sharded over processes (DTensor). '
+            'Write masking="resident".'
+        )
+    advice = 'Write masking="resident", or leave the module out with None.'
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: nn.MultiheadAttention reads it without a forward. '
+            + advice
+        )
+    is_computed_from = name.endswith("_v") and f"{name[:-2]}_g" in module._parameters  # weight_norm
+    is_computed_from |= any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    if is_computed_from or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a '
+            f"way that a hook cannot follow. {advice}"
+        )
+    for taken in (f"{name}_orig", f"{name}_mask"):
+        if hasattr(module, taken):
+            raise ConfigError(
+                f'{one.rule}: masking="hook" needs the name {taken}, which the module uses itself. {advice}'
+            )
+
+
+def _renamed(parameters: dict[str, nn.Parameter | None], old: str, new: str) -> dict[str, nn.Parameter | None]:
+    """The same parameters in the same order, one under another name."""
+    return {new if name == old else name: parameter for name, parameter in parameters.items()}
+
+
+class _MaskedForward(prune.BasePruningMethod):
+    """The hook pair of one module: mask the weight before a forward, cut its graph off afterwards.
+
+    It knows no pruner and no mask, only the name of the parameter, so a module that carries it can be copied and saved.
+    """
+
+    PRUNING_TYPE = "unstructured"
+
+    def __init__(self, name: str) -> None:
+        self._tensor_name = name
+        self._converted: tuple[Tensor, int, Tensor] | None = None  # a mask, its version, and the mask as a factor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_tensor_name": self._tensor_name, "_converted": None}
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        """Make the pruned weight for one forward."""
+        setattr(module, self._tensor_name, self.apply_mask(module))
+
+    @override
+    def apply_mask(self, module: nn.Module) -> Tensor:
+        orig: Tensor = getattr(module, f"{self._tensor_name}_orig")
+        mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not is_traced and self._converted is not None:
+            known, version, factor = self._converted
+            is_same = known is mask and version == mask._version
+            if is_same and factor.dtype == orig.dtype and factor.device == orig.device:
+                return orig * factor
+        return orig * mask.to(orig.dtype)
+
+    @override
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        return default_mask
+
+    def show(self, module: nn.Module) -> None:
+        """Set the pruned weight for readers; outside a forward it carries no graph, so the module can be copied."""
+        name = self._tensor_name
+        orig, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
+        # In the dtype of the weight it is kept from here to the next change of the mask: backward needs it anyway. No
+        # forward writes it: under a tracer or in inference mode it would make a tensor that no other may use.
+        with torch.inference_mode(False), torch.no_grad():
+            factor = mask.to(orig.dtype)
+            setattr(module, name, orig * factor)
+        self._converted = None if mask.is_inference() else (mask, mask._version, factor)
+
+    def attach(self, module: nn.Module, mask: Tensor) -> None:
+        """Put the hooks and the mask on a module."""
+        name = self._tensor_name
+        module._parameters = _renamed(module._parameters, name, f"{name}_orig")
+        module.register_buffer(f"{name}_mask", mask)
+        self.show(module)
+        module.register_forward_pre_hook(self)
+        module.register_forward_hook(_CutGraph(name))
+        module.pruning_method = self  # type: ignore[assignment]  # where scripts for Core ML Tools look for it
+
+    def detach(self, module: nn.Module) -> None:
+        """Take them off again, and give the parameter its name back; as far as nothing else has done so."""
+        name = self._tensor_name
+        _drop_hooks(module._forward_pre_hooks, name)
+        _drop_hooks(module._forward_hooks, name)
+        module.__dict__.pop(name, None)
+        module._parameters = _renamed(module._parameters, f"{name}_orig", name)
+        module._buffers.pop(f"{name}_mask", None)
+        module.__dict__.pop("pruning_method", None)
+
+    @override
+    def remove(self, module: nn.Module) -> None:
+        """Finalize one module for ``torch.nn.utils.prune.remove``, which then drops this hook itself."""
+        name = self._tensor_name
+        apply_mask(getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask"))
+        hooks = module._forward_pre_hooks
+        module._forward_pre_hooks = type(hooks)()
+        self.detach(module)
+        module._forward_pre_hooks = hooks
+
+
+def _drop_hooks(hooks: dict[int, Any], name: str) -> None:
+    """Delete the hooks that serve one parameter, whose name the hooks of this file hold."""
+    for key in [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]:
+        del hooks[key]
+
+
+class _CutGraph:
+    """Forward hook that leaves ``weight`` as a plain tensor: one with a graph cannot be deep-copied."""
+
+    def __init__(self, name: str) -> None:
+        self._tensor_name = name
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        setattr(module, self._tensor_name, getattr(module, self._tensor_name).detach())
+
+
+def hooked_names(model: nn.Module) -> set[str]:
+    """Names in the state dict of all parameters that a hook of :class:`HookMask` holds apart from their masks."""
+    return {
+        ".".join(filter(None, (name, f"{hook._tensor_name}_orig")))
+        for name, module in model.named_modules(remove_duplicate=False)
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, _MaskedForward)
+    }
+
+
+def remove_hooks(model: nn.Module) -> None:
+    """Finalize every module that carries a hook of :class:`HookMask`, also in a copy of a prepared model."""
+    for module in model.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, _MaskedForward):
+                name = hook._tensor_name
+                parameter, mask = module._parameters.get(f"{name}_orig"), module._buffers.get(f"{name}_mask")
+                if parameter is not None and mask is not None:
+                    apply_mask(parameter, mask)
+                hook.detach(module)
