@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +17,7 @@ from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
 from lightning_prune.class_names import is_a
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
 from lightning_prune.fit_checks import (
     refuse_averages,
     refuse_second_pruner,
@@ -397,11 +398,13 @@ class MagnitudePruningCallback(Callback):
             self._gate.close()
         self._gate, self._is_training = None, False
         if self.pruner is not None and self.pruner.is_prepared:
-            if self._restored is not None and not is_failed:  # nothing was left to train
-                self.pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
-                self._restored = None
+            if self._restored is not None:
+                with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
+                    self.pruner.load_state_dict(self._restored)
             self.pruner.settle()
-            if not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
+            if self._restored is not None:  # no training has begun: what was saved still holds
+                self._saved, self._restored = self._restored, None
+            elif not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
                 self._saved = self.pruner.state_dict()
             self.pruner.finalize(inplace=True)
 

@@ -12,6 +12,8 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -180,6 +182,13 @@ def _moment(text: str) -> int | float | str:
     return text
 
 
+def _length(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
@@ -199,7 +208,7 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument(
         "--steps", type=_count, metavar="N", help="length of the run in optimizer steps: shows the curve"
     )
-    parser.add_argument("--steps-per-epoch", type=_count, metavar="N", help="for schedules that count epochs")
+    parser.add_argument("--steps-per-epoch", type=_length, metavar="N", help="for schedules that count epochs")
     parser.add_argument("--plot", type=home, metavar="FILE", help="draw the curve; needs --steps")
     _add_format(parser)
 

@@ -201,10 +201,12 @@ class MagnitudePrunerConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a level whenever it is set."""
-        if name not in self.__dataclass_fields__:
-            raise ConfigError(f"{name} is not a level.{did_you_mean(name, self.__dataclass_fields__)}")
         check = {"global_config": _build_rule, "module_type_configs": _type_rules, "module_name_configs": _name_rules}
-        super().__setattr__(name, check[name](value, name))
+        if name in check:
+            value = check[name](value, name)
+        elif type(self) is MagnitudePrunerConfig:
+            raise ConfigError(f"{name} is not a level.{did_you_mean(name, check)}")
+        super().__setattr__(name, value)
 
     def set_global(self, global_config: _Rule | Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Set the rule for supported modules that no other rule matches; returns self."""
@@ -296,12 +298,13 @@ def load_config(source: object) -> MagnitudePrunerConfig:
         return MagnitudePrunerConfig()
     if isinstance(source, MagnitudePrunerConfig):
         copied = copy.copy(source)
-        copied.global_config = _copy_rule(source.global_config)
-        copied.module_type_configs = {key: _copy_rule(rule) for key, rule in source.module_type_configs.items()}
-        copied.module_name_configs = {key: _copy_rule(rule) for key, rule in source.module_name_configs.items()}
+        # rules are checked already, but for those that were put into a dict past the checks
+        copied.global_config = copy.copy(source.global_config)
+        copied.module_type_configs = {key: copy.copy(rule) for key, rule in source.module_type_configs.items()}
+        copied.module_name_configs = {key: copy.copy(rule) for key, rule in source.module_name_configs.items()}
         return copied
     if isinstance(source, ModuleMagnitudePrunerConfig):
-        return MagnitudePrunerConfig(global_config=replace(source))
+        return MagnitudePrunerConfig(global_config=copy.copy(source))
     if isinstance(source, Mapping) and "class_path" in source and set(source) <= {"class_path", "init_args"}:
         return load_config(_build_class(source["class_path"], source.get("init_args") or {}))  # as LightningCLI writes
     if isinstance(source, Mapping):
@@ -315,10 +318,6 @@ def load_config(source: object) -> MagnitudePrunerConfig:
     raise ConfigError(
         f"config must be a MagnitudePrunerConfig, a dict or the path of a YAML file, got {type(source).__name__}."
     )
-
-
-def _copy_rule(rule: _Rule) -> _Rule:
-    return None if rule is None else replace(rule)
 
 
 def _build_class(class_path: Any, init_args: Mapping[str, Any]) -> object:

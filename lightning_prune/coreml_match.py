@@ -46,7 +46,12 @@ class Match:
 
 
 def compare(
-    stored: Array, weight: Array, keep: Array, precision: str, groups: int | None = None, scales: Sequence[Array] = ()
+    stored: Array,
+    weight: Array,
+    keep: Array,
+    precision: str,
+    groups: int | None = None,
+    scales: Sequence[Array] | None = (),
 ) -> tuple[bool, int, float] | None:
     """Compare a stored array with a weight of the same shape.
 
@@ -58,7 +63,7 @@ def compare(
         groups: Of a transposed convolution, whose output channels lie in dimension 1; None for everything else, with
             its output channels in dimension 0.
         scales: The model's own vectors and numbers that can have been folded in; only they explain that some channels
-            vanish or change their sign.
+            vanish or change their sign. None takes any factors.
 
     Returns:
         Whether it is scaled by a factor per output channel, the kept weights that are too small for the precision, and
@@ -78,7 +83,9 @@ def compare(
     at = np.abs(given).argmax(1)[:, None]
     largest = np.take_along_axis(given, at, 1)
     factor = np.divide(np.take_along_axis(rows, at, 1), largest, out=np.zeros_like(largest), where=largest != 0)
-    if not explained(factor[:, 0], largest[:, 0], precision, scales):
+    if not np.isfinite(factor).all():
+        return None
+    if scales is not None and not explained(factor[:, 0], largest[:, 0], precision, scales):
         return None
     scaled = factor * given
     error = np.abs(rows - scaled)
@@ -103,8 +110,6 @@ def explained(factor: Array, largest: Array, precision: str, scales: Sequence[Ar
     """
     alive = largest != 0
     factor, largest = factor[alive], np.abs(largest[alive])
-    if not np.isfinite(factor).all():
-        return False
     if (factor > 0).all() or (factor[0] < 0 and np.allclose(factor, factor[0], 4 * RELATIVE[precision], 0)):
         return True
     fitting = [scale[alive] if scale.size > 1 else scale for scale in scales if scale.size in (1, alive.size)]
@@ -143,7 +148,7 @@ def layouts(constant: Constant, shape: tuple[int, ...], uses: list[tuple[Operati
 PRECISIONS = {"fp16": "float16", "fp32": "float32"}
 
 
-def find(weight: Array, keep: Array, package: Package, scales: Sequence[Array] = ()) -> list[Match]:
+def find(weight: Array, keep: Array, package: Package, scales: Sequence[Array] | None = ()) -> list[Match]:
     """All places in a package that hold a weight; ``scales`` as for :func:`compare`."""
     found = []
     for constant in package.constants.values():

@@ -63,6 +63,7 @@ class Findings:
     not_checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     max_error: float | None = None
+    turned: list[str] = field(default_factory=list)
 
 
 def prove_weights(
@@ -92,6 +93,9 @@ def prove_weights(
     for name, keep in pruned.items():
         weight, mask = parameters[name].detach().numpy(), keep.numpy()
         matches = find(weight, mask, package, scales)
+        if not matches:
+            matches = find(weight, mask, package, None)
+            findings.turned += [name] if matches else []
         if not matches:
             problem = missing(name, weight, package, standalone)
             (findings.notes if problem.startswith("unused") else problems).append(problem)
@@ -280,6 +284,12 @@ def prove_numbers(
             if bottom == top:
                 findings.not_checked.append(f"other values of {spec.name} than {top}: none is known to be taken")
     unknown = [name for name in outputs_of(package) if name not in errors and name not in random]
+    if findings.turned:
+        known = findings.not_checked if skipped or unknown or random else findings.notes
+        known.append(
+            f"channels of {', '.join(findings.turned)} are stored with another sign or as zeros, by a factor that is "
+            "no parameter or buffer of the model: the outputs alone tell that it is right"
+        )
     if unknown and not skipped:
         findings.not_checked.append(
             f"the numbers of {', '.join(unknown)}: the model gives nothing finite on fresh inputs"
@@ -321,7 +331,8 @@ def prove_slices(name: str, trials: Sequence[Trial], standalone: Standalone, pre
             continue
         want = call(standalone, trial.inputs)[trial.at]
         # More tries than for a whole output: a slice of few values may have hardly moved in each of four.
-        reach = slice_peaks(rounding_reach(standalone, trial.inputs, trial.at, want, precision, tries=8)) / scale
+        reach = rounding_reach(standalone, trial.inputs, trial.at, want, precision, tries=8)
+        reach = slice_peaks(reach.clamp(max=torch.finfo(torch.float32).max)) / scale  # infinite where it overflows
         allowed = torch.maximum(allowed, SLICE_REACH * reach)
         worst = int((error / allowed).argmax())
         if error[worst] > allowed[worst]:

@@ -56,8 +56,8 @@ def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
     if frozen and not will_thaw:
         module = frozen[0].split(".")[0]
         rank_zero_warn(
-            f"Pruned, but frozen, so that no training makes up for it: {', '.join(frozen)}. Leave a teacher, a target "
-            f'network or a metric out with module_name_configs: {{"{module}.*": None}}.'
+            f"Pruned, but frozen, and as long as they are no training makes up for it: {', '.join(frozen)}. Leave a "
+            f'teacher, a target network or a metric out with module_name_configs: {{"{module}.*": None}}.'
         )
 
 

@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isclose, prod
+from math import prod
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,7 +20,7 @@ from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
 from lightning_prune.errors import ConfigError, LifecycleError, PruningError
 from lightning_prune.held_mask import HeldMask
-from lightning_prune.hook_mask import remove_hooks
+from lightning_prune.hook_mask import hooked_names, remove_hooks
 from lightning_prune.magnitudes import holds_nan
 from lightning_prune.mask_products import apply_mask
 from lightning_prune.masking import Masking, attach_mask
@@ -45,6 +45,7 @@ from lightning_prune.sparsity import count_zeros
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
 
 Scope = Literal["layer", "global"]
+_NEARLY = 0.99  # of its target, which a schedule that cannot tell its end may never meet
 
 
 @dataclass
@@ -185,9 +186,7 @@ class MagnitudePruner:
         return all(
             self._step_count >= scheduler.last_update_step
             if scheduler.last_update_step is not None
-            else all(
-                one.sparsity >= one.target_sparsity or isclose(one.sparsity, one.target_sparsity) for one in layers
-            )
+            else all(one.sparsity >= _NEARLY * one.target_sparsity for one in layers)
             for scheduler, layers in self._groups
         )
 
@@ -299,12 +298,13 @@ class MagnitudePruner:
         """Find what no attached optimizer updates now; :meth:`step` keeps it pruned, whatever else writes to it.
 
         Returns:
-            Names of those among these parameters that can be trained; none with ``masking="hook"``.
+            Names of these parameters; none that is frozen, and none with ``masking="hook"``.
         """
         attached = {id(mask) for link in self._links for mask in link}
         left = [layer for layer in self._layers if self._masking == "resident" and id(layer.held) not in attached]
+        left = [layer for layer in left if layer.held.parameter.requires_grad]
         self._unattached = [layer.held for layer in left]
-        return [layer.plan.name for layer in left if layer.held.parameter.requires_grad]
+        return [layer.plan.name for layer in left]
 
     def step(self) -> None:
         """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
@@ -364,18 +364,13 @@ class MagnitudePruner:
                     weight = weight[layer.sharding.box.within(layer.sharding.whole)]
                 layer.held.restore(weight[layer.held.mask.expand(weight.shape).cpu() == 0])
 
-    def mask_copy(self, model: nn.Module) -> list[str]:
-        """Apply the masks to a copy of the model that has the same names, compiled or not, in place.
-
-        Returns:
-            Names of pruned parameters that the copy does not have.
-        """
+    def mask_copy(self, model: nn.Module) -> None:
+        """Apply the masks to a copy of the model that has the same names, compiled or not, in place."""
         named = model.named_parameters(remove_duplicate=False)
         parameters = {uncompiled_name(name): parameter for name, parameter in named}
-        masks = self.masks()
-        for name in masks.keys() & parameters.keys():
-            apply_mask(parameters[name], masks[name])
-        return [name for name in masks if name not in parameters]
+        for name, mask in self.masks().items():
+            if name in parameters:
+                apply_mask(parameters[name], mask)
 
     def reset_optimizers(self) -> None:
         """Take the dense weights away from an optimizer whose step raised and was caught."""
@@ -445,14 +440,10 @@ class MagnitudePruner:
             if not self._is_finalized:
                 self._detach()
         else:
+            self._need_copy(target)
             target = target if inplace else copy.deepcopy(target)
             remove_hooks(target)
-            missing = self.mask_copy(target)
-            if missing:
-                raise LifecycleError(
-                    f"finalize() needs the prepared model or a copy of it, but this {type(target).__name__} has no "
-                    f"{', '.join(missing)}."
-                )
+            self.mask_copy(target)
         if coreml_metadata:
             names: dict[str, list[str]] = {}
             for one in self.plan:
@@ -604,16 +595,25 @@ class MagnitudePruner:
 
     def _find_replaced(self) -> list[str]:
         """Find parameters that the model does not use any more: something has put others in their place."""
-        modules = set(self._model.modules())
-        suffix = "_orig" if self._masking == "hook" else ""
+        there = {id(parameter) for parameter in self._model.parameters()}
         return [
             layer.plan.name
             for layer in self._layers
-            if layer.sharding is None  # FSDP2 swaps parameters all the time
-            for owner in layer.plan.owners
-            if owner.module not in modules
-            or getattr(owner.module, owner.attribute + suffix, layer.held.parameter) is not layer.held.parameter
+            if layer.sharding is None and id(layer.held.parameter) not in there  # FSDP2 swaps parameters all the time
         ]
+
+    def _need_copy(self, model: nn.Module) -> None:
+        """Refuse a model of which nothing would be finalized: no name, no hook and no parameter of it is known here."""
+        known, own = self.masks(), {id(layer.held.parameter) for layer in self._layers}
+        is_known = hooked_names(model) or any(
+            uncompiled_name(name) in known or id(parameter) in own
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        )
+        if not is_known:
+            raise LifecycleError(
+                f"finalize() needs the prepared model or a copy of it, but this {type(model).__name__} has no "
+                f"{', '.join(known)}."
+            )
 
     def _need_own_parameters(self) -> None:
         replaced = self._find_replaced()
@@ -633,8 +633,8 @@ class MagnitudePruner:
         replaced = self._find_replaced()
         if replaced:
             warnings.warn(
-                f"Not pruned, whatever the report says: {', '.join(replaced)}. The model has another parameter there "
-                "now than the one that was pruned.",
+                f"The model has another parameter now than the one that was pruned, whatever the report says of "
+                f"{', '.join(replaced)}: it may be dense.",
                 stacklevel=3,
             )
         for link in self._links:

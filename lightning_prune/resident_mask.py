@@ -164,8 +164,8 @@ class ResidentMask(HeldMask):
 
     @override
     def restore(self, values: Tensor | None) -> None:
-        if self.parameter._version == self._version:  # the weight was there before this mask pruned it
-            self.fold()
+        if self._stash is not None and self._is_untouched(self._stash):
+            self.fold()  # the weight was there before this mask pruned it
         self._is_folded, self._keeps_stash, self._probe = False, True, None
         self._is_masking = not bool(self.mask.all())
         with torch.no_grad():
@@ -176,6 +176,10 @@ class ResidentMask(HeldMask):
                 put_pruned(self._stash, self.mask, values)
             if self._is_masking:
                 apply_in_place(local_part(self.parameter), self.mask)
+
+    def _is_untouched(self, stash: Tensor) -> bool:
+        """Whether nothing has written to the weight since it was masked; some writes PyTorch does not count."""
+        return self.parameter._version == self._version and not bool(local_part(self.parameter)[stash != 0].any())
 
     def mask_gradient(self) -> None:
         """Zero the gradient where the weight is pruned, as the product rule does in ``weight_orig * mask``."""

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from typing_extensions import TypeIs
 
 from lightning_prune.class_names import is_a
 from lightning_prune.errors import ExportError
@@ -152,12 +153,25 @@ def keep_progress(module: nn.Module, plain: nn.Module | None) -> None:
     """Let the copy of a LightningModule say how far training is; without a trainer it would compute with 0."""
     if plain is None or not is_a(module, "LightningModule"):
         return
-    kind, progress = type(plain), dict[str, int]()
+    progress = Progress()
     for name in ("current_epoch", "global_step"):
         with contextlib.suppress(Exception):  # what stands in for a trainer need not know
-            progress[name] = int(getattr(module, name))
-    if any(progress.values()):
-        plain.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **progress})
+            setattr(progress, name, int(getattr(module, name)))
+    if progress.current_epoch or progress.global_step:
+        plain.__dict__["_trainer"] = progress
+
+
+class Progress:
+    """Stands in for the trainer of a copy: knows how far training is, and refuses all else as if it were not there."""
+
+    current_epoch = global_step = global_rank = local_rank = 0
+    logger = None
+    loggers = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copy and pickle look for
+            raise AttributeError(name)
+        raise RuntimeError(f"The copy of a LightningModule that is exported has no trainer, and no trainer.{name}.")
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -213,7 +227,7 @@ def kept_buffers(model: nn.Module) -> Iterator[list[str]]:
         A list that is empty within, and afterwards holds the names of those that had changed.
     """
     before = [(name, module, dict(module._buffers)) for name, module in model.named_modules()]
-    values = [{own: None if held is None else held.clone() for own, held in row.items()} for _, _, row in before]
+    values = [{own: held.clone() if is_plain(held) else held for own, held in row.items()} for _, _, row in before]
     changed: list[str] = []
     try:
         yield changed
@@ -222,15 +236,20 @@ def kept_buffers(model: nn.Module) -> Iterator[list[str]]:
             for own, held in row.items():
                 if not same(module._buffers.get(own), kept[own]):
                     changed.append(f"{name}.{own}".lstrip("."))
-                    if held is not None:
+                    if is_plain(held):
                         held.data = cast(Tensor, kept[own])
             module._buffers.clear()
             module._buffers.update(row)
 
 
+def is_plain(tensor: Tensor | None) -> TypeIs[Tensor]:
+    """Whether it is a tensor whose values can be copied and compared: not sparse, quantized or nested."""
+    return tensor is not None and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+
+
 def same(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether two tensors hold the same values, NaN in the same places."""
-    if one is None or other is None:
+    if one is other or not (is_plain(one) and is_plain(other)):
         return one is other
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 

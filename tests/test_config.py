@@ -275,3 +275,22 @@ def test_hints_say_what_to_write():
         MagnitudePrunerConfig.from_dict({"global_config": {"target_sparsity": "75 %"}})
     with pytest.raises(ConfigError, match="A rule must be a dict"):
         ModuleMagnitudePrunerConfig.from_dict(3)
+
+
+@dataclass
+class Noted(MagnitudePrunerConfig):
+    """A configuration with a field of the user's."""
+
+    note: str = ""
+
+
+def test_configurations_may_be_extended():
+    config = Noted(ModuleMagnitudePrunerConfig(target_sparsity=0.9), note="mine")
+    config.cache = 3
+    read = load_config(config)
+    assert (read.note, read.cache, read.global_config.target_sparsity) == ("mine", 3, 0.9)
+    with pytest.raises(ConfigError, match="global_config.target_sparsity must be a fraction"):
+        config.global_config = {"target_sparsity": 75}
+    plain = MagnitudePrunerConfig()
+    plain.module_name_configs["head"] = {"target_sparsity": 0.6}
+    assert load_config(plain).module_name_configs["head"].target_sparsity == 0.6

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ import lightning_prune.coreml as coreml_module
 from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.mil import read_package, walk
+from lightning_prune.mil_run import run
 from lightning_prune.standalone import Standalone
 
 pytest.importorskip("coremltools")
@@ -670,3 +672,21 @@ def test_a_lightning_module_that_asks_whether_it_has_a_trainer_is_exported(targe
                 return self.fc(x)
 
     CoreMLExport(target, torch.rand(1, 8), frontend="export").save(Module().eval())
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace", "export_full"])
+def test_a_lightning_module_that_reads_the_epoch_computes_with_that_of_now(frontend, tmp_path):
+    class Warm(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(x) / (1 + self.current_epoch)
+
+    model, inputs = Warm(), torch.ones(1, 8)
+    model._trainer = types.SimpleNamespace(current_epoch=2, global_step=8, global_rank=0, local_rank=0)
+    result = CoreMLExport(tmp_path / "a.mlpackage", inputs, frontend=frontend).save(model)
+    package = read_package(result.path)
+    outputs = run(package, {package.main.inputs[0][0]: inputs}).outputs
+    torch.testing.assert_close(next(iter(outputs.values())), model.fc(inputs).detach() / 3, rtol=2e-3, atol=2e-3)

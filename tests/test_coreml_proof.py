@@ -434,6 +434,17 @@ def test_a_batch_norm_that_the_converter_folds_wrongly_is_left_unfolded(target):
     assert not any(layer.scaled for layer in result.layers)
 
 
+def test_a_factor_that_forward_makes_up_is_told_of(target):
+    class Flipped(Small):
+        def forward(self, x):
+            signs = torch.tensor([1.0, -1.0, 0.5, 0.0] * 4).reshape(1, -1, 1, 1)
+            return self.fc(F.relu(self.conv(x) * signs).mean((2, 3)))
+
+    result = save(Flipped(), target)
+    assert any("channels of conv.weight are stored with another sign or as zeros" in note for note in result.notes)
+    assert result.not_checked == ()
+
+
 @pytest.mark.parametrize("frontend", ["export", "trace", "export_full"])
 def test_a_batch_norm_that_turns_and_erases_channels_is_folded(frontend, target):
     class Turned(Small):

@@ -808,7 +808,12 @@ def test_only_the_prepared_model_and_its_copies_can_be_finalized():
     pruner = MagnitudePruner(model, {"global_config": CUBIC})
     prepared = pruner.prepare()
     pruner.finalize(copy.deepcopy(prepared))
-    for other in (nn.Linear(8, 8), nn.ModuleDict({"x": nn.Linear(8, 8)}), copy.deepcopy(prepared[0])):
+    wrapped = pruner.finalize(nn.ModuleDict({"module": copy.deepcopy(prepared)}))["module"]
+    part = pruner.finalize(copy.deepcopy(prepared[0]), inplace=True)
+    for layer, name in ((wrapped[0], "0.weight"), (wrapped[1], "1.weight"), (part, "0.weight")):
+        assert not layer.weight[~pruner.masks()[name]].any()
+        assert not torch_prune.is_pruned(layer)
+    for other in (nn.Linear(8, 8), nn.ModuleDict({"x": nn.Linear(8, 8)})):
         with pytest.raises(LifecycleError, match="this (Linear|ModuleDict) has no 0.weight, 1.weight"):
             pruner.finalize(other, inplace=True)
 
@@ -858,8 +863,45 @@ def test_a_parameter_that_is_replaced_is_no_longer_said_to_be_pruned(replace):
     replace(model)
     with pytest.raises(LifecycleError, match="0.weight.*: the model has another parameter there now"):
         pruner.step()
-    with pytest.warns(UserWarning, match="Not pruned, whatever the report says: 0.weight"):
+    with pytest.warns(UserWarning, match="whatever the report says of 0.weight"):
         pruner.finalize(inplace=True)
+
+
+class Same(nn.Module):
+    """A parametrization that changes nothing."""
+
+    def forward(self, weight):
+        return weight
+
+
+def test_a_parameter_that_moves_behind_a_parametrization_is_still_the_one_that_is_pruned():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    pruner = MagnitudePruner(model, {"global_config": CUBIC}, masking="resident")
+    pruner.prepare(inplace=True)
+    pruner.attach_optimizers(torch.optim.SGD(model.parameters(), lr=0.1))
+    for step in range(12):
+        if step == 4:
+            torch.nn.utils.parametrize.register_parametrization(model[0], "weight", Same())
+        pruner.step()
+    pruner.finalize(inplace=True)
+    assert [int((layer.weight == 0).sum()) for layer in model] == [46, 46]
+
+
+@pytest.mark.parametrize("write", ["copy_", "data", "vector"])
+def test_a_state_is_restored_over_writes_that_are_not_counted(write):
+    run = Run(RULES["per_scalar"], masking="resident").train(4)
+    state, weights = run.pruner.state_dict(), {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    run.train(4)
+    if write == "vector":
+        torch.nn.utils.vector_to_parameters(torch.cat([w.flatten() for w in weights.values()]), run.model.parameters())
+    for name, parameter in run.model.named_parameters():
+        if write == "copy_":
+            parameter.data.copy_(weights[name])
+        elif write == "data":
+            parameter.data = weights[name].clone()
+    run.pruner.load_state_dict(state)
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
 
 
 @pytest.mark.parametrize("masking", ["hook", "resident"])

@@ -18,6 +18,37 @@ from lightning_prune.standalone import Standalone, plain_copy, plain_name, submo
 X = torch.rand(1, 3, 8, 8)
 
 
+def test_a_copy_that_knows_the_epoch_is_of_the_same_class():
+    kinds = []
+
+    class Registered(new_lightning.LightningModule):
+        def __init_subclass__(cls, *, task, **rest):
+            super().__init_subclass__(**rest)
+            kinds.append((cls, task))
+
+    class Net(Registered, task="digits"):
+        def forward(self, x):
+            assert type(self) is Net
+            return x * self.current_epoch
+
+    model = Net()
+    model._trainer = types.SimpleNamespace(current_epoch=3, global_step=70)
+    plain, _ = plain_copy(model)
+    assert plain(torch.ones(1)) == 3
+    assert kinds == [(Net, "digits")]
+    with pytest.raises(RuntimeError, match="has no trainer, and no trainer.datamodule"):
+        _ = plain.trainer.datamodule
+
+
+def test_buffers_that_cannot_be_compared_are_left_alone():
+    class Odd(Small):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("sparse", torch.eye(3).to_sparse())
+
+    assert Standalone(plain_copy(Odd())[0], X).changed_buffers == ()
+
+
 def test_the_copy_is_float32_in_eval_mode_and_shares_no_memory():
     model = Small().double().train()
     before = copy.deepcopy(model.state_dict())

@@ -338,7 +338,8 @@ def test_unreadable_files_are_checkpoint_errors(tmp_path):
 def test_a_restart_with_nothing_left_to_do_loses_nothing(tmp_path, masking):
     def run(max_steps, ckpt_path=None):
         torch.manual_seed(0)
-        callback = MagnitudePruningCallback(rules(steps=range(2, 24, 2)), masking=masking, show_plan=False)
+        config, keep = rules(steps=range(2, 24, 2)), {"keep_zeros": False}
+        callback = MagnitudePruningCallback(config, masking=masking, show_plan=False, **keep)
         model, trainer = ToyModule(), make_trainer(tmp_path, callbacks=[callback], max_steps=max_steps)
         trainer.fit(model, ResumableLoader(list(make_loader())), ckpt_path=ckpt_path)
         return callback, model, trainer
@@ -353,6 +354,22 @@ def test_a_restart_with_nothing_left_to_do_loses_nothing(tmp_path, masking):
     whole = run(32)[1].state_dict()
     for name in ("first", "again"):
         assert_same(run(32, tmp_path / f"{name}.ckpt")[1].state_dict(), whole)
+
+
+def test_a_restart_with_nothing_left_to_do_and_other_rules_ends_as_well(tmp_path):
+    def run(config, **arguments):
+        callback = MagnitudePruningCallback(config, show_plan=False, **arguments)
+        model, trainer = ToyModule(), make_trainer(tmp_path, callbacks=[callback], max_epochs=2)
+        path = tmp_path / "first.ckpt"
+        trainer.fit(model, make_loader(), ckpt_path=path if path.exists() else None)
+        return callback, model, trainer
+
+    trainer = run(rules(0.5))[2]
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    longer = {"global_config": {"scheduler": {"begin": 0.0, "end": 0.8}, "target_sparsity": 0.75}}
+    callback, model, _ = run(longer, allow_config_change=True)
+    assert sparsity_of(model.fc1.weight) == 0.5
+    assert callback.state_dict()["step_count"] == 16
 
 
 # Best means best at target
