@@ -200,7 +200,7 @@ class MagnitudePruningCallback(Callback):
         if self.masking == "hook":
             refuse_averages(trainer)
         self.pruner.attach_optimizers(*trainer.optimizers)
-        self.pruner.find_unattached()
+        self.pruner.find_unattached()  # now, so that step() does not warn of what the next line says
         warn_if_untrained(trainer, self.pruner)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -398,11 +398,10 @@ class MagnitudePruningCallback(Callback):
             self._gate.close()
         self._gate, self._is_training = None, False
         if self.pruner is not None and self.pruner.is_prepared:
-            if self._restored is not None:
-                with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
-                    self.pruner.load_state_dict(self._restored)
             self.pruner.settle()
             if self._restored is not None:  # no training has begun: what was saved still holds
+                with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
+                    self.pruner.load_state_dict(self._restored)
                 self._saved, self._restored = self._restored, None
             elif not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
                 self._saved = self.pruner.state_dict()
