@@ -6,11 +6,11 @@ alone. Everything is NumPy on the memory of the tensors: it compares several tim
 """
 
 from collections.abc import Iterator, Sequence
-from math import sqrt
 
 import numpy as np
 from torch import Tensor
 
+from lightning_prune.kth import bracket, kth_largest
 from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, Guard, as_fast_to_compare, clear_signs
 from lightning_prune.radix import RadixSelection, Shard
 from lightning_prune.rounds import alone
@@ -32,26 +32,13 @@ _NONE = np.uint64(0x0101_0101_0101_0101)
 _SIGMAS = (3.0, 15.0)
 
 
-def _kth_largest(keys: Array, rank: int) -> int:
-    """The ``rank``-th largest of a flat array of keys, counted from 1."""
-    place = keys.size - rank
-    # Among equal keys NumPy's selection takes twenty times as long; pruned weights are a mass of zeros.
-    if keys.min() == 0:
-        zeros = keys.size - int(np.count_nonzero(keys))
-        if place < zeros:
-            return 0
-        if zeros > keys.size // 8:
-            keys, place = keys[keys > 0], place - zeros
-    return int(np.partition(keys, place)[place])
-
-
 def keep_few(values: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> None:
     """Select among so few elements that copies of all of them stay in the cache."""
     integer = FORMATS[values[0].dtype].integer
     pieces = [value.contiguous().view(integer).numpy().ravel() for value in values]
     keys = clear_signs(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
     Guard(values[0].dtype).check(keys)
-    threshold = _kth_largest(keys, keep)
+    threshold = kth_largest(keys, keep)
     kept = keys >= threshold
     excess = int(np.count_nonzero(kept)) - keep
     if excess:
@@ -83,7 +70,9 @@ class Scan:
     def write(self) -> None:
         """Sample, bracket, and select."""
         sample = np.concatenate([self.sample(part.bits) for part in self.parts])
-        if not any(self.select(*self.bracket(sample, sigmas)) for sigmas in _SIGMAS):
+        self.guard.check(sample)
+        share = 1.0 - self.keep / self.total
+        if not any(self.select(*bracket(sample, share, sigmas=sigmas)) for sigmas in _SIGMAS):
             # Too many equal magnitudes in the bracket, or an unlikely sample: exact whatever the weights.
             # No places are asked for, so that shape and offset of the shards do not matter.
             radix = RadixSelection([Shard(value, (), ()) for value in self.values])
@@ -99,22 +88,6 @@ class Scan:
         # Multiples of the golden ratio, modulo 1, spread evenly and never in step with the rows of a weight.
         starts = index * stride + ((index * 0x9E37_79B1 & 0xFFFF_FFFF) * stride >> 32)
         return clear_signs(bits[: runs * _RUN].reshape(runs, _RUN).take(starts, axis=0).ravel())
-
-    def bracket(self, sample: Array, sigmas: float) -> tuple[int, int]:
-        """Two keys with the threshold between them, most probably."""
-        share = 1.0 - self.keep / self.total
-        middle = share * sample.size
-        reach = sigmas * sqrt(middle * (1.0 - share)) + 2.0
-        first, last = (min(max(int(middle + side), 0), sample.size - 1) for side in (-reach, reach))
-        low = _kth_largest(sample, sample.size - first)
-        high = _kth_largest(sample, sample.size - last)
-        # An end that many elements share is left out of the bracket; select() looks for the threshold there.
-        many = sample.size // 64
-        if low < high and np.count_nonzero(sample == low) > many:
-            low += 1
-        if low < high and np.count_nonzero(sample == high) > many:
-            high -= 1
-        return low, high
 
     def select(self, low: int, high: int) -> bool:
         """Write the masks if the threshold lies in the bracket, or is the one magnitude next to it."""
@@ -184,7 +157,7 @@ class Scan:
 
     def resolve(self, words: Array, keys: Array, keep: int) -> None:
         """Keep the ``keep`` largest of the keys in the words that hold candidates."""
-        threshold = _kth_largest(keys.ravel(), keep)
+        threshold = kth_largest(keys.ravel(), keep)
         kept = keys >= threshold
         excess = int(np.count_nonzero(kept)) - keep
         first = words.size

@@ -9,7 +9,6 @@ memory format, and those of an earlier tensor before those of a later one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from math import prod
 
 import torch
@@ -34,7 +33,7 @@ __all__ = [
     "pruned_count_of_all",
 ]
 
-_ALLOWANCE = Fraction(1, 1 << 50)  # of a group, for each group; see pruned_count
+_BITS = 50  # an allowance of 2**-50 of a group, for each group; see pruned_count
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,13 @@ def pruned_count_of_all(groups: Sequence[int], sparsities: Sequence[float]) -> i
         >>> pruned_count_of_all([9, 9, 9], [0.3, 0.3, 0.3]), 3 * pruned_count(9, 0.3)
         (8, 6)
     """
+    ratios = [float(sparsity).as_integer_ratio() for sparsity in sparsities]
+    unit = max((below for _, below in ratios), default=1)  # all are powers of two
     asked = sum(
-        count * (Fraction(float(sparsity)) + _ALLOWANCE) for count, sparsity in zip(groups, sparsities, strict=True)
+        count * ((above * (unit // below) << _BITS) + unit)
+        for count, (above, below) in zip(groups, ratios, strict=True)
     )
-    return min(sum(groups), int(asked))
+    return min(sum(groups), asked // (unit << _BITS))
 
 
 def keep_largest(values: Tensor, pruned: int, *, out: Tensor | None = None) -> Tensor:

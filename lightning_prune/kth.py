@@ -1,0 +1,114 @@
+"""The k-th largest of an array that the processor's cache holds.
+
+Selection after Floyd and Rivest, in array operations: a sorted sample brackets the element that is looked for, the few
+that lie in the bracket are picked out, and the same is done with them until so few are left that they are sorted. To
+compare and count costs next to nothing, to pick out does; so a bracket is narrowed once more before that.
+"""
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from lightning_prune.magnitudes import WORD, Array, as_fast_to_compare
+
+__all__ = ["bracket", "kth_largest"]
+
+# Up to this many keys sorting is the fastest.
+_FEW = 2**12
+# Multiples of the golden ratio, modulo 2**32: places that spread evenly and never fall in step with rows or groups.
+_SPREAD = np.arange(2**10, dtype=np.int64) * 0x9E37_79B1 & 0xFFFF_FFFF
+_SIGMAS = 3.0
+# By how much of its width a bracket that is narrowed stays wider, since the elements in it are not spread evenly.
+_UNEVEN = 1 / 16
+
+
+def kth_largest(keys: Array, rank: int) -> int:
+    """The ``rank``-th largest of a flat array of keys, counted from 1.
+
+    Args:
+        keys: Magnitudes as integers (see :mod:`lightning_prune.magnitudes`), in no order, up to ``2**31`` of them.
+            Negative ones rank below all magnitudes.
+        rank: From 1, the largest, to the number of magnitudes. None of them is NaN.
+
+    Example:
+        >>> kth_largest(np.array([7, 1, 5, 5], np.int32), 3)
+        5
+    """
+    while keys.size > _FEW:
+        low, high = bracket(keys.take(_SPREAD * keys.size >> 32), 1.0 - rank / keys.size, sigmas=_SIGMAS)
+        above, upto = _count(keys, low, high)
+        if low < high and above < rank <= upto:
+            tighter = _tighten(low, high, (upto - rank) / (upto - above), upto - above, keys.dtype)
+            counts = _count(keys, *tighter)
+            if counts[0] < rank <= counts[1]:
+                (low, high), (above, upto) = tighter, counts
+        first, last = as_fast_to_compare(np.array([low, high], keys.dtype))
+        values = as_fast_to_compare(keys)
+        if rank <= above:
+            chosen = values > last
+        elif rank > upto:
+            chosen, rank = values < first, rank - upto
+        elif low == high:
+            return low
+        else:
+            chosen, rank = (values >= first) & (values <= last), rank - above
+        size, keys = keys.size, _pick(keys, chosen)
+        if 2 * keys.size > size:  # the sample said little of the rest
+            break
+    return int(np.sort(keys)[-rank])
+
+
+def bracket(sample: Array, share: float, *, sigmas: float) -> tuple[int, int]:
+    """Two keys between which an element of known rank lies, most probably.
+
+    Args:
+        sample: Keys of a sample.
+        share: Fraction of all elements that are smaller than the one that is looked for.
+        sigmas: Half the width, in standard deviations of the sampled rank.
+
+    Returns:
+        The least and the largest key of the bracket. An end that many elements share is left out, so that a bracket
+        never holds more than a few, or else is that one key.
+    """
+    middle = share * sample.size
+    reach = sigmas * sqrt(middle * (1.0 - share)) + 2.0
+    first, last = (min(max(int(middle + side), 0), sample.size - 1) for side in (-reach, reach))
+    if sample.size > _FEW:
+        low, high = (kth_largest(sample, sample.size - place) for place in (first, last))
+    else:
+        low, high = np.sort(sample)[[first, last]].tolist()
+    low, high = max(low, 0), max(high, 0)
+    many = sample.size // 64
+    if low < high and np.count_nonzero(sample == low) > many:
+        low += 1
+    if low < high and np.count_nonzero(sample == high) > many:
+        high -= 1
+    return low, high
+
+
+def _tighten(low: int, high: int, share: float, count: int, kind: np.dtype[Any]) -> tuple[int, int]:
+    """A narrower bracket around the same element, if the ``count`` elements of this one are spread evenly in it."""
+    reach = _SIGMAS * sqrt(share * (1.0 - share) / count) + _UNEVEN
+    ends = as_fast_to_compare(np.array([low, high], kind))
+    least, largest = ends.tolist()
+    ends[:] = [least + (largest - least) * min(max(share + side, 0.0), 1.0) for side in (-reach, reach)]
+    first, last = ends.view(kind).tolist()
+    return min(max(first, low), high), min(max(last, low), high)
+
+
+def _count(keys: Array, low: int, high: int) -> tuple[int, int]:
+    """Number of keys above ``high``, and from ``low`` on."""
+    first, last = as_fast_to_compare(np.array([low, high], keys.dtype))
+    values = as_fast_to_compare(keys)
+    return int(np.count_nonzero(values > last)), int(np.count_nonzero(values >= first))
+
+
+def _pick(keys: Array, chosen: Array) -> Array:
+    """The chosen keys. Few among many are found by words of flags, which takes a quarter of the time."""
+    whole = keys.size // WORD * WORD
+    words = np.flatnonzero(chosen[:whole].view(np.uint64) != 0)
+    if 4 * words.size * WORD > whole:
+        return keys.compress(chosen)
+    picked, flags = (flat[:whole].reshape(-1, WORD).take(words, axis=0).ravel() for flat in (keys, chosen))
+    return np.asarray(np.concatenate([picked.compress(flags), keys[whole:].compress(chosen[whole:])]))
