@@ -131,7 +131,7 @@ class Guard:
 
     def check(self, keys: Array) -> None:
         """Raise if there is a NaN among the numbers whose keys these are."""
-        if keys.size and keys.max() > self.infinity:
+        if keys.size and np.maximum.reduce(keys, axis=None) > self.infinity:
             raise nan_error()
 
     def save(self, mask: Array) -> None:
@@ -157,7 +157,7 @@ class FlatPair:
         mask: The mask, or scratch if it lies in memory in another order; :meth:`finish` then copies it.
         order: Dimensions of the tensor, from the slowest in memory to the fastest.
         shape: Shape of the tensor.
-        target: The mask to copy to, or None.
+        target: The mask to copy to, with its dimensions in that order, or None.
     """
 
     bits: Array
@@ -174,10 +174,10 @@ class FlatPair:
         order = tuple(range(value.ndim))
         if not value.is_contiguous():
             order = tuple(sorted(order, key=value.stride, reverse=True))
-        bits = value.permute(order).contiguous().view(integer).numpy().ravel()
-        flags = mask.permute(order)
-        if flags.is_contiguous() and mask.data_ptr() % WORD == 0:
-            return cls(bits, flags.numpy().ravel(), order, shape, None)
+            value, mask = value.permute(order), mask.permute(order)
+        bits = value.contiguous().view(integer).numpy().ravel()
+        if mask.is_contiguous() and mask.data_ptr() % WORD == 0:
+            return cls(bits, mask.numpy().ravel(), order, shape, None)
         return cls(bits, np.empty(bits.size, np.bool_), order, shape, mask)
 
     @property
@@ -203,4 +203,4 @@ class FlatPair:
     def finish(self) -> None:
         """Copy the mask to where it is wanted, if it could not be written there."""
         if self.target is not None:
-            self.target.permute(self.order).copy_(torch.from_numpy(self.mask).view(self.storage_shape))
+            self.target.copy_(torch.from_numpy(self.mask).view(self.storage_shape))

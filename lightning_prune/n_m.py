@@ -1,6 +1,7 @@
 """n:m sparsity: of every m consecutive channels, the n smallest weights are zero."""
 
-from math import prod
+from collections.abc import Iterable
+from math import lcm, prod
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.magnitudes import (
     Array,
     FlatPair,
-    Guard,
     as_fast_to_compare,
     clear_signs,
     holds_nan,
@@ -25,6 +25,8 @@ __all__ = ["n_m_mask"]
 # Weights handled at a time: on the CPU scratch then fits the cache, elsewhere every operation is a kernel launch.
 _CHUNK = 2**17
 _DEVICE_CHUNK = 2**24
+_WORDS = np.dtype("<u8")
+_BITS = 64  # of a word
 # From this many neighbours in memory on, members of a group are compared as rows.
 _WIDE = 256
 # Above this group size sorting is faster than comparing every member with every other.
@@ -70,6 +72,8 @@ def n_m_mask(weight: Tensor, num_zeros: int, group_size: int, *, dim: int = 1, o
     out = mask_to_write(weight, tuple(weight.shape), out)
     if num_zeros in (0, group_size):
         return out.fill_(num_zeros == 0)
+    if holds_nan(weight):
+        raise nan_error()
     if weight.device.type == "cpu" and group_size <= _LARGE_GROUP:
         _keep_in_groups(weight, num_zeros, group_size, dim, out)
     else:
@@ -88,19 +92,17 @@ def _keep_in_groups(weight: Tensor, num_zeros: int, group_size: int, dim: int, o
     whole = shape[1] - rest
     keep = _keep_by_rows if shape[2] >= _WIDE else _keep_by_shifts
     left = num_zeros - (group_size - rest)
-    with Guard(weight.dtype) as guard:
-        if mask[:, :whole].size:
-            keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size, guard)
-        if left > 0 and mask[:, whole:].size:
-            keep(bits[:, whole:], mask[:, whole:], left, rest, guard)
-        elif left <= 0:
-            guard.check(clear_signs(bits[:, whole:]))
-            mask[:, whole:] = True
+    if mask[:, :whole].size:
+        keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size)
+    if left > 0 and mask[:, whole:].size:
+        keep(bits[:, whole:], mask[:, whole:], left, rest)
+    elif left <= 0:
+        mask[:, whole:] = True
     pair.finish()
     mark_changed([out])
 
 
-def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
+def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is long: rows of it are compared."""
     inner = bits.shape[2]
     split = (-1, group_size, inner) if bits.flags.c_contiguous else (bits.shape[0], -1, group_size, inner)
@@ -109,76 +111,127 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, gua
         pieces = list(zip(*pieces[0], strict=True))
     width = min(inner, max(1, _CHUNK // group_size))
     count = min(pieces[0][0].shape[0], max(1, _CHUNK // (group_size * width)))
-    keys = np.empty((group_size, count, width), bits.dtype)
-    ranks = np.empty((group_size, count, width), np.int8)
-    larger = np.empty((group_size, count, width), np.bool_)
-    numbers = np.arange(group_size, dtype=np.int8)[:, None, None]
+    buffer = np.empty(group_size * count * width, bits.dtype)
     for values, flags in pieces:
         for top in range(0, values.shape[0], count):
             for left in range(0, inner, width):
                 here = (slice(top, top + count), slice(None), slice(left, left + width))
-                piece = values[here].transpose(1, 0, 2)
-                used = (slice(None), slice(piece.shape[1]), slice(piece.shape[2]))
-                guard.check(clear_signs(piece, out=keys[used]))
-                guard.save(flags[here])
-                _rank_rows(as_fast_to_compare(keys)[used], numbers, larger[used], ranks[used])
-                np.greater_equal(ranks[used], num_zeros, out=flags[here].transpose(1, 0, 2))
+                piece = values[here]
+                keys = buffer[: piece.size].reshape(piece.shape)
+                clear_signs(piece, out=keys)
+                np.copyto(flags[here], _largest_of_columns(as_fast_to_compare(keys), num_zeros))
 
 
-def _rank_rows(keys: Array, numbers: Array, larger: Array, ranks: Array) -> None:
-    """Number of members of its group that each member ranks above: those smaller, or equal and later."""
-    ranks[...] = numbers
-    for first in range(len(keys) - 1):
-        wins = np.greater_equal(keys[first], keys[first + 1 :], out=larger[first + 1 :]).view(np.int8)
-        np.subtract(ranks[first + 1 :], wins, out=ranks[first + 1 :])
-        for win in wins:
-            np.add(ranks[first], win, out=ranks[first])
+def _largest_of_columns(keys: Array, num_zeros: int) -> Array:
+    """Which keys of ``(outer, group_size, inner)`` are larger than ``num_zeros`` others of their group, a column."""
+    outer, group_size, inner = keys.shape
+    # By distance: whether a member is larger than the one so many places on, after the last the first again.
+    wins = np.empty((group_size, outer, group_size, -(-inner // 8)), np.uint8)
+    for ahead in range(1, group_size):
+        behind = group_size - ahead
+        larger = keys[:, :behind] >= keys[:, ahead:]
+        if inner % 8:
+            wins[ahead, :, :behind] = np.packbits(larger, axis=2)
+        else:
+            wins[ahead, :, :behind] = np.packbits(larger).reshape(outer, behind, -1)
+        np.invert(wins[ahead, :, :behind], out=wins[behind, :, ahead:])
+    kept = _set_in_many(wins[1:], num_zeros)
+    if inner % 8:
+        return np.unpackbits(kept, axis=2, count=inner).view(np.bool_)
+    return np.unpackbits(kept).view(np.bool_).reshape(keys.shape)
 
 
-def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
+def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is short.
 
     All memory is compared with itself, shifted by 1, 2, ... channels. A comparison with a member of the next group
-    means nothing and is blanked out by a pattern that repeats with the groups.
+    means nothing, and what stands in its place is the comparison with the member as far back.
     """
     outer, channels, inner = bits.shape
     shape = (1, bits.size) if bits.flags.c_contiguous else (outer, channels * inner)
     bits, mask = bits.reshape(shape), mask.reshape(shape)
     period = group_size * inner
-    pattern = max(1, min(2**12, bits.size) // period) * period
-    size = min(max(1, _CHUNK // pattern), -(-bits.size // pattern)) * pattern
-    columns = min(shape[1], size)
-    rows = size // columns
-    places = (np.arange(pattern) // inner % group_size).astype(np.int8)
+    columns = _even_share(shape[1], period)
+    rows = max(1, min(shape[0], _CHUNK // columns))
+    size = rows * columns
     keys = np.zeros(size + period, bits.dtype)
     comparable = as_fast_to_compare(keys)
-    larger = np.empty(size, np.bool_)
-    wins = larger.view(np.int8)
-    ranks = np.empty(size + period, np.int8)
+    larger = np.zeros(-(-size // _BITS) * _BITS, np.bool_)
+    beats, lost = (np.zeros((group_size - 1, larger.size // _BITS), _WORDS) for _ in range(2))
+    late = _late_members(group_size, inner, larger.size)
     for top in range(0, shape[0], rows):
         for left in range(0, shape[1], columns):
-            piece = bits[top : top + rows, left : left + columns]
-            guard.check(clear_signs(piece, out=keys[: piece.size].reshape(piece.shape)))
-            flags = mask[top : top + rows, left : left + columns]
-            guard.save(flags)
-            for shift in range(1, group_size):
-                step = shift * inner
-                np.greater_equal(comparable[:size], comparable[step : step + size], out=larger)
-                blanked = wins.reshape(-1, pattern)
-                np.bitwise_and(blanked, (places < group_size - shift).view(np.int8), out=blanked)
-                if shift == 1:
-                    np.add(blanked, places, out=ranks[:size].reshape(-1, pattern))
-                else:
-                    np.add(ranks[:size], wins, out=ranks[:size])
-                np.subtract(ranks[step : step + size], wins, out=ranks[step : step + size])
-            result = ranks[: piece.size].reshape(piece.shape)
-            np.greater_equal(result, num_zeros, out=flags)
+            here = (slice(top, top + rows), slice(left, left + columns))
+            piece, flags = bits[here], mask[here]
+            clear_signs(piece, out=keys[: piece.size].reshape(piece.shape))
+            for place in range(group_size - 1):
+                step = (place + 1) * inner
+                np.greater_equal(comparable[:size], comparable[step : step + size], out=larger[:size])
+                beats[place] = _packed(larger)
+                _move(beats[place], step, lost[-1 - place], is_within_words=_BITS % period == 0)
+            # An early member compares with one that comes later; a late one has won where an earlier one has not.
+            np.bitwise_or(beats, late, out=beats)
+            np.bitwise_and(lost, late, out=lost)
+            np.bitwise_xor(beats, lost, out=beats)
+            kept = np.unpackbits(_set_in_many(beats, num_zeros).view(np.uint8), count=piece.size, bitorder="little")
+            np.copyto(flags, kept.view(np.bool_).reshape(flags.shape))
+
+
+def _even_share(length: int, unit: int) -> int:
+    """Length of equal pieces, in whole units, that are no longer than a chunk unless one unit is."""
+    units = length // unit
+    most = max(1, _CHUNK // unit)
+    pieces = -(-units // most)
+    return -(-units // pieces) * unit
+
+
+def _late_members(group_size: int, inner: int, places: int) -> Array:
+    """Bits of members so late in their group that the one 1, 2, ... on is in the next; a row for each distance."""
+    repeat = min(lcm(group_size * inner, _BITS), places)
+    members = np.arange(repeat) // inner % group_size
+    words = _packed(members >= np.arange(group_size - 1, 0, -1)[:, None])
+    copies = -(-places // repeat)
+    late = np.empty((group_size - 1, copies, repeat // _BITS), _WORDS)
+    late[...] = words[:, None]
+    return late.reshape(group_size - 1, -1)[:, : places // _BITS]
+
+
+def _packed(flags: Array) -> Array:
+    """Rows of flags as bits, from the lowest of the first word on."""
+    return np.packbits(flags, axis=-1, bitorder="little").view(_WORDS)
+
+
+def _move(bits: Array, places: int, out: Array, *, is_within_words: bool) -> None:
+    """Write bits so many places on; with ``is_within_words`` none is missed that leaves its word."""
+    words, rest = divmod(places, _BITS)
+    stay = max(0, bits.size - words)
+    np.left_shift(bits[:stay], rest, out=out[words:])
+    if rest and not is_within_words:
+        out[words + 1 :] |= bits[: max(0, stay - 1)] >> (_BITS - rest)
+
+
+def _set_in_many(words: Iterable[Array], number: int) -> Array:
+    """Bits that are set in ``number`` or more of the words; those are overwritten.
+
+    Counted for all bits of a word at once, in planes: the first holds the lowest binary digit of all counts.
+    """
+    planes: list[Array] = []
+    for added, carry in enumerate(words, start=1):
+        for plane in planes:
+            both = plane & carry
+            plane ^= carry
+            carry = both
+        if added == 1 << len(planes):
+            planes.append(carry)
+    lowest = (number & -number).bit_length() - 1
+    enough = planes[lowest]  # from here up: whether the digits so far say as much as those of number
+    for place, plane in enumerate(planes[lowest + 1 :], start=lowest + 1):
+        enough = enough & plane if number >> place & 1 else enough | plane
+    return enough
 
 
 def _keep_in_groups_by_sorting(weight: Tensor, num_zeros: int, group_size: int, dim: int, out: Tensor) -> None:
     """Write an n:m mask on any device, by sorting every group."""
-    if holds_nan(weight):
-        raise nan_error()
     weight, out = weight.movedim(dim, -1), out.movedim(dim, -1)
     channels = weight.shape[-1]
     chunk = _CHUNK if weight.device.type == "cpu" else _DEVICE_CHUNK
