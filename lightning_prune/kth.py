@@ -1,10 +1,11 @@
-"""The k-th largest of an array that the processor's cache holds.
+"""The k-th largest of an array, exactly.
 
 Selection after Floyd and Rivest, in array operations: a sorted sample brackets the element that is looked for, the few
 that lie in the bracket are picked out, and the same is done with them until so few are left that they are sorted. To
 compare and count costs next to nothing, to pick out does; so a bracket is narrowed once more before that.
 """
 
+from collections.abc import Iterator
 from math import sqrt
 from typing import Any
 
@@ -16,8 +17,12 @@ __all__ = ["bracket", "kth_largest"]
 
 # Up to this many keys sorting is the fastest.
 _FEW = 2**12
+# Keys handled at a time.
+_CHUNK = 2**17
 # Multiples of the golden ratio, modulo 2**32: places that spread evenly and never fall in step with rows or groups.
 _SPREAD = np.arange(2**10, dtype=np.int64) * 0x9E37_79B1 & 0xFFFF_FFFF
+# A bracket of fewer different keys, as numbers of 16 bits soon have, is searched by counting alone.
+_NARROW = 8
 _SIGMAS = 3.0
 # By how much of its width a bracket that is narrowed stays wider, since the elements in it are not spread evenly.
 _UNEVEN = 1 / 16
@@ -43,17 +48,15 @@ def kth_largest(keys: Array, rank: int) -> int:
             counts = _count(keys, *tighter)
             if counts[0] < rank <= counts[1]:
                 (low, high), (above, upto) = tighter, counts
-        first, last = as_fast_to_compare(np.array([low, high], keys.dtype))
-        values = as_fast_to_compare(keys)
-        if rank <= above:
-            chosen = values > last
-        elif rank > upto:
-            chosen, rank = values < first, rank - upto
-        elif low == high:
-            return low
+        if above < rank <= upto:
+            if high - low < _NARROW:
+                return _bisect(keys, low, high, rank)
+            rank -= above
+        elif rank <= above:
+            low, high = high + 1, int(np.maximum.reduce(keys))
         else:
-            chosen, rank = (values >= first) & (values <= last), rank - above
-        size, keys = keys.size, _pick(keys, chosen)
+            low, high, rank = 0, low - 1, rank - upto
+        size, keys = keys.size, _pick(keys, low, high)
         if 2 * keys.size > size:  # the sample said little of the rest
             break
     return int(np.sort(keys)[-rank])
@@ -97,18 +100,43 @@ def _tighten(low: int, high: int, share: float, count: int, kind: np.dtype[Any])
     return min(max(first, low), high), min(max(last, low), high)
 
 
+def _bisect(keys: Array, low: int, high: int, rank: int) -> int:
+    """The ``rank``-th largest of keys, which lies from ``low`` to ``high``."""
+    while low < high:
+        middle = (low + high) // 2
+        above, _ = _count(keys, low, middle)
+        low, high = (middle + 1, high) if rank <= above else (low, middle)
+    return low
+
+
 def _count(keys: Array, low: int, high: int) -> tuple[int, int]:
     """Number of keys above ``high``, and from ``low`` on."""
-    first, last = as_fast_to_compare(np.array([low, high], keys.dtype))
+    above = upto = 0
+    for values, first, last in _pieces(keys, low, high):
+        above += int(np.count_nonzero(values > last))
+        upto += int(np.count_nonzero(values >= first))
+    return above, upto
+
+
+def _pick(keys: Array, low: int, high: int) -> Array:
+    """The keys from ``low`` to ``high``; few among many are found by words of flags, in a quarter of the time."""
+    picked = []
+    for values, first, last in _pieces(keys, low, high):
+        chosen = values >= first
+        np.logical_and(chosen, values <= last, out=chosen)
+        whole = values.size // WORD * WORD
+        words = np.flatnonzero(chosen[:whole].view(np.uint64) != 0)
+        if 4 * words.size * WORD < whole:
+            few, flags = (flat[:whole].reshape(-1, WORD).take(words, axis=0).ravel() for flat in (values, chosen))
+            picked += [few.compress(flags), values[whole:].compress(chosen[whole:])]
+        else:
+            picked.append(values.compress(chosen))
+    return np.concatenate(picked).view(keys.dtype)
+
+
+def _pieces(keys: Array, low: int, high: int) -> Iterator[tuple[Array, Any, Any]]:
+    """Pieces of keys that the cache holds, and two keys, in the form in which they are fast to compare."""
     values = as_fast_to_compare(keys)
-    return int(np.count_nonzero(values > last)), int(np.count_nonzero(values >= first))
-
-
-def _pick(keys: Array, chosen: Array) -> Array:
-    """The chosen keys. Few among many are found by words of flags, which takes a quarter of the time."""
-    whole = keys.size // WORD * WORD
-    words = np.flatnonzero(chosen[:whole].view(np.uint64) != 0)
-    if 4 * words.size * WORD > whole:
-        return keys.compress(chosen)
-    picked, flags = (flat[:whole].reshape(-1, WORD).take(words, axis=0).ravel() for flat in (keys, chosen))
-    return np.asarray(np.concatenate([picked.compress(flags), keys[whole:].compress(chosen[whole:])]))
+    first, last = as_fast_to_compare(np.array([low, high], keys.dtype))
+    for start in range(0, values.size, _CHUNK):
+        yield values[start : start + _CHUNK], first, last

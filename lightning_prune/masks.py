@@ -6,22 +6,19 @@ smallest are pruned. In n:m sparsity the ranking is within every ``group_size`` 
 them are pruned.
 """
 
-from math import inf, prod
+from math import prod
 from typing import Literal, TypeAlias
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from lightning_prune.blocks import keep_blocks
 from lightning_prune.errors import ConfigError
-from lightning_prune.magnitudes import mark_changed, mask_to_write
+from lightning_prune.magnitudes import mask_to_write
 from lightning_prune.n_m import n_m_mask
 from lightning_prune.selection import keep_largest, pruned_count
 
 __all__ = [
-    "TINY",
     "Granularity",
-    "block_scores",
     "compute_mask",
     "group_dims",
     "magnitude_mask",
@@ -30,11 +27,6 @@ __all__ = [
 ]
 
 Granularity: TypeAlias = Literal["per_scalar", "per_kernel", "per_channel"]
-
-# Weights converted to another dtype at a time.
-_CHUNK = 2**17
-# A sum of squares below this has lost bits to underflow, in float32.
-TINY = 2.0**-100
 
 
 def mask_shape(shape: tuple[int, ...], *, granularity: Granularity = "per_scalar") -> tuple[int, ...]:
@@ -145,7 +137,7 @@ def magnitude_mask(
     if block_size == 1 and prod(shape) == weight.numel():
         return keep_largest(weight, pruned, out=out)
     dims = group_dims(weight.ndim, granularity)
-    _keep_blocks(weight, min(block_size, shape[0]), pruned, out[(...,) + (0,) * (weight.ndim - dims)])
+    keep_blocks(weight, min(block_size, shape[0]), pruned, out[(...,) + (0,) * (weight.ndim - dims)])
     return out
 
 
@@ -163,83 +155,3 @@ def group_dims(rank: int, granularity: Granularity) -> int:
     if granularity != "per_scalar" and rank < 2:
         raise ConfigError(f"granularity {granularity} needs a weight of shape (C_out, C_in, *K), got rank {rank}.")
     return dims
-
-
-def _keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> None:
-    """Write the mask of groups that are pruned in blocks, to ``out`` of shape ``(C_out, *groups)``."""
-    keep = out.numel() - pruned
-    rows = out.shape[0]
-    short = rows % block_size or block_size
-    scores = block_scores(weight, block_size, out.ndim, torch.promote_types(weight.dtype, torch.float32))
-    if scores.dtype is torch.float32 and _out_of_range(scores, -(-keep // short)):
-        # The squares of float32 magnitudes neither overflow nor vanish in float64.
-        scores = block_scores(weight, block_size, out.ndim, torch.float64)
-    count = -(-keep // block_size)
-    if block_size == 1:
-        keep_largest(scores, scores.numel() - count, out=out)
-        return
-    blocks = keep_largest(scores, scores.numel() - count)
-    # Each block kept covers block_size groups, but one of the last row covers fewer: then more blocks are needed.
-    while short < block_size:
-        missing = keep - count * block_size + (block_size - short) * int(blocks[-1].count_nonzero())
-        if missing <= 0:
-            break
-        count += -(-missing // block_size)
-        keep_largest(scores, scores.numel() - count, out=blocks)
-    full = rows // block_size
-    for target, source in (
-        (torch.unflatten(out[: full * block_size], 0, (full, block_size)), blocks[:full].unsqueeze(1)),
-        (out[full * block_size :], blocks[full:]),
-    ):
-        if out.device.type == "cpu":
-            np.copyto(target.numpy(), source.numpy())
-        else:
-            target.copy_(source)
-    mark_changed([out])
-
-
-def _out_of_range(scores: Tensor, keep: int) -> bool:
-    """Whether scores have overflowed, or the ``keep`` largest reach into those that underflow has touched."""
-    # NumPy reads faster than PyTorch, and waits for no other thread.
-    ends = (scores.numpy().min(), scores.numpy().max()) if scores.device.type == "cpu" else scores.aminmax()
-    smallest, largest = map(float, ends)
-    return largest == inf or (smallest < TINY and int((scores >= TINY).count_nonzero()) < keep)
-
-
-def block_scores(weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:
-    """Squared L2 norm of each block, ``(ceil(C_out / block_size), *groups)``, with ``dims`` dimensions."""
-    rows = weight.shape[0]
-    group = weight[(slice(-(-rows // block_size)), ...) + (0,) * (weight.ndim - dims)]
-    scores = torch.empty_like(group, dtype=dtype)
-    full = rows // block_size * block_size
-    step = full
-    if weight.dtype is not dtype:
-        # Converted a piece at a time, so that no second copy of the weight is held.
-        step = max(1, _CHUNK * rows // weight.numel() // block_size) * block_size
-    for start in [*range(0, full, step or 1), *range(full, rows, block_size)]:
-        piece = weight[start : min(start + step, full) if start < full else rows].to(dtype)
-        members = torch.unflatten(piece, 0, (-1, min(block_size, piece.shape[0])))
-        first = start // block_size
-        _sum_squares(members, dims, scores[first : first + members.shape[0]])
-    return scores
-
-
-def _sum_squares(members: Tensor, dims: int, out: Tensor) -> None:
-    """Sum squares over dimension 1 and all from ``dims + 1`` on; write to ``out``."""
-    inside = (1, *range(dims + 1, members.ndim))
-    if members.device.type != "cpu":
-        torch.linalg.vector_norm(members, dim=inside, out=out)
-        out.square_()
-        return
-    values = members.numpy()
-    if dims == 1:
-        order: list[int] = sorted(range(values.ndim), key=lambda dim: -values.strides[dim])
-        rows = values.transpose(order)
-        if rows.flags.c_contiguous and rows.shape[0] == len(out):
-            rows = rows.reshape(len(out), -1)
-            with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities and NaN
-                np.matmul(rows[:, None, :], rows[:, :, None], out=out.numpy()[:, None, None])  # a dot product a row
-            return
-    axes = list(range(members.ndim))
-    # NumPy's sum takes an eighth of the time of PyTorch's where a group is not one run of memory.
-    np.einsum(values, axes, values, axes, [0, *range(2, dims + 1)], out=out.numpy())

@@ -11,8 +11,9 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
+from lightning_prune.blocks import TINY, block_scores
 from lightning_prune.magnitudes import holds_nan, nan_error
-from lightning_prune.masks import TINY, Granularity, block_scores, group_dims, mask_shape
+from lightning_prune.masks import Granularity, group_dims, mask_shape
 from lightning_prune.n_m import n_m_mask
 from lightning_prune.rounds import Rounds, alone
 from lightning_prune.selection import Shard, keep_largest_of_shards_in_rounds, pruned_count

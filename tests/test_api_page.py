@@ -15,7 +15,7 @@ INNER = {
     "lightning_prune.allocation": {"Bound", "Method", "module_patterns", "rank_together"},
     "lightning_prune.inspection": {"TensorSummary", "read_checkpoint", "read_tensors"},
     "lightning_prune.macs": {"LayerMACs"},
-    "lightning_prune.masks": {"TINY", "Granularity", "block_scores", "group_dims", "mask_shape"},
+    "lightning_prune.masks": {"Granularity", "group_dims", "mask_shape"},
     "lightning_prune.metrics": {"mask_changes", "weights_of"},
     "lightning_prune.plan": {"uncompiled_name"},
     "lightning_prune.report": {"measure_layer"},

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune import masks, n_m, scan, selection
+from lightning_prune import blocks, n_m, scan, selection
 from lightning_prune.errors import ConfigError, PruningError
 from lightning_prune.masks import Granularity, compute_mask, magnitude_mask, mask_shape, n_m_mask
 from lightning_prune.selection import pruned_count
@@ -75,7 +75,8 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "in chunks":
         monkeypatch.setattr(scan, "_CHUNK", 64)
         monkeypatch.setattr(selection, "FEW", 64)
-        monkeypatch.setattr(masks, "_CHUNK", 64)
+        monkeypatch.setattr(blocks, "_CHUNK", 64)
+        monkeypatch.setattr(blocks, "_FEW", 0)
         monkeypatch.setattr(n_m, "_CHUNK", 64)
         monkeypatch.setattr(n_m, "_WIDE", 6)
     return str(request.param)
@@ -183,6 +184,26 @@ def test_large_weights_match_their_definition(dtype: torch.dtype, options: dict[
         weight, 0.6, options.get("granularity", "per_scalar"), options.get("block_size", 1)
     )
     assert torch.equal(magnitude_mask(weight, 0.6, **options), expected)
+
+
+@pytest.mark.parametrize("levels", [2, 2000])  # masses of equal norms, and few
+@pytest.mark.parametrize(("shape", "block_size"), [((2049, 1031), 2), ((1030, 230, 3, 3), 3), ((900, 1200, 2), 1)])
+def test_norms_of_which_half_the_bits_are_held_match_their_definition(
+    shape: tuple[int, ...], block_size: int, levels: int
+) -> None:
+    granularity: Granularity = "per_kernel" if block_size == 1 else "per_scalar"
+    # Squares of such integers sum exactly, so that equal norms are equal.
+    weight = torch.randint(-levels, levels + 1, shape, generator=torch.Generator().manual_seed(1)).float()
+    mask = magnitude_mask(weight, 0.5, granularity=granularity, block_size=block_size)
+    assert torch.equal(mask, expected_magnitude_mask(weight, 0.5, granularity, block_size))
+    weight[-1] = 1e30  # squares overflow
+    mask = magnitude_mask(weight, 0.5, granularity=granularity, block_size=block_size)
+    assert torch.equal(mask, expected_magnitude_mask(weight, 0.5, granularity, block_size))
+    before = mask.clone()
+    weight[7, 7] = torch.nan
+    with pytest.raises(PruningError, match="NaN"):
+        magnitude_mask(weight, 0.5, granularity=granularity, block_size=block_size, out=mask)
+    assert torch.equal(mask, before)
 
 
 @pytest.mark.parametrize("shape", [(200, 130, 3, 3), (1030, 514), (64, 66, 7, 7, 7), (20, 40_000)])

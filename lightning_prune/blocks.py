@@ -1,0 +1,213 @@
+"""Which blocks stay: those of the largest L2 norm.
+
+A block is a group of weights, or ``block_size`` groups that follow each other along the output channels. Where norms
+would take more memory than a byte a weight, only the first half of the bits of each is held. That ranks all but the
+few that share it with the smallest that stays, and the norms of these are summed again.
+"""
+
+import sys
+from collections.abc import Iterator
+from math import inf, prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.kth import kth_largest
+from lightning_prune.magnitudes import FORMATS, Array, mark_changed, nan_error
+from lightning_prune.selection import keep_largest
+
+__all__ = ["TINY", "block_scores", "keep_blocks"]
+
+# Weights handled at a time where they are converted, or their norms are shortened.
+_CHUNK = 2**19
+# Whole norms are kept if they take no more than this and a byte a weight.
+_FEW = 2**20
+# A sum of squares below this has lost bits to underflow, in float32.
+TINY = 2.0**-100
+
+
+def keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> None:
+    """Write the mask of groups that are pruned in blocks.
+
+    Args:
+        weight: Shape ``(C_out, *groups, *inside)``.
+        block_size: From 1 to ``C_out``.
+        pruned: Number of groups to prune, from 1 to all but one. The fewest whole blocks are kept that leave at least
+            the other groups.
+        out: Bool mask to write, of shape ``(C_out, *groups)``.
+
+    Raises:
+        PruningError: ``weight`` holds NaN; ``out`` is then unchanged.
+    """
+    keep = out.numel() - pruned
+    rows = out.shape[0]
+    short = rows % block_size or block_size
+    count = -(-keep // block_size)
+    ranking = _rank(weight, block_size, out.ndim, -(-keep // short))
+    if block_size == 1:
+        ranking.keep(count, out)
+        return
+    blocks = torch.empty(-(-rows // block_size), *out.shape[1:], dtype=torch.bool, device=out.device)
+    ranking.keep(count, blocks)
+    # Each block kept covers block_size groups, but one of the last row covers fewer: then more blocks are needed.
+    while short < block_size:
+        missing = keep - count * block_size + (block_size - short) * int(blocks[-1].count_nonzero())
+        if missing <= 0:
+            break
+        count += -(-missing // block_size)
+        ranking.keep(count, blocks)
+    full = rows // block_size
+    for target, source in (
+        (torch.unflatten(out[: full * block_size], 0, (full, block_size)), blocks[:full].unsqueeze(1)),
+        (out[full * block_size :], blocks[full:]),
+    ):
+        if out.device.type == "cpu":
+            np.copyto(target.numpy(), source.numpy())
+        else:
+            target.copy_(source)
+    mark_changed([out])
+
+
+def block_scores(weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:
+    """Squared L2 norm of each block, ``(ceil(C_out / block_size), *groups)``, with ``dims`` dimensions."""
+    group = weight[(slice(-(-weight.shape[0] // block_size)), ...) + (0,) * (weight.ndim - dims)]
+    scores = torch.empty_like(group, dtype=dtype)
+    # Converted a piece at a time, so that no second copy of the weight is held.
+    for first, members in _members(weight, block_size, dtype, is_whole=weight.dtype is dtype):
+        _sum_squares(members, dims, scores[first : first + members.shape[0]])
+    return scores
+
+
+class _Norms:
+    """The norms of all blocks.
+
+    Args:
+        weight: Shape ``(C_out, *groups, *inside)``.
+        block_size: Output channels in a block.
+        dims: Dimensions that tell groups apart.
+        dtype: Of the norms.
+    """
+
+    def __init__(self, weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> None:
+        self.scores = block_scores(weight, block_size, dims, dtype)
+
+    def is_out_of_range(self, needed: int) -> bool:
+        """Whether a sum has overflowed, or the ``needed`` largest reach into what underflow has touched."""
+        if self.scores.device.type == "cpu":
+            return _is_out_of_range(self.scores.numpy(), needed, TINY, inf)
+        smallest, largest = map(float, self.scores.aminmax())
+        return largest == inf or (smallest < TINY and int((self.scores >= TINY).count_nonzero()) < needed)
+
+    def keep(self, count: int, out: Tensor) -> None:
+        """Write which blocks are among the ``count`` largest; of equal ones the first in row-major order are."""
+        keep_largest(self.scores, self.scores.numel() - count, out=out)
+
+
+class _HalfNorms:
+    """The same, of which only the first half of the bits is held. On the CPU."""
+
+    def __init__(self, weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> None:
+        self.args = weight, block_size, dims, dtype
+        self.shape = (-(-weight.shape[0] // block_size), *weight.shape[1:dims])
+        self.heads = np.empty(prod(self.shape), f"i{dtype.itemsize // 2}")
+        row = prod(self.shape[1:])
+        for first, members in _members(weight, block_size, dtype, is_whole=False):
+            scores = torch.empty(members.shape[0], *self.shape[1:], dtype=dtype)
+            _sum_squares(members, dims, scores)
+            self.heads[first * row : (first + members.shape[0]) * row] = _heads_of(scores)
+
+    def is_out_of_range(self, needed: int) -> bool:
+        """As of whole norms: both bounds are numbers of which the other half is zero."""
+        tiny, infinity = _heads_of(torch.tensor([TINY, inf], dtype=self.args[-1])).tolist()
+        return _is_out_of_range(self.heads, needed, tiny, infinity)
+
+    def keep(self, count: int, out: Tensor) -> None:
+        """As of whole norms."""
+        weight, block_size, _, dtype = self.args
+        if np.maximum.reduce(self.heads) > _heads_of(torch.tensor([inf], dtype=dtype))[0]:
+            raise nan_error()
+        head = kth_largest(self.heads, count)
+        tied = np.flatnonzero(self.heads == head)
+        if tied.size * 8 > self.heads.size:  # to gather so many takes longer
+            _Norms(*self.args).keep(count, out)
+            return
+        kept = np.greater(self.heads.reshape(self.shape), head, out=out.numpy())
+        scores = _scores_at(weight, block_size, self.shape, tied, dtype)
+        among_tied = keep_largest(scores, tied.size - (count - int(np.count_nonzero(kept))))
+        kept[np.unravel_index(tied[among_tied.numpy()], self.shape)] = True
+        mark_changed([out])
+
+
+def _rank(weight: Tensor, block_size: int, dims: int, needed: int) -> _Norms | _HalfNorms:
+    """Sum the squares in float32, or in float64 if they would overflow there, or vanish."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    blocks = -(-weight.shape[0] // block_size) * prod(weight.shape[1:dims])
+    is_heavy = weight.device.type == "cpu" and blocks * dtype.itemsize > weight.numel() + _FEW
+    kind = _HalfNorms if is_heavy else _Norms
+    ranking = kind(weight, block_size, dims, dtype)
+    if dtype is torch.float32 and ranking.is_out_of_range(needed):
+        ranking = kind(weight, block_size, dims, torch.float64)
+    return ranking
+
+
+def _is_out_of_range(scores: Array, needed: int, tiny: float, infinity: float) -> bool:
+    # NumPy reads faster than PyTorch, and waits for no other thread.
+    smallest, largest = np.minimum.reduce(scores, axis=None), np.maximum.reduce(scores, axis=None)
+    return bool(largest == infinity or (smallest < tiny and np.count_nonzero(scores >= tiny) < needed))
+
+
+def _heads_of(scores: Tensor) -> Array:
+    """First half of the bits of floating-point numbers, flat, as integers that order as they do."""
+    form = FORMATS[scores.dtype]
+    halves = scores.view(form.integer).numpy().ravel().view(f"i{scores.itemsize // 2}")
+    return halves[int(sys.byteorder == "little") :: 2]
+
+
+def _scores_at(weight: Tensor, block_size: int, shape: tuple[int, ...], index: Array, dtype: torch.dtype) -> Tensor:
+    """Squared norms of some blocks, by their rising row-major positions."""
+    scores = torch.empty(index.size, dtype=dtype)
+    full = weight.shape[0] // block_size
+    in_last = int(np.searchsorted(index, full * prod(shape[1:])))  # from here on they are of the short last row
+    for part, height in ((slice(in_last), block_size), (slice(in_last, None), weight.shape[0] - full * block_size)):
+        if index[part].size:
+            row, *others = map(torch.from_numpy, np.unravel_index(index[part], shape))
+            rows = row * block_size + torch.arange(height)[:, None]
+            members = weight[(rows, *others)].to(dtype)  # (height, blocks, *inside)
+            _sum_squares(members.unsqueeze(0), 2, scores[part].unsqueeze(0))
+    return scores
+
+
+def _members(weight: Tensor, block_size: int, dtype: torch.dtype, *, is_whole: bool) -> Iterator[tuple[int, Tensor]]:
+    """Yield the weights of consecutive blocks, ``(blocks, block_size, ...)``, and the number of the first block.
+
+    All at once if ``is_whole``, and else in pieces; the short last block is a piece of its own.
+    """
+    rows = weight.shape[0]
+    full = rows // block_size * block_size
+    step = full if is_whole else max(1, _CHUNK * rows // weight.numel() // block_size) * block_size
+    for start in [*range(0, full, step or 1), *range(full, rows, block_size)]:
+        piece = weight[start : min(start + step, full) if start < full else rows].to(dtype)
+        yield start // block_size, torch.unflatten(piece, 0, (-1, min(block_size, piece.shape[0])))
+
+
+def _sum_squares(members: Tensor, dims: int, out: Tensor) -> None:
+    """Sum squares over dimension 1 and all from ``dims + 1`` on; write to ``out``."""
+    inside = (1, *range(dims + 1, members.ndim))
+    if members.device.type != "cpu":
+        torch.linalg.vector_norm(members, dim=inside, out=out)
+        out.square_()
+        return
+    values = members.numpy()
+    if dims == 1:
+        rows = values
+        if not rows.flags.c_contiguous:
+            rows = values.transpose(sorted(range(values.ndim), key=values.strides.__getitem__, reverse=True))
+        if rows.flags.c_contiguous and rows.shape[0] == len(out):
+            rows = rows.reshape(len(out), -1)
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities and NaN
+                np.matmul(rows[:, None, :], rows[:, :, None], out=out.numpy()[:, None, None])  # a dot product a row
+            return
+    axes = list(range(members.ndim))
+    # NumPy's sum takes an eighth of the time of PyTorch's where a group is not one run of memory.
+    np.einsum(values, axes, values, axes, [0, *range(2, dims + 1)], out=out.numpy())
