@@ -63,8 +63,11 @@ def zero_blocks(tensor: Tensor, block_size: int, *, shape: tuple[int, ...] | Non
     if full.shape[0] % block_size:
         return None
     repeats = 1 if shape is None else prod(shape) // max(full.numel(), 1)
-    blocks = _flags(full).reshape(full.shape[0] // block_size, block_size, -1).any(1)
-    return (int(np.prod(blocks.shape)) - _count(blocks)) * repeats
+    rows = _nonzero(full).reshape(full.shape[0] // block_size, block_size, -1)
+    blocks = rows[:, 0]
+    for place in range(1, block_size):
+        blocks = blocks | rows[:, place]
+    return (blocks.numel() - _count(_flags(blocks))) * repeats
 
 
 def n_m_groups(
@@ -95,11 +98,13 @@ def _full(tensor: Tensor, shape: tuple[int, ...] | None, rank: int) -> Tensor:
     return tensor.expand(shape[:rank] + tuple(tensor.shape[rank:]))
 
 
+def _nonzero(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.dtype is torch.bool else tensor.detach() != 0
+
+
 def _flags(tensor: Tensor) -> Any:
     """Which elements are not zero; on the CPU as a NumPy array, which is counted several times as fast."""
-    flags = tensor.detach()
-    if flags.dtype is not torch.bool:
-        flags = flags != 0
+    flags = _nonzero(tensor)
     return flags.numpy() if flags.device.type == "cpu" else flags
 
 
