@@ -23,6 +23,8 @@ __all__ = ["TINY", "block_scores", "keep_blocks"]
 _CHUNK = 2**19
 # Whole norms are kept if they take no more than this and a byte a weight.
 _FEW = 2**20
+# OpenBLAS shares longer dot products out to threads, and waits for each: up to a second where cores are busy.
+_DOT = 2**13
 # A sum of squares below this has lost bits to underflow, in float32.
 TINY = 2.0**-100
 
@@ -200,13 +202,19 @@ def _sum_squares(members: Tensor, dims: int, out: Tensor) -> None:
         return
     values = members.numpy()
     if dims == 1:
-        rows = values
-        if not rows.flags.c_contiguous:
-            rows = values.transpose(sorted(range(values.ndim), key=values.strides.__getitem__, reverse=True))
-        if rows.flags.c_contiguous and rows.shape[0] == len(out):
+        order = sorted(range(values.ndim), key=values.strides.__getitem__, reverse=True)
+        rows = values.transpose(order)
+        if order[0] == 0 and rows.flags.c_contiguous:
             rows = rows.reshape(len(out), -1)
+            sums = out.numpy()[:, None, None]
             with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities and NaN
-                np.matmul(rows[:, None, :], rows[:, :, None], out=out.numpy()[:, None, None])  # a dot product a row
+                for start in range(0, rows.shape[1], _DOT):
+                    piece = rows[:, start : start + _DOT]
+                    pair = piece[:, None, :], piece[:, :, None]  # a dot product a row
+                    if start:
+                        sums += np.matmul(*pair)
+                    else:
+                        np.matmul(*pair, out=sums)
             return
     axes = list(range(members.ndim))
     # NumPy's sum takes an eighth of the time of PyTorch's where a group is not one run of memory.

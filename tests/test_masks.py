@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -184,6 +185,18 @@ def test_large_weights_match_their_definition(dtype: torch.dtype, options: dict[
         weight, 0.6, options.get("granularity", "per_scalar"), options.get("block_size", 1)
     )
     assert torch.equal(magnitude_mask(weight, 0.6, **options), expected)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize(("shape", "block_size"), [((3, 5, 3), 1), ((10, 7, 2), 5), ((4, 4, 4), 2), ((2, 9001, 2), 1)])
+@pytest.mark.parametrize("granularity", ["per_channel", "per_kernel"])
+def test_the_order_of_dimensions_in_memory_does_not_matter(
+    shape: tuple[int, ...], block_size: int, order: tuple[int, ...], granularity: Granularity
+) -> None:
+    weight = torch.randint(-9, 10, shape).float()
+    laid_out = weight.permute(order).contiguous().permute([order.index(dim) for dim in range(3)])
+    options: dict[str, Any] = {"granularity": granularity, "block_size": block_size}
+    assert torch.equal(magnitude_mask(laid_out, 0.5, **options), magnitude_mask(weight, 0.5, **options))
 
 
 @pytest.mark.parametrize("levels", [2, 2000])  # masses of equal norms, and few
