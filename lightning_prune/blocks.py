@@ -2,19 +2,20 @@
 
 A block is a group of weights, or ``block_size`` groups that follow each other along the output channels. Where norms
 would take more memory than a byte a weight, only the first half of the bits of each is held. That ranks all but the
-few that share it with the smallest that stays, and the norms of these are summed again.
+few that share it with the smallest that stays, and the norms of these are summed again; where these are not few, those
+of all blocks are.
 """
 
 import sys
 from collections.abc import Iterator
-from math import inf, prod
+from math import inf, isnan, prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_prune.kth import kth_largest
-from lightning_prune.magnitudes import FORMATS, Array, mark_changed, nan_error
+from lightning_prune.magnitudes import Array, mark_changed, nan_error
 from lightning_prune.selection import keep_largest
 
 __all__ = ["TINY", "block_scores", "keep_blocks"]
@@ -22,7 +23,7 @@ __all__ = ["TINY", "block_scores", "keep_blocks"]
 # Weights handled at a time where they are converted, or their norms are shortened.
 _CHUNK = 2**19
 # Whole norms are kept if they take no more than this and a byte a weight.
-_FEW = 2**20
+_SPARE_BYTES = 2**20
 # OpenBLAS shares longer dot products out to threads, and waits for each: up to a second where cores are busy.
 _DOT = 2**13
 # A sum of squares below this has lost bits to underflow, in float32.
@@ -82,7 +83,7 @@ def block_scores(weight: Tensor, block_size: int, dims: int, dtype: torch.dtype)
 
 
 class _Norms:
-    """The norms of all blocks.
+    """Squared norms of all blocks.
 
     Args:
         weight: Shape ``(C_out, *groups, *inside)``.
@@ -95,10 +96,16 @@ class _Norms:
         self.scores = block_scores(weight, block_size, dims, dtype)
 
     def is_out_of_range(self, needed: int) -> bool:
-        """Whether a sum has overflowed, or the ``needed`` largest reach into what underflow has touched."""
+        """Whether a sum has overflowed, or the ``needed`` largest reach into what underflow has touched.
+
+        Raises:
+            PruningError: A norm is NaN.
+        """
         if self.scores.device.type == "cpu":
             return _is_out_of_range(self.scores.numpy(), needed, TINY, inf)
         smallest, largest = map(float, self.scores.aminmax())
+        if isnan(largest):
+            raise nan_error()
         return largest == inf or (smallest < TINY and int((self.scores >= TINY).count_nonzero()) < needed)
 
     def keep(self, count: int, out: Tensor) -> None:
@@ -107,35 +114,46 @@ class _Norms:
 
 
 class _HalfNorms:
-    """The same, of which only the first half of the bits is held. On the CPU."""
+    """First halves of the squared norms of all blocks, in float32, on the CPU; what they cannot rank is summed again.
 
-    def __init__(self, weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> None:
-        self.args = weight, block_size, dims, dtype
+    Args:
+        weight: Shape ``(C_out, *groups, *inside)``.
+        block_size: Output channels in a block.
+        dims: Dimensions that tell groups apart.
+    """
+
+    def __init__(self, weight: Tensor, block_size: int, dims: int) -> None:
+        self.weight, self.block_size, self.dims = weight, block_size, dims
         self.shape = (-(-weight.shape[0] // block_size), *weight.shape[1:dims])
-        self.heads = np.empty(prod(self.shape), f"i{dtype.itemsize // 2}")
+        self.heads = np.empty(prod(self.shape), np.int16)
         row = prod(self.shape[1:])
-        for first, members in _members(weight, block_size, dtype, is_whole=False):
-            scores = torch.empty(members.shape[0], *self.shape[1:], dtype=dtype)
+        for first, members in _members(weight, block_size, torch.float32, is_whole=False):
+            scores = torch.empty(members.shape[0], *self.shape[1:])
             _sum_squares(members, dims, scores)
             self.heads[first * row : (first + members.shape[0]) * row] = _heads_of(scores)
+        self.whole: _Norms | None = None
 
     def is_out_of_range(self, needed: int) -> bool:
-        """As of whole norms: both bounds are numbers of which the other half is zero."""
-        tiny, infinity = _heads_of(torch.tensor([TINY, inf], dtype=self.args[-1])).tolist()
-        return _is_out_of_range(self.heads, needed, tiny, infinity)
+        """Whether a sum has overflowed, or the ``needed`` largest reach into what underflow has touched.
+
+        Raises:
+            PruningError: A norm is NaN.
+        """
+        # The other halves of both bounds are zero.
+        return _is_out_of_range(self.heads, needed, *_heads_of(torch.tensor([TINY, inf])).tolist())
 
     def keep(self, count: int, out: Tensor) -> None:
-        """As of whole norms."""
-        weight, block_size, _, dtype = self.args
-        if np.maximum.reduce(self.heads) > _heads_of(torch.tensor([inf], dtype=dtype))[0]:
-            raise nan_error()
-        head = kth_largest(self.heads, count)
-        tied = np.flatnonzero(self.heads == head)
-        if tied.size * 8 > self.heads.size:  # to gather so many takes longer
-            _Norms(*self.args).keep(count, out)
+        """Write which blocks are among the ``count`` largest; of equal ones the first in row-major order are."""
+        head = kth_largest(self.heads, count) if self.whole is None else 0
+        if self.whole is None and np.count_nonzero(self.heads == head) * 8 > self.heads.size:
+            self.heads = self.heads[:0]  # too many share it: they all are ranked by whole norms
+            self.whole = _Norms(self.weight, self.block_size, self.dims, torch.float32)
+        if self.whole is not None:
+            self.whole.keep(count, out)
             return
+        tied = np.flatnonzero(self.heads == head)
+        scores = _scores_at(self.weight, self.block_size, self.shape, tied, torch.float32)
         kept = np.greater(self.heads.reshape(self.shape), head, out=out.numpy())
-        scores = _scores_at(weight, block_size, self.shape, tied, dtype)
         among_tied = keep_largest(scores, tied.size - (count - int(np.count_nonzero(kept))))
         kept[np.unravel_index(tied[among_tied.numpy()], self.shape)] = True
         mark_changed([out])
@@ -145,25 +163,32 @@ def _rank(weight: Tensor, block_size: int, dims: int, needed: int) -> _Norms | _
     """Sum the squares in float32, or in float64 if they would overflow there, or vanish."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     blocks = -(-weight.shape[0] // block_size) * prod(weight.shape[1:dims])
-    is_heavy = weight.device.type == "cpu" and blocks * dtype.itemsize > weight.numel() + _FEW
-    kind = _HalfNorms if is_heavy else _Norms
-    ranking = kind(weight, block_size, dims, dtype)
-    if dtype is torch.float32 and ranking.is_out_of_range(needed):
-        ranking = kind(weight, block_size, dims, torch.float64)
+    is_heavy = blocks * dtype.itemsize > weight.numel() + _SPARE_BYTES
+    ranking: _Norms | _HalfNorms
+    if is_heavy and dtype is torch.float32 and weight.device.type == "cpu":
+        ranking = _HalfNorms(weight, block_size, dims)
+    else:
+        ranking = _Norms(weight, block_size, dims, dtype)
+    if ranking.is_out_of_range(needed) and dtype is torch.float32:
+        return _Norms(weight, block_size, dims, torch.float64)
     return ranking
 
 
 def _is_out_of_range(scores: Array, needed: int, tiny: float, infinity: float) -> bool:
     # NumPy reads faster than PyTorch, and waits for no other thread.
     smallest, largest = np.minimum.reduce(scores, axis=None), np.maximum.reduce(scores, axis=None)
+    if not largest <= infinity:
+        raise nan_error()
     return bool(largest == infinity or (smallest < tiny and np.count_nonzero(scores >= tiny) < needed))
 
 
 def _heads_of(scores: Tensor) -> Array:
-    """First half of the bits of floating-point numbers, flat, as integers that order as they do."""
-    form = FORMATS[scores.dtype]
-    halves = scores.view(form.integer).numpy().ravel().view(f"i{scores.itemsize // 2}")
-    return halves[int(sys.byteorder == "little") :: 2]
+    """First halves of the bits of float32 numbers that are not negative, as integers that order as they do.
+
+    NaN may be signed, and ranks above infinity all the same.
+    """
+    halves = scores.numpy().ravel().view(np.int16)
+    return halves[int(sys.byteorder == "little") :: 2] & 0x7FFF
 
 
 def _scores_at(weight: Tensor, block_size: int, shape: tuple[int, ...], index: Array, dtype: torch.dtype) -> Tensor:

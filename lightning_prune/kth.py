@@ -91,7 +91,10 @@ def bracket(sample: Array, share: float, *, sigmas: float) -> tuple[int, int]:
 
 
 def _tighten(low: int, high: int, share: float, count: int, kind: np.dtype[Any]) -> tuple[int, int]:
-    """A narrower bracket around the same element, if the ``count`` elements of this one are spread evenly in it."""
+    """A narrower bracket around the same element, if the ``count`` elements of this one are spread evenly in it.
+
+    Evenly over numbers where keys compare as such, and else over integers; a guess that fails costs time alone.
+    """
     reach = _SIGMAS * sqrt(share * (1.0 - share) / count) + _UNEVEN
     ends = as_fast_to_compare(np.array([low, high], kind))
     least, largest = ends.tolist()

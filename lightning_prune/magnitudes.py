@@ -82,7 +82,7 @@ def clear_signs(bits: Array, *, out: Array | None = None) -> Array:
 
 
 def as_fast_to_compare(keys: Array) -> Array:
-    """View keys as what NumPy compares fastest with the same result: as floating-point numbers of their size.
+    """View keys as what NumPy compares fastest with the same result: as the floating-point numbers whose bits they are.
 
     Of 16 bits NumPy knows none that are fast, and a thread that flushes denormal numbers to zero does not tell them
     apart: there the integers themselves are returned.

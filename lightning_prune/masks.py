@@ -132,8 +132,8 @@ def magnitude_mask(
         raise ConfigError(f"block_size must be at least 1, got {block_size}.")
     pruned = pruned_count(prod(shape), _fraction(sparsity))
     out = mask_to_write(weight, shape, out)
-    if pruned in (0, prod(shape)):
-        return out.fill_(pruned == 0)
+    if pruned in (0, prod(shape)) or not weight.numel():
+        return out.fill_(pruned < prod(shape))
     if block_size == 1 and prod(shape) == weight.numel():
         return keep_largest(weight, pruned, out=out)
     dims = group_dims(weight.ndim, granularity)

@@ -123,14 +123,14 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int) -> 
 
 
 def _largest_of_columns(keys: Array, num_zeros: int) -> Array:
-    """Which keys of ``(outer, group_size, inner)`` are larger than ``num_zeros`` others of their group, a column."""
+    """Which keys of ``(outer, group_size, inner)`` are larger than ``num_zeros`` or more of their group, a column."""
     outer, group_size, inner = keys.shape
     # By distance: whether a member is larger than the one so many places on, after the last the first again.
     wins = np.empty((group_size, outer, group_size, -(-inner // 8)), np.uint8)
     for ahead in range(1, group_size):
         behind = group_size - ahead
         larger = keys[:, :behind] >= keys[:, ahead:]
-        if inner % 8:
+        if inner % 8:  # else whole bytes, and all rows are packed at once
             wins[ahead, :, :behind] = np.packbits(larger, axis=2)
         else:
             wins[ahead, :, :behind] = np.packbits(larger).reshape(outer, behind, -1)
@@ -169,7 +169,8 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -
                 np.greater_equal(comparable[:size], comparable[step : step + size], out=larger[:size])
                 beats[place] = _packed(larger)
                 _move(beats[place], step, lost[-1 - place], is_within_words=_BITS % period == 0)
-            # An early member compares with one that comes later; a late one has won where an earlier one has not.
+            # In row d - 1, an early member compares with the one d later; a late one, with which the member
+            # group_size - d before it was compared, has won where that one has not.
             np.bitwise_or(beats, late, out=beats)
             np.bitwise_and(lost, late, out=lost)
             np.bitwise_xor(beats, lost, out=beats)

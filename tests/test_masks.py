@@ -77,7 +77,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(scan, "_CHUNK", 64)
         monkeypatch.setattr(selection, "FEW", 64)
         monkeypatch.setattr(blocks, "_CHUNK", 64)
-        monkeypatch.setattr(blocks, "_FEW", 0)
+        monkeypatch.setattr(blocks, "_SPARE_BYTES", 0)
         monkeypatch.setattr(n_m, "_CHUNK", 64)
         monkeypatch.setattr(n_m, "_WIDE", 6)
     return str(request.param)
@@ -212,11 +212,28 @@ def test_norms_of_which_half_the_bits_are_held_match_their_definition(
     weight[-1] = 1e30  # squares overflow
     mask = magnitude_mask(weight, 0.5, granularity=granularity, block_size=block_size)
     assert torch.equal(mask, expected_magnitude_mask(weight, 0.5, granularity, block_size))
+    weight[::3] = torch.inf
+    magnitude_mask(weight, 0.5, granularity=granularity, block_size=block_size, out=mask)
+    assert torch.equal(mask, expected_magnitude_mask(weight, 0.5, granularity, block_size))
     before = mask.clone()
-    weight[7, 7] = torch.nan
+    for nan in (torch.nan, -torch.tensor(torch.nan)):  # what 0 / 0 gives is negative
+        weight[7, 7] = nan
+        with pytest.raises(PruningError, match="NaN"):
+            magnitude_mask(weight, 0.5, granularity=granularity, block_size=block_size, out=mask)
+        assert torch.equal(mask, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_is_refused_where_whole_blocks_leave_nothing_to_prune(dtype: torch.dtype) -> None:
+    weight = torch.randn(8, 256).to(dtype)
+    weight[0, 0] = torch.nan
     with pytest.raises(PruningError, match="NaN"):
-        magnitude_mask(weight, 0.5, granularity=granularity, block_size=block_size, out=mask)
-    assert torch.equal(mask, before)
+        magnitude_mask(weight, 1.5 / weight.numel(), block_size=2)
+
+
+@pytest.mark.parametrize("granularity", ["per_kernel", "per_channel"])
+def test_groups_of_no_weights_are_kept(granularity: Granularity) -> None:
+    assert magnitude_mask(torch.empty(4, 3, 0), 0.5, granularity=granularity).all()
 
 
 @pytest.mark.parametrize("shape", [(200, 130, 3, 3), (1030, 514), (64, 66, 7, 7, 7), (20, 40_000)])
