@@ -145,13 +145,16 @@ class _HalfNorms:
     def keep(self, count: int, out: Tensor) -> None:
         """Write which blocks are among the ``count`` largest; of equal ones the first in row-major order are."""
         head = kth_largest(self.heads, count) if self.whole is None else 0
-        if self.whole is None and np.count_nonzero(self.heads == head) * 8 > self.heads.size:
+        pieces = range(0, self.heads.size, _CHUNK)
+        ties = sum(int(np.count_nonzero(self.heads[start : start + _CHUNK] == head)) for start in pieces)
+        if self.whole is None and ties * 8 > self.heads.size:
             self.heads = self.heads[:0]  # too many share it: they all are ranked by whole norms
             self.whole = _Norms(self.weight, self.block_size, self.dims, torch.float32)
         if self.whole is not None:
             self.whole.keep(count, out)
             return
-        tied = np.flatnonzero(self.heads == head)
+        found = [np.flatnonzero(self.heads[start : start + _CHUNK] == head) + start for start in pieces]
+        tied = np.concatenate(found)
         scores = _scores_at(self.weight, self.block_size, self.shape, tied, torch.float32)
         kept = np.greater(self.heads.reshape(self.shape), head, out=out.numpy())
         among_tied = keep_largest(scores, tied.size - (count - int(np.count_nonzero(kept))))
