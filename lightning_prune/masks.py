@@ -76,6 +76,7 @@ def compute_mask(
         Bool mask, ``True`` = keep.
 
     Example:
+        >>> import torch
         >>> weight = torch.tensor([[3.0, 1.0, 2.0, 4.0]])
         >>> [compute_mask(weight, sparsity, n_m_ratio=(2, 4)).int().tolist() for sparsity in (0.2, 0.25, 0.5)]
         [[[1, 1, 1, 1]], [[1, 0, 1, 1]], [[1, 0, 0, 1]]]
@@ -123,6 +124,7 @@ def magnitude_mask(
         Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
 
     Example:
+        >>> import torch
         >>> magnitude_mask(torch.tensor([[0.3, -0.2], [-0.01, 0.05]]), 0.75).int().tolist()
         [[1, 0], [0, 0]]
     """
