@@ -128,7 +128,7 @@ class _HalfNorms:
         self.heads = np.empty(prod(self.shape), np.int16)
         row = prod(self.shape[1:])
         for first, members in _members(weight, block_size, torch.float32, is_whole=False):
-            scores = torch.empty(members.shape[0], *self.shape[1:])
+            scores = torch.empty(members.shape[0], *self.shape[1:], dtype=torch.float32)
             _sum_squares(members, dims, scores)
             self.heads[first * row : (first + members.shape[0]) * row] = _heads_of(scores)
         self.whole: _Norms | None = None
@@ -140,22 +140,23 @@ class _HalfNorms:
             PruningError: A norm is NaN.
         """
         # The other halves of both bounds are zero.
-        return _is_out_of_range(self.heads, needed, *_heads_of(torch.tensor([TINY, inf])).tolist())
+        return _is_out_of_range(self.heads, needed, *_heads_of(torch.tensor([TINY, inf], dtype=torch.float32)).tolist())
 
     def keep(self, count: int, out: Tensor) -> None:
         """Write which blocks are among the ``count`` largest; of equal ones the first in row-major order are."""
-        head = kth_largest(self.heads, count) if self.whole is None else 0
-        pieces = range(0, self.heads.size, _CHUNK)
-        ties = sum(int(np.count_nonzero(self.heads[start : start + _CHUNK] == head)) for start in pieces)
-        if self.whole is None and ties * 8 > self.heads.size:
-            self.heads = self.heads[:0]  # too many share it: they all are ranked by whole norms
-            self.whole = _Norms(self.weight, self.block_size, self.dims, torch.float32)
         if self.whole is not None:
             self.whole.keep(count, out)
             return
-        found = [np.flatnonzero(self.heads[start : start + _CHUNK] == head) + start for start in pieces]
-        tied = np.concatenate(found)
-        scores = _scores_at(self.weight, self.block_size, self.shape, tied, torch.float32)
+        head = kth_largest(self.heads, count)
+        pieces = range(0, self.heads.size, _CHUNK)
+        ties = sum(int(np.count_nonzero(self.heads[start : start + _CHUNK] == head)) for start in pieces)
+        if ties * 8 > self.heads.size:  # too many share it: all blocks are ranked by whole norms, from now on
+            self.heads = self.heads[:0]
+            self.whole = _Norms(self.weight, self.block_size, self.dims, torch.float32)
+            self.whole.keep(count, out)
+            return
+        tied = np.concatenate([np.flatnonzero(self.heads[start : start + _CHUNK] == head) + start for start in pieces])
+        scores = _scores_at(self.weight, self.block_size, self.shape, tied)
         kept = np.greater(self.heads.reshape(self.shape), head, out=out.numpy())
         among_tied = keep_largest(scores, tied.size - (count - int(np.count_nonzero(kept))))
         kept[np.unravel_index(tied[among_tied.numpy()], self.shape)] = True
@@ -194,16 +195,16 @@ def _heads_of(scores: Tensor) -> Array:
     return halves[int(sys.byteorder == "little") :: 2] & 0x7FFF
 
 
-def _scores_at(weight: Tensor, block_size: int, shape: tuple[int, ...], index: Array, dtype: torch.dtype) -> Tensor:
-    """Squared norms of some blocks, by their rising row-major positions."""
-    scores = torch.empty(index.size, dtype=dtype)
+def _scores_at(weight: Tensor, block_size: int, shape: tuple[int, ...], index: Array) -> Tensor:
+    """Squared norms of some blocks in float32, by their rising row-major positions."""
+    scores = torch.empty(index.size, dtype=torch.float32)
     full = weight.shape[0] // block_size
     in_last = int(np.searchsorted(index, full * prod(shape[1:])))  # from here on they are of the short last row
     for part, height in ((slice(in_last), block_size), (slice(in_last, None), weight.shape[0] - full * block_size)):
         if index[part].size:
             row, *others = map(torch.from_numpy, np.unravel_index(index[part], shape))
             rows = row * block_size + torch.arange(height)[:, None]
-            members = weight[(rows, *others)].to(dtype)  # (height, blocks, *inside)
+            members = weight[(rows, *others)].to(torch.float32)  # (height, blocks, *inside)
             _sum_squares(members.unsqueeze(0), 2, scores[part].unsqueeze(0))
     return scores
 
