@@ -6,7 +6,6 @@ smallest are pruned. In n:m sparsity the ranking is within every ``group_size`` 
 them are pruned.
 """
 
-from math import prod
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -129,17 +128,17 @@ def magnitude_mask(
         [[1, 0], [0, 0]]
     """
     weight = weight.detach()
-    shape = mask_shape(tuple(weight.shape), granularity=granularity)
     if block_size < 1:
         raise ConfigError(f"block_size must be at least 1, got {block_size}.")
-    pruned = pruned_count(prod(shape), _fraction(sparsity))
-    out = mask_to_write(weight, shape, out)
-    if pruned in (0, prod(shape)) or not weight.numel():
-        return out.fill_(pruned < prod(shape))
-    if block_size == 1 and prod(shape) == weight.numel():
+    out = mask_to_write(weight, mask_shape(tuple(weight.shape), granularity=granularity), out)
+    groups = out.numel()
+    pruned = pruned_count(groups, _fraction(sparsity))
+    if pruned in (0, groups) or not weight.numel():
+        return out.fill_(pruned < groups)
+    if block_size == 1 and groups == weight.numel():
         return keep_largest(weight, pruned, out=out)
-    dims = group_dims(weight.ndim, granularity)
-    keep_blocks(weight, min(block_size, shape[0]), pruned, out[(...,) + (0,) * (weight.ndim - dims)])
+    lengths = weight.shape[: group_dims(weight.ndim, granularity)]
+    keep_blocks(weight, min(block_size, lengths[0]), pruned, out.view(lengths))
     return out
 
 

@@ -11,6 +11,7 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.magnitudes import (
     Array,
     FlatPair,
+    Guard,
     as_fast_to_compare,
     clear_signs,
     holds_nan,
@@ -23,7 +24,7 @@ from lightning_prune.magnitudes import (
 __all__ = ["n_m_mask"]
 
 # Weights handled at a time: on the CPU scratch then fits the cache, elsewhere every operation is a kernel launch.
-_CHUNK = 2**17
+_CHUNK = 2**18
 _DEVICE_CHUNK = 2**24
 _WORDS = np.dtype("<u8")
 _BITS = 64  # of a word
@@ -72,8 +73,6 @@ def n_m_mask(weight: Tensor, num_zeros: int, group_size: int, *, dim: int = 1, o
     out = mask_to_write(weight, tuple(weight.shape), out)
     if num_zeros in (0, group_size):
         return out.fill_(num_zeros == 0)
-    if holds_nan(weight):
-        raise nan_error()
     if weight.device.type == "cpu" and group_size <= _LARGE_GROUP:
         _keep_in_groups(weight, num_zeros, group_size, dim, out)
     else:
@@ -92,17 +91,19 @@ def _keep_in_groups(weight: Tensor, num_zeros: int, group_size: int, dim: int, o
     whole = shape[1] - rest
     keep = _keep_by_rows if shape[2] >= _WIDE else _keep_by_shifts
     left = num_zeros - (group_size - rest)
-    if mask[:, :whole].size:
-        keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size)
-    if left > 0 and mask[:, whole:].size:
-        keep(bits[:, whole:], mask[:, whole:], left, rest)
-    elif left <= 0:
-        mask[:, whole:] = True
+    with Guard(weight.dtype) as guard:
+        if mask[:, :whole].size:
+            keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size, guard)
+        if mask[:, whole:].size and left > 0:
+            keep(bits[:, whole:], mask[:, whole:], left, rest, guard)
+        elif mask[:, whole:].size:
+            guard.check(clear_signs(bits[:, whole:]))
+            mask[:, whole:] = True
     pair.finish()
     mark_changed([out])
 
 
-def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
+def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is long: rows of it are compared."""
     inner = bits.shape[2]
     split = (-1, group_size, inner) if bits.flags.c_contiguous else (bits.shape[0], -1, group_size, inner)
@@ -119,6 +120,8 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int) -> 
                 piece = values[here]
                 keys = buffer[: piece.size].reshape(piece.shape)
                 clear_signs(piece, out=keys)
+                guard.check(keys)
+                guard.save(flags[here])
                 np.copyto(flags[here], _largest_of_columns(as_fast_to_compare(keys), num_zeros))
 
 
@@ -141,7 +144,7 @@ def _largest_of_columns(keys: Array, num_zeros: int) -> Array:
     return np.unpackbits(kept).view(np.bool_).reshape(keys.shape)
 
 
-def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -> None:
+def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is short.
 
     All memory is compared with itself, shifted by 1, 2, ... channels. A comparison with a member of the next group
@@ -164,6 +167,8 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int) -
             here = (slice(top, top + rows), slice(left, left + columns))
             piece, flags = bits[here], mask[here]
             clear_signs(piece, out=keys[: piece.size].reshape(piece.shape))
+            guard.check(keys[: piece.size])
+            guard.save(flags)
             for place in range(group_size - 1):
                 step = (place + 1) * inner
                 np.greater_equal(comparable[:size], comparable[step : step + size], out=larger[:size])
@@ -233,6 +238,8 @@ def _set_in_many(words: Iterable[Array], number: int) -> Array:
 
 def _keep_in_groups_by_sorting(weight: Tensor, num_zeros: int, group_size: int, dim: int, out: Tensor) -> None:
     """Write an n:m mask on any device, by sorting every group."""
+    if holds_nan(weight):
+        raise nan_error()
     weight, out = weight.movedim(dim, -1), out.movedim(dim, -1)
     channels = weight.shape[-1]
     chunk = _CHUNK if weight.device.type == "cpu" else _DEVICE_CHUNK

@@ -18,7 +18,7 @@ from lightning_prune.rounds import alone
 __all__ = ["FEW", "Scan", "keep_few"]
 
 # Elements handled at a time: the scratch arrays of a chunk fit a second-level cache of 1 to 2 MiB.
-_CHUNK = 2**17
+_CHUNK = 2**18
 # Up to this many elements, keep_few is faster than a scan, and takes some 3 MiB.
 FEW = 2**18
 # Sampled elements lie in runs within a cache line, a little over _SAMPLES * N**(2/3) of N elements in all: the cost of

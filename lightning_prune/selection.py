@@ -68,7 +68,8 @@ def pruned_count(groups: int, sparsity: float) -> int:
         >>> pruned_count(100, 0.29), pruned_count(22, 15 / 22), pruned_count(3, 0.5)
         (29, 15, 1)
     """
-    return pruned_count_of_all([groups], [sparsity])
+    above, below = float(sparsity).as_integer_ratio()
+    return min(groups, groups * ((above << _BITS) + below) // (below << _BITS))
 
 
 def pruned_count_of_all(groups: Sequence[int], sparsities: Sequence[float]) -> int:
