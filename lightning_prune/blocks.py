@@ -9,6 +9,7 @@ of all blocks are.
 import sys
 from collections.abc import Iterator
 from math import inf, isnan, prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,10 @@ def keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> No
         count += -(-missing // block_size)
         ranking.keep(count, blocks)
     full = rows // block_size
-    # NumPy copies many times as fast as PyTorch does.
-    target, source = (out.numpy(), blocks.numpy()) if out.device.type == "cpu" else (out, blocks)
+    arrays: tuple[Any, Any] = (out, blocks)
+    if out.device.type == "cpu":  # NumPy copies many times as fast as PyTorch does
+        arrays = (out.numpy(), blocks.numpy())
+    target, source = arrays
     target[: full * block_size].reshape(full, block_size, *out.shape[1:])[:] = source[:full, None]
     target[full * block_size :] = source[full:]
     mark_changed([out])

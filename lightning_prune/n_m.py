@@ -1,7 +1,7 @@
 """n:m sparsity: of every m consecutive channels, the n smallest weights are zero."""
 
-from collections.abc import Iterable
-from math import lcm, prod
+from functools import lru_cache
+from math import prod
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ __all__ = ["n_m_mask"]
 # Weights handled at a time: on the CPU scratch then fits the cache, elsewhere every operation is a kernel launch.
 _CHUNK = 2**18
 _DEVICE_CHUNK = 2**24
-_WORDS = np.dtype("<u8")
-_BITS = 64  # of a word
+# Weights for which it is written down which member of its group each is; for more that is repeated.
+_PATTERN = 2**15
 # From this many neighbours in memory on, members of a group are compared as rows.
-_WIDE = 256
+_WIDE = 1024
 # Above this group size sorting is faster than comparing every member with every other.
 _LARGE_GROUP = 32
 
@@ -110,58 +110,51 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, gua
     pieces = [(bits.reshape(split), mask.reshape(split))]
     if not bits.flags.c_contiguous:
         pieces = list(zip(*pieces[0], strict=True))
-    width = min(inner, max(1, _CHUNK // group_size))
-    count = min(pieces[0][0].shape[0], max(1, _CHUNK // (group_size * width)))
-    buffer = np.empty(group_size * count * width, bits.dtype)
+    width = _even_share(inner, _CHUNK // group_size)
+    count = _even_share(pieces[0][0].shape[0], _CHUNK // (group_size * width))
+    size = count * group_size * width
+    buffer, scratch = np.empty(size, bits.dtype), np.empty((2, size), np.uint8)
     for values, flags in pieces:
         for top in range(0, values.shape[0], count):
             for left in range(0, inner, width):
                 here = (slice(top, top + count), slice(None), slice(left, left + width))
                 piece = values[here]
                 keys = buffer[: piece.size].reshape(piece.shape)
+                wins = scratch[0, : piece.size].reshape(piece.shape)
                 clear_signs(piece, out=keys)
                 guard.check(keys)
                 guard.save(flags[here])
-                np.copyto(flags[here], _largest_of_columns(as_fast_to_compare(keys), num_zeros))
-
-
-def _largest_of_columns(keys: Array, num_zeros: int) -> Array:
-    """Which keys of ``(outer, group_size, inner)`` are larger than ``num_zeros`` or more of their group, a column."""
-    outer, group_size, inner = keys.shape
-    # By distance: whether a member is larger than the one so many places on, after the last the first again.
-    wins = np.empty((group_size, outer, group_size, -(-inner // 8)), np.uint8)
-    for ahead in range(1, group_size):
-        behind = group_size - ahead
-        larger = keys[:, :behind] >= keys[:, ahead:]
-        if inner % 8:  # else whole bytes, and all rows are packed at once
-            wins[ahead, :, :behind] = np.packbits(larger, axis=2)
-        else:
-            wins[ahead, :, :behind] = np.packbits(larger).reshape(outer, behind, -1)
-        np.invert(wins[ahead, :, :behind], out=wins[behind, :, ahead:])
-    kept = _set_in_many(wins[1:], num_zeros)
-    if inner % 8:
-        return np.unpackbits(kept, axis=2, count=inner).view(np.bool_)
-    return np.unpackbits(kept).view(np.bool_).reshape(keys.shape)
+                comparable = as_fast_to_compare(keys)
+                wins[:] = np.arange(group_size, dtype=np.uint8)[:, None]
+                for ahead in range(1, group_size):
+                    early, late = slice(group_size - ahead), slice(ahead, None)
+                    larger = scratch[1, : wins[:, early].size].reshape(wins[:, early].shape)
+                    np.greater_equal(comparable[:, early], comparable[:, late], out=larger.view(np.bool_))
+                    wins[:, early] += larger
+                    wins[:, late] -= larger
+                np.greater_equal(wins, num_zeros, out=flags[here])
 
 
 def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is short.
 
     All memory is compared with itself, shifted by 1, 2, ... channels. A comparison with a member of the next group
-    means nothing, and what stands in its place is the comparison with the member as far back.
+    means nothing, and is struck out.
     """
     outer, channels, inner = bits.shape
     shape = (1, bits.size) if bits.flags.c_contiguous else (outer, channels * inner)
     bits, mask = bits.reshape(shape), mask.reshape(shape)
     period = group_size * inner
-    columns = _even_share(shape[1], period)
-    rows = max(1, min(shape[0], _CHUNK // columns))
-    size = rows * columns
+    columns = period * _even_share(shape[1] // period, _CHUNK // period)
+    rows = _even_share(shape[0], _CHUNK // columns)
+    groups = rows * columns // period
+    most = max(1, _PATTERN // period)
+    repeat = period * _even_share(groups, most)
+    members, early = (pattern[..., :repeat] for pattern in _members_of_groups(most, group_size, inner))
+    size = -(-groups * period // repeat) * repeat
     keys = np.zeros(size + period, bits.dtype)
     comparable = as_fast_to_compare(keys)
-    larger = np.zeros(-(-size // _BITS) * _BITS, np.bool_)
-    beats, lost = (np.zeros((group_size - 1, larger.size // _BITS), _WORDS) for _ in range(2))
-    late = _late_members(group_size, inner, larger.size)
+    wins, larger = np.empty(size + period, np.uint8), np.empty(size, np.uint8)
     for top in range(0, shape[0], rows):
         for left in range(0, shape[1], columns):
             here = (slice(top, top + rows), slice(left, left + columns))
@@ -169,71 +162,28 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, g
             clear_signs(piece, out=keys[: piece.size].reshape(piece.shape))
             guard.check(keys[: piece.size])
             guard.save(flags)
-            for place in range(group_size - 1):
-                step = (place + 1) * inner
-                np.greater_equal(comparable[:size], comparable[step : step + size], out=larger[:size])
-                beats[place] = _packed(larger)
-                _move(beats[place], step, lost[-1 - place], is_within_words=_BITS % period == 0)
-            # In row d - 1, an early member compares with the one d later; a late one, with which the member
-            # group_size - d before it was compared, has won where that one has not.
-            np.bitwise_or(beats, late, out=beats)
-            np.bitwise_and(lost, late, out=lost)
-            np.bitwise_xor(beats, lost, out=beats)
-            kept = np.unpackbits(_set_in_many(beats, num_zeros).view(np.uint8), count=piece.size, bitorder="little")
-            np.copyto(flags, kept.view(np.bool_).reshape(flags.shape))
+            wins[:size].reshape(-1, repeat)[:] = members
+            for ahead in range(1, group_size):
+                step = ahead * inner
+                np.greater_equal(comparable[:size], comparable[step : step + size], out=larger.view(np.bool_))
+                larger.reshape(-1, repeat)[:] &= early[ahead - 1]
+                wins[:size] += larger
+                wins[step : step + size] -= larger
+            np.greater_equal(wins[: piece.size].reshape(flags.shape), num_zeros, out=flags)
 
 
-def _even_share(length: int, unit: int) -> int:
-    """Length of equal pieces, in whole units, that are no longer than a chunk unless one unit is."""
-    units = length // unit
-    most = max(1, _CHUNK // unit)
-    pieces = -(-units // most)
-    return -(-units // pieces) * unit
+def _even_share(length: int, most: int) -> int:
+    """Length of equal pieces, but for the last, of up to ``most``; at least 1."""
+    pieces = -(-length // max(1, most))
+    return -(-length // pieces)
 
 
-def _late_members(group_size: int, inner: int, places: int) -> Array:
-    """Bits of members so late in their group that the one 1, 2, ... on is in the next; a row for each distance."""
-    repeat = min(lcm(group_size * inner, _BITS), places)
-    members = np.arange(repeat) // inner % group_size
-    words = _packed(members >= np.arange(group_size - 1, 0, -1)[:, None])
-    copies = -(-places // repeat)
-    late = np.empty((group_size - 1, copies, repeat // _BITS), _WORDS)
-    late[...] = words[:, None]
-    return late.reshape(group_size - 1, -1)[:, : places // _BITS]
-
-
-def _packed(flags: Array) -> Array:
-    """Rows of flags as bits, from the lowest of the first word on."""
-    return np.packbits(flags, axis=-1, bitorder="little").view(_WORDS)
-
-
-def _move(bits: Array, places: int, out: Array, *, is_within_words: bool) -> None:
-    """Write bits so many places on; with ``is_within_words`` none is missed that leaves its word."""
-    words, rest = divmod(places, _BITS)
-    stay = max(0, bits.size - words)
-    np.left_shift(bits[:stay], rest, out=out[words:])
-    if rest and not is_within_words:
-        out[words + 1 :] |= bits[: max(0, stay - 1)] >> (_BITS - rest)
-
-
-def _set_in_many(words: Iterable[Array], number: int) -> Array:
-    """Bits that are set in ``number`` or more of the words; those are overwritten.
-
-    Counted for all bits of a word at once, in planes: the first holds the lowest binary digit of all counts.
-    """
-    planes: list[Array] = []
-    for added, carry in enumerate(words, start=1):
-        for plane in planes:
-            both = plane & carry
-            plane ^= carry
-            carry = both
-        if added == 1 << len(planes):
-            planes.append(carry)
-    lowest = (number & -number).bit_length() - 1
-    enough = planes[lowest]  # from here up: whether the digits so far say as much as those of number
-    for place, plane in enumerate(planes[lowest + 1 :], start=lowest + 1):
-        enough = enough & plane if number >> place & 1 else enough | plane
-    return enough
+@lru_cache(maxsize=16)
+def _members_of_groups(groups: int, group_size: int, inner: int) -> tuple[Array, Array]:
+    """Number of each member in its group, and for each distance, whether one so far on is in the group too."""
+    members = np.arange(groups * group_size).repeat(inner) % group_size
+    early = members < np.arange(group_size - 1, 0, -1)[:, None]
+    return members.astype(np.uint8), early.view(np.uint8)
 
 
 def _keep_in_groups_by_sorting(weight: Tensor, num_zeros: int, group_size: int, dim: int, out: Tensor) -> None:

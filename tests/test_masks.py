@@ -79,6 +79,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(blocks, "_CHUNK", 64)
         monkeypatch.setattr(blocks, "_SPARE_BYTES", 0)
         monkeypatch.setattr(n_m, "_CHUNK", 64)
+        monkeypatch.setattr(n_m, "_PATTERN", 24)
         monkeypatch.setattr(n_m, "_WIDE", 6)
     return str(request.param)
 
@@ -307,11 +308,17 @@ def test_a_mask_is_written_in_place_or_not_at_all(options: dict[str, Any]) -> No
     assert torch.equal(held, before)
 
 
-@pytest.mark.parametrize("shape", [(600, 401), (10, 50, 700), (300, 102, 3, 3)])
+@pytest.mark.parametrize("shape", [(600, 501), (10, 50, 700), (300, 102, 3, 3)])
 @pytest.mark.parametrize("dim", [0, 1])
-def test_nan_in_the_last_group_leaves_an_n_m_mask_alone(shape: tuple[int, ...], dim: int) -> None:
-    weight, mask = torch.randn(shape), torch.rand(shape) < 0.5
-    weight.view(-1)[-1] = torch.nan
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_nan_in_the_last_group_leaves_an_n_m_mask_alone(
+    shape: tuple[int, ...], dim: int, dtype: torch.dtype, is_transposed: bool
+) -> None:
+    weight, mask = torch.randn(shape).to(dtype), torch.rand(shape) < 0.5
+    if is_transposed:
+        weight, mask = weight.transpose(0, 1), mask.transpose(0, 1)
+    weight[(-1,) * weight.ndim] = torch.nan
     before = mask.clone()
     with pytest.raises(PruningError, match="NaN"):
         n_m_mask(weight, 3, 4, dim=dim, out=mask)
