@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_prune.kth import kth_largest
 from lightning_prune.magnitudes import Array, mark_changed, nan_error
+from lightning_prune.scan import FEW, largest_of_few
 from lightning_prune.selection import keep_largest
 
 __all__ = ["TINY", "block_scores", "keep_blocks"]
@@ -108,7 +109,13 @@ class _Norms:
 
     def keep(self, count: int, out: Tensor) -> None:
         """Write which blocks are among the ``count`` largest; of equal ones the first in row-major order are."""
-        keep_largest(self.scores, self.scores.numel() - count, out=out)
+        if self.scores.device.type != "cpu" or self.scores.numel() > FEW:
+            keep_largest(self.scores, self.scores.numel() - count, out=out)
+            return
+        # No norm has a sign, and none is NaN: their bits are keys already.
+        bits = self.scores.numpy().ravel()
+        out.numpy()[:] = largest_of_few(bits.view(f"i{bits.itemsize}"), count).reshape(out.shape)
+        mark_changed([out])
 
 
 class _HalfNorms:

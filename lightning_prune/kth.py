@@ -18,7 +18,7 @@ __all__ = ["bracket", "kth_largest"]
 # Up to this many keys sorting is the fastest.
 _FEW = 2**12
 # Keys handled at a time.
-_CHUNK = 2**18
+_CHUNK = 2**17
 # Multiples of the golden ratio, modulo 2**32: places that spread evenly and never fall in step with rows or groups.
 _SPREAD = np.arange(2**10, dtype=np.int64) * 0x9E37_79B1 & 0xFFFF_FFFF
 # A bracket of fewer different keys, as numbers of 16 bits soon have, is searched by counting alone.

@@ -15,7 +15,7 @@ from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, Guard, as
 from lightning_prune.radix import RadixSelection, Shard
 from lightning_prune.rounds import alone
 
-__all__ = ["FEW", "Scan", "keep_few"]
+__all__ = ["FEW", "Scan", "keep_few", "largest_of_few"]
 
 # Elements handled at a time: the scratch arrays of a chunk fit a second-level cache of 1 to 2 MiB.
 _CHUNK = 2**18
@@ -38,15 +38,21 @@ def keep_few(values: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> No
     pieces = [value.contiguous().view(integer).numpy().ravel() for value in values]
     keys = clear_signs(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
     Guard(values[0].dtype).check(keys)
-    threshold = kth_largest(keys, keep)
-    kept = keys >= threshold
-    excess = int(np.count_nonzero(kept)) - keep
-    if excess:
-        kept[np.flatnonzero(keys == threshold)[-excess:]] = False
+    kept = largest_of_few(keys, keep)
     start = 0
     for mask in masks:
         np.copyto(mask.numpy(), kept[start : start + mask.numel()].reshape(mask.shape))
         start += mask.numel()
+
+
+def largest_of_few(keys: Array, keep: int) -> Array:
+    """Which of a flat array of keys are the ``keep`` largest; of equal ones the first are."""
+    threshold = kth_largest(keys, keep)
+    kept = np.asarray(keys >= threshold)
+    excess = int(np.count_nonzero(kept)) - keep
+    if excess:
+        kept[np.flatnonzero(keys == threshold)[-excess:]] = False
+    return kept
 
 
 class Scan:

@@ -77,6 +77,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(scan, "_CHUNK", 64)
         monkeypatch.setattr(selection, "FEW", 64)
         monkeypatch.setattr(blocks, "_CHUNK", 64)
+        monkeypatch.setattr(blocks, "FEW", 64)
         monkeypatch.setattr(blocks, "_SPARE_BYTES", 0)
         monkeypatch.setattr(n_m, "_CHUNK", 64)
         monkeypatch.setattr(n_m, "_PATTERN", 24)
