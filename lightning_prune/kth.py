@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_prune.magnitudes import WORD, Array, as_fast_to_compare
 
-__all__ = ["bracket", "kth_largest"]
+__all__ = ["bracket", "kth_largest", "ranked"]
 
 # Up to this many keys sorting is the fastest.
 _FEW = 2**12
@@ -40,49 +40,62 @@ def kth_largest(keys: Array, rank: int) -> int:
         >>> kth_largest(np.array([7, 1, 5, 5], np.int32), 3)
         5
     """
+    return ranked(keys, rank, rank)[0]
+
+
+def ranked(keys: Array, first: int, last: int) -> tuple[int, int]:
+    """The ``first``-th and the ``last``-th largest, in about the time of one if few lie between them."""
     while keys.size > _FEW:
-        low, high = bracket(keys.take(_SPREAD * keys.size >> 32), 1.0 - rank / keys.size, sigmas=_SIGMAS)
+        shares = 1.0 - last / keys.size, 1.0 - first / keys.size
+        low, high = bracket(keys.take(_SPREAD * keys.size >> 32), *shares, sigmas=_SIGMAS)
         above, upto = _count(keys, low, high)
-        if low < high and above < rank <= upto:
-            tighter = _tighten(low, high, (upto - rank) / (upto - above), upto - above, keys.dtype)
+        if low < high and above < first and last <= upto:
+            inside = upto - above
+            tighter = _tighten(low, high, (upto - last) / inside, (upto - first) / inside, inside, keys.dtype)
             counts = _count(keys, *tighter)
-            if counts[0] < rank <= counts[1]:
+            if counts[0] < first and last <= counts[1]:
                 (low, high), (above, upto) = tighter, counts
-        if above < rank <= upto:
+        if above < first and last <= upto:
             if high - low < _NARROW:
-                return _bisect(keys, low, high, rank)
-            rank -= above
-        elif rank <= above:
+                return _bisect(keys, low, high, first), _bisect(keys, low, high, last)
+            first, last = first - above, last - above
+        elif first < last:
+            return kth_largest(keys, first), kth_largest(keys, last)
+        elif last <= above:
             low, high = high + 1, int(np.maximum.reduce(keys))
         else:
-            low, high, rank = 0, low - 1, rank - upto
+            low, high, first, last = 0, low - 1, first - upto, last - upto
         size, keys = keys.size, _pick(keys, low, high)
         if 2 * keys.size > size:  # the sample said little of the rest
             break
-    return int(np.sort(keys)[-rank])
+    ordered = np.sort(keys)
+    return int(ordered[-first]), int(ordered[-last])
 
 
-def bracket(sample: Array, share: float, *, sigmas: float) -> tuple[int, int]:
-    """Two keys between which an element of known rank lies, most probably.
+def bracket(sample: Array, least: float, most: float, *, sigmas: float) -> tuple[int, int]:
+    """Two keys between which elements of known rank lie, most probably.
 
     Args:
         sample: Keys of a sample.
-        share: Fraction of all elements that are smaller than the one that is looked for.
-        sigmas: Half the width, in standard deviations of the sampled rank.
+        least: Fraction of all elements that are smaller than the first that is looked for.
+        most: The same of the last; as ``least`` if it is one that is looked for.
+        sigmas: How far the bracket goes beyond them, in standard deviations of the sampled rank.
 
     Returns:
         The least and the largest key of the bracket. An end that many elements share is left out, so that a bracket
         never holds more than a few, or else is that one key.
     """
-    middle = share * sample.size
-    reach = sigmas * sqrt(middle * (1.0 - share)) + 2.0
-    first, last = (min(max(int(middle + side), 0), sample.size - 1) for side in (-reach, reach))
-    if sample.size > _FEW:
-        low, high = (kth_largest(sample, sample.size - place) for place in (first, last))
+    size = sample.size
+    first, last = (
+        min(max(int(size * share + side * (sigmas * sqrt(size * share * (1.0 - share)) + 2.0)), 0), size - 1)
+        for share, side in ((least, -1), (most, 1))
+    )
+    if size > _FEW:
+        high, low = ranked(sample, size - last, size - first)
     else:
         low, high = np.sort(sample)[[first, last]].tolist()
     low, high = max(low, 0), max(high, 0)
-    many = sample.size // 64
+    many = size // 64
     if low < high and np.count_nonzero(sample == low) > many:
         low += 1
     if low < high and np.count_nonzero(sample == high) > many:
@@ -90,15 +103,16 @@ def bracket(sample: Array, share: float, *, sigmas: float) -> tuple[int, int]:
     return low, high
 
 
-def _tighten(low: int, high: int, share: float, count: int, kind: np.dtype[Any]) -> tuple[int, int]:
-    """A narrower bracket around the same element, if the ``count`` elements of this one are spread evenly in it.
+def _tighten(low: int, high: int, least: float, most: float, count: int, kind: np.dtype[Any]) -> tuple[int, int]:
+    """A narrower bracket around the same elements, if the ``count`` elements of this one are spread evenly in it.
 
     Evenly over numbers where keys compare as such, and else over integers; a guess that fails costs time alone.
     """
-    reach = _SIGMAS * sqrt(share * (1.0 - share) / count) + _UNEVEN
     ends = as_fast_to_compare(np.array([low, high], kind))
-    least, largest = ends.tolist()
-    ends[:] = [least + (largest - least) * min(max(share + side, 0.0), 1.0) for side in (-reach, reach)]
+    start, stop = ends.tolist()
+    reaches = (_SIGMAS * sqrt(share * (1.0 - share) / count) + _UNEVEN for share in (least, most))
+    places = (share + side * reach for share, side, reach in zip((least, most), (-1, 1), reaches, strict=True))
+    ends[:] = [start + (stop - start) * min(max(place, 0.0), 1.0) for place in places]
     first, last = ends.view(kind).tolist()
     return min(max(first, low), high), min(max(last, low), high)
 

@@ -123,20 +123,25 @@ class Guard:
 
     Args:
         dtype: Of the weights.
+        size: How many numbers will be checked, where all are: after the last of them no mask is saved any more.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, size: int | None = None) -> None:
         self.infinity = FORMATS[dtype].infinity
+        self._unchecked = size
         self._saved: list[tuple[Array, Array]] = []
 
     def check(self, keys: Array) -> None:
         """Raise if there is a NaN among the numbers whose keys these are."""
         if keys.size and np.maximum.reduce(keys, axis=None) > self.infinity:
             raise nan_error()
+        if self._unchecked is not None:
+            self._unchecked -= keys.size
 
     def save(self, mask: Array) -> None:
         """Note a bit an element of a piece that is about to be written, so that reading its memory costs little."""
-        self._saved.append((mask, np.packbits(mask)))
+        if self._unchecked != 0:
+            self._saved.append((mask, np.packbits(mask)))
 
     def __enter__(self) -> "Guard":
         return self

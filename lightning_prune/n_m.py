@@ -1,5 +1,6 @@
 """n:m sparsity: of every m consecutive channels, the n smallest weights are zero."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 
@@ -91,7 +92,7 @@ def _keep_in_groups(weight: Tensor, num_zeros: int, group_size: int, dim: int, o
     whole = shape[1] - rest
     keep = _keep_by_rows if shape[2] >= _WIDE else _keep_by_shifts
     left = num_zeros - (group_size - rest)
-    with Guard(weight.dtype) as guard:
+    with Guard(weight.dtype, weight.numel()) as guard:
         if mask[:, :whole].size:
             keep(bits[:, :whole], mask[:, :whole], num_zeros, group_size, guard)
         if mask[:, whole:].size and left > 0:
@@ -107,32 +108,24 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, gua
     """Write the mask of ``(outer, channels, inner)`` bits where ``inner`` is long: rows of it are compared."""
     inner = bits.shape[2]
     split = (-1, group_size, inner) if bits.flags.c_contiguous else (bits.shape[0], -1, group_size, inner)
-    pieces = [(bits.reshape(split), mask.reshape(split))]
+    parts = [(bits.reshape(split), mask.reshape(split))]
     if not bits.flags.c_contiguous:
-        pieces = list(zip(*pieces[0], strict=True))
+        parts = list(zip(*parts[0], strict=True))
     width = _even_share(inner, _CHUNK // group_size)
-    count = _even_share(pieces[0][0].shape[0], _CHUNK // (group_size * width))
+    count = _even_share(parts[0][0].shape[0], _CHUNK // (group_size * width))
     size = count * group_size * width
     buffer, scratch = np.empty(size, bits.dtype), np.empty((2, size), np.uint8)
-    for values, flags in pieces:
-        for top in range(0, values.shape[0], count):
-            for left in range(0, inner, width):
-                here = (slice(top, top + count), slice(None), slice(left, left + width))
-                piece = values[here]
-                keys = buffer[: piece.size].reshape(piece.shape)
-                wins = scratch[0, : piece.size].reshape(piece.shape)
-                clear_signs(piece, out=keys)
-                guard.check(keys)
-                guard.save(flags[here])
-                comparable = as_fast_to_compare(keys)
-                wins[:] = np.arange(group_size, dtype=np.uint8)[:, None]
-                for ahead in range(1, group_size):
-                    early, late = slice(group_size - ahead), slice(ahead, None)
-                    larger = scratch[1, : wins[:, early].size].reshape(wins[:, early].shape)
-                    np.greater_equal(comparable[:, early], comparable[:, late], out=larger.view(np.bool_))
-                    wins[:, early] += larger
-                    wins[:, late] -= larger
-                np.greater_equal(wins, num_zeros, out=flags[here])
+    for values, flags in (piece for part in parts for piece in _pieces(*part, count, width)):
+        keys = _load(values, flags, buffer, guard)
+        wins = scratch[0, : keys.size].reshape(keys.shape)
+        wins[:] = np.arange(group_size, dtype=np.uint8)[:, None]
+        for ahead in range(1, group_size):
+            early, late = slice(group_size - ahead), slice(ahead, None)
+            larger = scratch[1, : wins[:, early].size].reshape(wins[:, early].shape)
+            np.greater_equal(keys[:, early], keys[:, late], out=larger.view(np.bool_))
+            wins[:, early] += larger
+            wins[:, late] -= larger
+        np.greater_equal(wins, num_zeros, out=flags)
 
 
 def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, guard: Guard) -> None:
@@ -142,34 +135,45 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, g
     means nothing, and is struck out.
     """
     outer, channels, inner = bits.shape
-    shape = (1, bits.size) if bits.flags.c_contiguous else (outer, channels * inner)
-    bits, mask = bits.reshape(shape), mask.reshape(shape)
+    shape = (1, 1, bits.size) if bits.flags.c_contiguous else (outer, 1, channels * inner)
     period = group_size * inner
-    columns = period * _even_share(shape[1] // period, _CHUNK // period)
+    columns = period * _even_share(shape[2] // period, _CHUNK // period)
     rows = _even_share(shape[0], _CHUNK // columns)
     groups = rows * columns // period
     most = max(1, _PATTERN // period)
     repeat = period * _even_share(groups, most)
     members, early = (pattern[..., :repeat] for pattern in _members_of_groups(most, group_size, inner))
     size = -(-groups * period // repeat) * repeat
-    keys = np.zeros(size + period, bits.dtype)
-    comparable = as_fast_to_compare(keys)
+    buffer = np.zeros(size + period, bits.dtype)
+    keys = as_fast_to_compare(buffer)
     wins, larger = np.empty(size + period, np.uint8), np.empty(size, np.uint8)
-    for top in range(0, shape[0], rows):
-        for left in range(0, shape[1], columns):
-            here = (slice(top, top + rows), slice(left, left + columns))
-            piece, flags = bits[here], mask[here]
-            clear_signs(piece, out=keys[: piece.size].reshape(piece.shape))
-            guard.check(keys[: piece.size])
-            guard.save(flags)
-            wins[:size].reshape(-1, repeat)[:] = members
-            for ahead in range(1, group_size):
-                step = ahead * inner
-                np.greater_equal(comparable[:size], comparable[step : step + size], out=larger.view(np.bool_))
-                larger.reshape(-1, repeat)[:] &= early[ahead - 1]
-                wins[:size] += larger
-                wins[step : step + size] -= larger
-            np.greater_equal(wins[: piece.size].reshape(flags.shape), num_zeros, out=flags)
+    for values, flags in _pieces(bits.reshape(shape), mask.reshape(shape), rows, columns):
+        _load(values, flags, buffer, guard)
+        wins[:size].reshape(-1, repeat)[:] = members
+        for ahead in range(1, group_size):
+            step = ahead * inner
+            np.greater_equal(keys[:size], keys[step : step + size], out=larger.view(np.bool_))
+            larger.reshape(-1, repeat)[:] &= early[ahead - 1]
+            wins[:size] += larger
+            wins[step : step + size] -= larger
+        np.greater_equal(wins[: flags.size].reshape(flags.shape), num_zeros, out=flags)
+
+
+def _pieces(bits: Array, mask: Array, rows: int, columns: int) -> Iterator[tuple[Array, Array]]:
+    """Cut both along the first and the last of three dimensions."""
+    for top in range(0, bits.shape[0], rows):
+        for left in range(0, bits.shape[2], columns):
+            here = (slice(top, top + rows), slice(None), slice(left, left + columns))
+            yield bits[here], mask[here]
+
+
+def _load(bits: Array, mask: Array, buffer: Array, guard: Guard) -> Array:
+    """Write the keys of a piece to the buffer, before its mask is written; give them in the form that compares fast."""
+    keys = buffer[: bits.size].reshape(bits.shape)
+    clear_signs(bits, out=keys)
+    guard.check(keys)
+    guard.save(mask)
+    return as_fast_to_compare(keys)
 
 
 def _even_share(length: int, most: int) -> int:

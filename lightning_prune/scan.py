@@ -78,7 +78,7 @@ class Scan:
         sample = np.concatenate([self.sample(part.bits) for part in self.parts])
         self.guard.check(sample)
         share = 1.0 - self.keep / self.total
-        if not any(self.select(*bracket(sample, share, sigmas=sigmas)) for sigmas in _SIGMAS):
+        if not any(self.select(*bracket(sample, share, share, sigmas=sigmas)) for sigmas in _SIGMAS):
             # Too many equal magnitudes in the bracket, or an unlikely sample: exact whatever the weights.
             # No places are asked for, so that shape and offset of the shards do not matter.
             radix = RadixSelection([Shard(value, (), ()) for value in self.values])

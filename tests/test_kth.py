@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_prune import kth
-from lightning_prune.kth import kth_largest
+from lightning_prune.kth import kth_largest, ranked
 from lightning_prune.magnitudes import Array
 
 KINDS = ["normal", "uniform", "heavy", "half zeros", "one value", "levels", "rounded", "infinite", "denormal", "sorted"]
@@ -58,6 +58,25 @@ def test_the_kth_largest_is_that_of_a_sort(
     expected = int(np.sort(keys)[-rank])
     padded = np.concatenate([keys, np.full(padding, -1, keys.dtype)])  # ranks below all magnitudes
     assert kth_largest(padded, rank) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(1, 30_000),
+    st.sampled_from(list(BITS)),
+    st.integers(0, 2**31),
+    st.floats(0, 1),
+    st.sampled_from([0, 1, 10, 300, 10**5]),
+)
+def test_two_ranks_are_those_of_a_sort(
+    kind: str, size: int, dtype: type[np.floating], seed: int, share: float, between: int
+) -> None:
+    keys = keys_of(kind, size, dtype, seed)
+    first = min(size, 1 + int(share * size))
+    last = min(size, first + between)
+    ordered = np.sort(keys)
+    assert ranked(keys, first, last) == (int(ordered[-first]), int(ordered[-last]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
