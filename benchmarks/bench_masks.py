@@ -288,14 +288,14 @@ def resident(name: str) -> int:
 
 
 def memory_rows() -> list[list[str]]:
-    """Each measured in a process of its own."""
+    """Medians of three, each measured in a process of its own."""
     rows = []
     for rule in MEMORY_RULES:
         values = []
         for contender in ("ours", "theirs"):
             command = [sys.executable, "-m", "benchmarks.bench_masks", "--memory", contender, rule]
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            values.append(f"{float(printed.split()[-1]):.2f}")
+            runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+            values.append(f"{statistics.median(float(printed.split()[-1]) for printed in runs):.2f}")
         rows.append([rule, *values])
     return rows
 

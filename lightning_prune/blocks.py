@@ -238,9 +238,10 @@ def _sum_squares(members: Tensor, dims: int, out: Tensor) -> None:
         return
     values = members.numpy()
     if dims == 1:
-        order = sorted(range(values.ndim), key=values.strides.__getitem__, reverse=True)
-        rows = values.transpose(order)
-        if order[0] == 0 and rows.flags.c_contiguous:
+        rows = values
+        if not rows.flags.c_contiguous:
+            rows = values.transpose(0, *sorted(range(1, values.ndim), key=values.strides.__getitem__, reverse=True))
+        if rows.flags.c_contiguous:
             rows = rows.reshape(len(out), -1)
             sums = out.numpy()[:, None, None]
             with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for infinities and NaN
