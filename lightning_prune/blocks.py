@@ -74,7 +74,11 @@ def keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> No
 
 def block_scores(weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:
     """Squared L2 norm of each block, ``(ceil(C_out / block_size), *groups)``, with ``dims`` dimensions."""
-    scores = torch.empty(-(-weight.shape[0] // block_size), *weight.shape[1:dims], dtype=dtype, device=weight.device)
+    count = -(-weight.shape[0] // block_size)
+    if dims == weight.ndim:  # laid out in memory as the weight, so that both are run through in order
+        scores = torch.empty_like(weight[:count], dtype=dtype)
+    else:
+        scores = torch.empty(count, *weight.shape[1:dims], dtype=dtype, device=weight.device)
     # Converted a piece at a time, so that no second copy of the weight is held.
     for blocks, members in _members(weight, block_size, dtype, is_whole=weight.dtype is dtype):
         _sum_squares(members, dims, scores[blocks])

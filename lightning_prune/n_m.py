@@ -30,7 +30,7 @@ _DEVICE_CHUNK = 2**24
 # Weights for which it is written down which member of its group each is; for more that is repeated.
 _PATTERN = 2**15
 # From this many neighbours in memory on, members of a group are compared as rows.
-_WIDE = 1024
+_WIDE = 512
 # Above this group size sorting is faster than comparing every member with every other.
 _LARGE_GROUP = 32
 
