@@ -225,7 +225,7 @@ def _members(weight: Tensor, block_size: int, dtype: torch.dtype, *, is_whole: b
     """
     rows = weight.shape[0]
     full = rows // block_size
-    step = full if is_whole else max(1, _CHUNK * rows // weight.numel() // block_size)
+    step = max(1, full if is_whole else _CHUNK * rows // weight.numel() // block_size)
     for start in range(0, full, step):
         stop = min(start + step, full)
         piece = weight[start * block_size : stop * block_size].to(dtype)

@@ -326,6 +326,13 @@ def test_nan_in_the_last_group_leaves_an_n_m_mask_alone(
     assert torch.equal(mask, before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_piece_smaller_than_a_block_has_norms(dtype: torch.dtype) -> None:
+    piece = torch.tensor([[3.0, 4.0], [1.0, 2.0]], dtype=dtype)
+    assert blocks.block_scores(piece, 3, 1, torch.float64).tolist() == [30.0]
+    assert blocks.block_scores(piece, 3, 2, torch.float64).tolist() == [[10.0, 20.0]]
+
+
 def test_a_weight_is_read_only_and_needs_no_gradient() -> None:
     weight = torch.nn.Parameter(torch.randn(8, 8))
     before = weight.detach().clone()
