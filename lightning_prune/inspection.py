@@ -19,7 +19,7 @@ from lightning_prune.checkpoint import plain_state_dict
 from lightning_prune.errors import CheckpointError, ExportError
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
-from lightning_prune.sparsity import count_zeros, zero_blocks, zero_channels
+from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
 from lightning_prune.tables import new_table
 
 __all__ = [
@@ -296,20 +296,19 @@ def _summary(name: str, tensor: Tensor, dtype: str, stored: str, nbytes: int) ->
 
 
 def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
-    channels, zeros = tensor.shape[0], zero_channels(tensor)
-    is_even = channels % 2 == 0
+    zero, channels = zero_counts(tensor), tensor.shape[0]
     return LayerSparsity(
         name=name,
         shape=tuple(tensor.shape),
         structure=describe_structure(tensor),
         target_sparsity=None,
         weights=tensor.numel(),
-        zeros=count_zeros(tensor),
+        zeros=zero.weights,
         channels=channels,
-        zero_channels=zeros,
-        zero_channel_weights=zeros * (tensor.numel() // channels),
-        pairs=tensor.numel() // 2 if is_even else None,
-        zero_pairs=zero_blocks(tensor, 2) if is_even else None,
+        zero_channels=zero.channels,
+        zero_channel_weights=zero.channels * (tensor.numel() // channels),
+        pairs=None if zero.pairs is None else tensor.numel() // 2,
+        zero_pairs=zero.pairs,
     )
 
 

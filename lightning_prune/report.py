@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from lightning_prune.plan import PrunedParameter
-from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
+from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
 from lightning_prune.tables import as_text, new_table
 
 __all__ = ["LayerSparsity", "MaskChanges", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
@@ -206,8 +206,7 @@ def _find_n_m(mask: Tensor, zeros: int) -> str | None:
 def measure_layer(one: PrunedParameter, mask: Tensor) -> LayerSparsity:
     """Count the zeros of a mask, bytes 0 and 1 or bool, that broadcasts over the weight of ``one``."""
     mask = mask.view(torch.bool) if mask.dtype == torch.uint8 else mask
-    zeros, channels = count_zeros(mask, shape=one.shape), zero_channels(mask, shape=one.shape)
-    return LayerSparsity.of(one, zeros, channels, zero_blocks(mask, 2, shape=one.shape))
+    return LayerSparsity.of(one, *zero_counts(mask, shape=one.shape))
 
 
 class SparsityReport(Mapping[str, dict[str, Any]]):

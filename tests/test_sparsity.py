@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_prune import sparsity
 from lightning_prune.masks import Granularity, magnitude_mask, mask_shape
-from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
+from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
 
 # Two output channels of two kernels; the first kernel and the whole second channel are zero, in part by -0.0.
 WEIGHT = torch.tensor([[[0.0, -0.0], [1.0, 0.0]], [[0.0, 0.0], [-0.0, 0.0]]])
@@ -56,12 +57,13 @@ def test_groups_with_two_zeros_of_four(row: list[float], adherent: int, groups: 
     st.sampled_from(["per_scalar", "per_kernel", "per_channel"]),
     st.floats(0, 1),
     st.integers(0, 1000),
+    st.sampled_from([1, 20, 2**19]),
 )
 def test_a_mask_counts_as_the_weight_it_covers(
-    shape: list[int], granularity: Granularity, sparsity: float, seed: int
+    shape: list[int], granularity: Granularity, share: float, seed: int, chunk: int
 ) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    mask = magnitude_mask(weight, sparsity, granularity=granularity)
+    mask = magnitude_mask(weight, share, granularity=granularity)
     assert mask.shape == mask_shape(tuple(shape), granularity=granularity)
     full = mask.expand(shape)
     small = {"shape": tuple(shape)}
@@ -70,6 +72,10 @@ def test_a_mask_counts_as_the_weight_it_covers(
     assert zero_kernels(mask, **small) == zero_kernels(weight * full)
     assert zero_blocks(mask, 2, **small) == zero_blocks(weight * full, 2)
     assert n_m_groups(mask, 1, 2, **small) == n_m_groups(weight * full, 1, 2)
+    counts = count_zeros(mask, **small), zero_channels(mask, **small), zero_blocks(mask, 2, **small)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparsity, "_CHUNK", chunk)
+        assert zero_counts(mask, **small) == zero_counts(weight * full) == counts
     if len(shape) > 2:
         assert zero_kernels(mask, **small) == int((~full.flatten(2).any(2)).sum())
     if shape[0] % 2 == 0:
@@ -79,5 +85,5 @@ def test_a_mask_counts_as_the_weight_it_covers(
 def test_any_memory_format_counts_the_same() -> None:
     weight = torch.randn(6, 4, 3, 3) * (torch.rand(6, 4, 1, 1) < 0.5) * (torch.rand(6, 4, 3, 3) < 0.5)
     for other in (weight.to(memory_format=torch.channels_last), weight.transpose(0, 1).contiguous().transpose(0, 1)):
-        for count in (count_zeros, zero_channels, zero_kernels, lambda tensor: zero_blocks(tensor, 2)):
+        for count in (count_zeros, zero_channels, zero_kernels, lambda tensor: zero_blocks(tensor, 2), zero_counts):
             assert count(other) == count(weight)
