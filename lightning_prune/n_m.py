@@ -115,10 +115,11 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, gua
     count = _even_share(parts[0][0].shape[0], _CHUNK // (group_size * width))
     size = count * group_size * width
     buffer, scratch = np.empty(size, bits.dtype), np.empty((2, size), np.uint8)
+    comparable, members = as_fast_to_compare(buffer), np.arange(group_size, dtype=np.uint8)[:, None]
     for values, flags in (piece for part in parts for piece in _pieces(*part, count, width)):
-        keys = _load(values, flags, buffer, guard)
-        wins = scratch[0, : keys.size].reshape(keys.shape)
-        wins[:] = np.arange(group_size, dtype=np.uint8)[:, None]
+        _load(values, flags, buffer, guard)
+        keys, wins = (flat[: flags.size].reshape(flags.shape) for flat in (comparable, scratch[0]))
+        wins[:] = members
         for ahead in range(1, group_size):
             early, late = slice(group_size - ahead), slice(ahead, None)
             larger = scratch[1, : wins[:, early].size].reshape(wins[:, early].shape)
@@ -167,13 +168,12 @@ def _pieces(bits: Array, mask: Array, rows: int, columns: int) -> Iterator[tuple
             yield bits[here], mask[here]
 
 
-def _load(bits: Array, mask: Array, buffer: Array, guard: Guard) -> Array:
-    """Write the keys of a piece to the buffer, before its mask is written; give them in the form that compares fast."""
+def _load(bits: Array, mask: Array, buffer: Array, guard: Guard) -> None:
+    """Write the keys of a piece to the start of the buffer; its mask may then be written."""
     keys = buffer[: bits.size].reshape(bits.shape)
     clear_signs(bits, out=keys)
     guard.check(keys)
     guard.save(mask)
-    return as_fast_to_compare(keys)
 
 
 def _even_share(length: int, most: int) -> int:
