@@ -63,10 +63,10 @@ def keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> No
         count += -(-missing // block_size)
         ranking.keep(count, blocks)
     full = rows // block_size
-    arrays: tuple[Any, Any] = (out, blocks)
-    if out.device.type == "cpu":  # NumPy copies many times as fast as PyTorch does
-        arrays = (out.numpy(), blocks.numpy())
-    target, source = arrays
+    target: Any
+    source: Any
+    # NumPy copies many times as fast as PyTorch does.
+    target, source = (out.numpy(), blocks.numpy()) if out.device.type == "cpu" else (out, blocks)
     target[: full * block_size].reshape(full, block_size, *out.shape[1:])[:] = source[:full, None]
     target[full * block_size :] = source[full:]
     mark_changed([out])
@@ -225,7 +225,7 @@ def _members(weight: Tensor, block_size: int, dtype: torch.dtype, *, is_whole: b
     """
     rows = weight.shape[0]
     full = rows // block_size
-    if is_whole and full * block_size == rows:  # no slices: of a small weight they would take a tenth of the time
+    if is_whole and full * block_size == rows:  # the usual case: slices cost about what the sums of a small weight do
         yield slice(0, full), weight.reshape(full, block_size, *weight.shape[1:])
         return
     step = max(1, full if is_whole else _CHUNK * rows // weight.numel() // block_size)

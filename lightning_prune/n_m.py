@@ -116,8 +116,7 @@ def _keep_by_rows(bits: Array, mask: Array, num_zeros: int, group_size: int, gua
     size = count * group_size * width
     buffer, scratch = np.empty(size, bits.dtype), np.empty((2, size), np.uint8)
     comparable, members = as_fast_to_compare(buffer), np.arange(group_size, dtype=np.uint8)[:, None]
-    for values, flags in (piece for part in parts for piece in _pieces(*part, count, width)):
-        _load(values, flags, buffer, guard)
+    for flags in (flags for part in parts for flags in _load_pieces(*part, count, width, buffer, guard)):
         keys, wins = (flat[: flags.size].reshape(flags.shape) for flat in (comparable, scratch[0]))
         wins[:] = members
         for ahead in range(1, group_size):
@@ -148,8 +147,7 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, g
     buffer = np.zeros(size + period, bits.dtype)
     keys = as_fast_to_compare(buffer)
     wins, larger = np.empty(size + period, np.uint8), np.empty(size, np.uint8)
-    for values, flags in _pieces(bits.reshape(shape), mask.reshape(shape), rows, columns):
-        _load(values, flags, buffer, guard)
+    for flags in _load_pieces(bits.reshape(shape), mask.reshape(shape), rows, columns, buffer, guard):
         wins[:size].reshape(-1, repeat)[:] = members
         for ahead in range(1, group_size):
             step = ahead * inner
@@ -160,20 +158,21 @@ def _keep_by_shifts(bits: Array, mask: Array, num_zeros: int, group_size: int, g
         np.greater_equal(wins[: flags.size].reshape(flags.shape), num_zeros, out=flags)
 
 
-def _pieces(bits: Array, mask: Array, rows: int, columns: int) -> Iterator[tuple[Array, Array]]:
-    """Cut both along the first and the last of three dimensions."""
+def _load_pieces(bits: Array, mask: Array, rows: int, columns: int, buffer: Array, guard: Guard) -> Iterator[Array]:
+    """Cut both along the first and the last of three dimensions.
+
+    Yields:
+        The mask of a piece, to be written; the keys of the piece are at the start of the buffer.
+    """
     for top in range(0, bits.shape[0], rows):
         for left in range(0, bits.shape[2], columns):
             here = (slice(top, top + rows), slice(None), slice(left, left + columns))
-            yield bits[here], mask[here]
-
-
-def _load(bits: Array, mask: Array, buffer: Array, guard: Guard) -> None:
-    """Write the keys of a piece to the start of the buffer; its mask may then be written."""
-    keys = buffer[: bits.size].reshape(bits.shape)
-    clear_signs(bits, out=keys)
-    guard.check(keys)
-    guard.save(mask)
+            piece = bits[here]
+            keys = buffer[: piece.size].reshape(piece.shape)
+            clear_signs(piece, out=keys)
+            guard.check(keys)
+            guard.save(mask[here])
+            yield mask[here]
 
 
 def _even_share(length: int, most: int) -> int:

@@ -55,9 +55,9 @@ def zero_counts(tensor: Tensor, *, shape: tuple[int, ...] | None = None) -> Zero
     length = max(1, rows.shape[1])
     is_paired = rows.shape[0] % 2 == 0
     weights = channels = pairs = 0
-    step = rows.shape[0] if isinstance(rows, Tensor) else _CHUNK // length // 2 * 2
-    for start in range(0, rows.shape[0], max(2, step)):
-        piece = rows[start : start + max(2, step)]
+    step = max(2, rows.shape[0] if isinstance(rows, Tensor) else _CHUNK // length // 2 * 2)
+    for start in range(0, rows.shape[0], step):
+        piece = rows[start : start + step]
         weights += piece.shape[0] * length - _count(piece)
         channels += piece.shape[0] - _count(piece.any(1))
         if is_paired:

@@ -14,6 +14,8 @@ from lightning_prune.magnitudes import Array
 
 KINDS = ["normal", "uniform", "heavy", "half zeros", "one value", "levels", "rounded", "infinite", "denormal", "sorted"]
 BITS = {np.float16: np.int16, np.float32: np.int32, np.float64: np.int64}
+# what keys_of takes
+ARRAYS = (st.sampled_from(KINDS), st.integers(1, 30_000), st.sampled_from(list(BITS)), st.integers(0, 2**31))
 
 
 def keys_of(kind: str, size: int, dtype: type[np.floating], seed: int) -> Array:
@@ -42,14 +44,7 @@ def keys_of(kind: str, size: int, dtype: type[np.floating], seed: int) -> Array:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.sampled_from(KINDS),
-    st.integers(1, 30_000),
-    st.sampled_from(list(BITS)),
-    st.integers(0, 2**31),
-    st.floats(0, 1),
-    st.integers(0, 9),
-)
+@given(*ARRAYS, st.floats(0, 1), st.integers(0, 9))
 def test_the_kth_largest_is_that_of_a_sort(
     kind: str, size: int, dtype: type[np.floating], seed: int, share: float, padding: int
 ) -> None:
@@ -61,14 +56,7 @@ def test_the_kth_largest_is_that_of_a_sort(
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.sampled_from(KINDS),
-    st.integers(1, 30_000),
-    st.sampled_from(list(BITS)),
-    st.integers(0, 2**31),
-    st.floats(0, 1),
-    st.sampled_from([0, 1, 10, 300, 10**5]),
-)
+@given(*ARRAYS, st.floats(0, 1), st.sampled_from([0, 1, 10, 300, 10**5]))
 def test_two_ranks_are_those_of_a_sort(
     kind: str, size: int, dtype: type[np.floating], seed: int, share: float, between: int
 ) -> None:
