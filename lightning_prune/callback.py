@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import suppress
 from typing import Any
@@ -31,12 +30,14 @@ from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, check_choices
 from lightning_prune.report import SparsityReport
-from lightning_prune.schedules import TrainingRun
 from lightning_prune.sharding import reshard_model
 from lightning_prune.strategies import check_strategy
 from lightning_prune.tables import as_text
+from lightning_prune.timeline import Timeline
 
 __all__ = ["MagnitudePruningCallback"]
+
+_TIMELINE = "timeline"  # key in the state of the callback, beside those of the pruner's
 
 
 class MagnitudePruningCallback(Callback):
@@ -132,6 +133,7 @@ class MagnitudePruningCallback(Callback):
         self._is_fitting = False
         self._is_training = False
         self._first_step = 0
+        self._timeline = Timeline()
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
@@ -173,7 +175,7 @@ class MagnitudePruningCallback(Callback):
         if self.export is not None:
             self.export.check(pl_module)
         self._before = (self.pruner, self._saved)
-        self.pruner, self._restored, self._saved = None, None, {}
+        self.pruner, self._restored, self._saved, self._timeline = None, None, {}, Timeline()
         self.export_result = self.export_error = None
         self._foreign = ForeignWeights(pl_module)
         # a new list: the Trainer is walking over the old one
@@ -209,11 +211,13 @@ class MagnitudePruningCallback(Callback):
         Only now are the length of the run and its global step known: to ask for the length earlier would load the data
         before its state is restored, and a resumable dataloader would start over.
         """
-        pruner, run = self._need_pruner(), _measure_run(trainer, pl_module)
+        pruner, run = self._need_pruner(), self._timeline.measure(trainer, pl_module)
         reshard_model(pl_module)  # the sanity check may have left whole weights behind
         pruner.resolve(run)
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
+            self._load_timeline(self._restored)
+            self._follow_run(trainer, pl_module)
             self._count_steps(trainer)  # of a batch whose end was never reached
         else:
             pruner.restore_dense({} if self._foreign is None else self._foreign.dense)
@@ -260,6 +264,7 @@ class MagnitudePruningCallback(Callback):
         """Count the optimizer steps of this batch, update masks, and log if they changed."""
         pruner = self._need_pruner()
         updates = pruner.update_count
+        self._follow_run(trainer, pl_module)
         self._count_steps(trainer)
         if pruner.update_count != updates:
             self._mask_averages(trainer)
@@ -333,7 +338,7 @@ class MagnitudePruningCallback(Callback):
         if self._restored is not None:
             return self._restored
         if self.pruner is not None and self.pruner.is_prepared:
-            return self.pruner.state_dict()
+            return {**self.pruner.state_dict(), _TIMELINE: self._timeline.state_dict()}
         return self._saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -342,6 +347,7 @@ class MagnitudePruningCallback(Callback):
             return
         if self._is_training:
             self._need_pruner().load_state_dict(state_dict, allow_config_change=self.allow_config_change)
+            self._load_timeline(state_dict)
         else:
             self._restored = state_dict
 
@@ -364,6 +370,21 @@ class MagnitudePruningCallback(Callback):
         pruner = self._need_pruner()
         while pruner.step_count < trainer.global_step:
             pruner.step()
+
+    def _load_timeline(self, state: dict[str, Any]) -> None:
+        if _TIMELINE in state:  # the state of a pruner without a Trainer has none
+            self._timeline.load_state_dict(state[_TIMELINE])
+
+    def _follow_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move the updates that are still to come to where they belong in a run that turns out otherwise."""
+        pruner = self._need_pruner()
+        run = self._timeline.follow(trainer, pl_module, pruner.step_count)
+        if run is None:
+            return
+        try:
+            pruner.resolve(run)
+        except ConfigError as error:  # no reason to stop a training that has begun
+            rank_zero_warn(f"The run is not as long as it was thought to be, and the schedule stays as it was. {error}")
 
     def _check_replicas(self, trainer: Trainer) -> None:
         """Stop all processes of a data-parallel run if one of them has gone its own way."""
@@ -404,7 +425,7 @@ class MagnitudePruningCallback(Callback):
                     self.pruner.load_state_dict(self._restored)
                 self._saved, self._restored = self._restored, None
             elif not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
-                self._saved = self.pruner.state_dict()
+                self._saved = self.state_dict()
             self.pruner.finalize(inplace=True)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -440,33 +461,6 @@ class MagnitudePruningCallback(Callback):
         if self.pruner is None:
             raise LifecycleError("The callback was not set up by a Trainer. Call trainer.fit(model, callbacks=[...]).")
         return self.pruner
-
-
-def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
-    """Length of the planned run in optimizer steps, as far as it can be known.
-
-    StochasticWeightAveraging adds an epoch to those planned, in which nothing is trained.
-    """
-    try:
-        total = float(trainer.estimated_stepping_batches)
-    except Exception as error:
-        # how Lightning says that it cannot tell
-        if not is_a(error, "MisconfigurationException"):
-            raise
-        total = math.inf
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if is_a(callback, "StochasticWeightAveraging") and trainer.max_steps == -1 and callback._max_epochs > 0:
-            total *= min(callback._max_epochs, trainer.max_epochs) / trainer.max_epochs
-    batches = trainer.num_training_batches
-    if not pl_module.automatic_optimization:  # how many optimizers step in a batch, and when, is up to the module
-        total, batches = (math.inf if trainer.max_steps == -1 else trainer.max_steps), math.inf
-    per_epoch = None if math.isinf(batches) else batches / trainer.accumulate_grad_batches
-    return TrainingRun(
-        int(total) if 0 < total < math.inf else None,
-        per_epoch,
-        is_rehearsal=bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
-        is_manual=not pl_module.automatic_optimization,
-    )
 
 
 def _show(renderable: RenderableType) -> None:

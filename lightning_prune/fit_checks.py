@@ -82,8 +82,11 @@ def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:
     """Say where a schedule from ``begin`` to ``end`` comes down to few updates, though the run has room for more."""
     if run.is_rehearsal or run.total_steps is None or run.total_steps < _ROOM or pruner.is_at_target:
         return
-    rules = {one.rule: (one.written.schedule, one.config.schedule) for one in pruner.plan if one.written is not None}
+    schedules = pruner.schedules
+    rules = {one.rule: (one.config.schedule, schedules[one.name]) for one in pruner.plan}
     for rule, (written, schedule) in rules.items():
+        if written.is_resolved:
+            continue
         steps: Sequence[int] = getattr(schedule, "update_steps", ())
         begin, end = (getattr(written, name, None) for name in ("begin", "end"))
         if not 0 < len(steps) < _FEW or begin == end:  # of one moment one update is asked for

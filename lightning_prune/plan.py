@@ -54,8 +54,7 @@ class PrunedParameter:
         name: Its name in the state dict, such as ``"body.0.weight"``.
         label: What reports call it: the name of its module, or of the parameter where a module has several.
         owners: The places where it hangs; more than one for a tied parameter.
-        config: What the rule says, its schedule in steps once the length of the run is known.
-        written: What the rule says as the user wrote it, where its schedule was in units of the run.
+        config: What the rule says.
         rule: The path of the rule in the configuration.
         shape: Shape of the weight, ``(C_out, C_in, *K)``.
     """
@@ -66,7 +65,6 @@ class PrunedParameter:
     config: ModuleMagnitudePrunerConfig
     rule: str
     shape: tuple[int, ...]
-    written: ModuleMagnitudePrunerConfig | None = None
 
     @property
     def parameter(self) -> nn.Parameter:

@@ -55,6 +55,7 @@ class _Layer:
     plan: PrunedParameter
     held: HeldMask
     initial_sparsity: float
+    schedule: PruningScheduler  # in steps, once the length of the run is known
     sharding: Sharding | None = None
     sparsity: float = 0.0  # that its schedule asks for; with scope="global" it may have more or less
     floor: float = 0.0
@@ -64,6 +65,22 @@ class _Layer:
     def target_sparsity(self) -> float:
         """Fraction of zeros at the end of the schedule."""
         return self.plan.config.target_sparsity
+
+    def resolved(self, run: TrainingRun, step_count: int) -> PruningScheduler:
+        """Give the schedule in steps; where the run is another than it was thought to be, from the next step on."""
+        written = self.plan.config.schedule
+        if written.is_resolved:
+            return self.schedule
+        try:
+            return written.resolve(run).after(self.schedule, step_count)
+        except ConfigError as error:
+            raise ConfigError(f"{self.plan.rule}.scheduler.{error}") from error
+
+    def follow(self, schedule: PruningScheduler) -> None:
+        """Go on by another schedule, below whose sparsity of now it may not fall."""
+        if schedule != self.schedule:
+            self.floor = max(self.floor, min(self.sparsity, self.target_sparsity))
+            self.schedule = schedule
 
 
 class MagnitudePruner:
@@ -169,6 +186,11 @@ class MagnitudePruner:
         return self._plan
 
     @property
+    def schedules(self) -> dict[str, PruningScheduler]:
+        """The schedule of each parameter by its name, in steps once the length of the run is known."""
+        return {layer.plan.name: layer.schedule for layer in self._layers}
+
+    @property
     def supported_modules(self) -> tuple[type[nn.Module], ...]:
         """What ``global_config`` prunes; other modules are pruned where their type or name is given."""
         return SUPPORTED_MODULES
@@ -230,7 +252,7 @@ class MagnitudePruner:
                 _need_single_weights(plan)
             for one, sharding, zeros in zip(plan, shardings, present, strict=True):
                 start = max(one.config.initial_sparsity, zeros)
-                layers.append(_Layer(one, attach_mask(one, self._masking), start, sharding))
+                layers.append(_Layer(one, attach_mask(one, self._masking), start, one.config.schedule, sharding))
             first = [layer for layer in layers if layer.initial_sparsity > 0]
             # zeros that are there already stay where they are: they are not ranked with the weights of other layers
             self._update([(layer, layer.initial_sparsity) for layer in first], "layer" if any(present) else self._scope)
@@ -268,16 +290,20 @@ class MagnitudePruner:
         self._plan, self._layers, self._groups, self._links = None, [], [], []
 
     def resolve(self, run: TrainingRun) -> None:
-        """Write the schedules that are in units of a training run (fractions, epochs) as steps, before the first one.
+        """Write the schedules that are in units of a training run (fractions, epochs) as steps.
+
+        Call it before the first step, and again whenever the run turns out otherwise than it was thought to be: updates
+        that were made stay, those to come move, and sparsity does not fall.
 
         Raises:
             ConfigError: A schedule needs a length that is not known, or cannot finish in the run.
             LifecycleError: The model is not prepared.
         """
         self._need_prepared("resolve")
-        for layer in self._layers:
-            layer.plan = _resolve(layer.plan, run)
-        self._follow_schedules()
+        schedules = [layer.resolved(run, self._step_count) for layer in self._layers]
+        for layer, schedule in zip(self._layers, schedules, strict=True):
+            layer.follow(schedule)
+        self._groups = _group_by_schedule(self._layers)
 
     def attach_optimizers(self, *optimizers: Optimizer) -> None:
         """Tell resident masks which optimizers train the model; with ``masking="hook"`` this does nothing.
@@ -410,7 +436,8 @@ class MagnitudePruner:
             PruningError: Something differs; names the parameter and the ranks. Raised in every process.
         """
         self._need_prepared("check_replicas")
-        rules = json.dumps([one.config.as_dict() for one in self.plan], default=repr)
+        configs = [replace(layer.plan.config, scheduler=layer.schedule).as_dict() for layer in self._layers]
+        rules = json.dumps(configs, default=repr)
         values = {"The schedule": zlib.crc32(f"{self._step_count} {rules}".encode())}
         for layer in self._layers:
             if not is_sharded(layer.held.parameter):
@@ -512,13 +539,9 @@ class MagnitudePruner:
             layer.floor = min(saved.sparsity, layer.target_sparsity) if saved.is_other_rule else saved.floor
             layer.measured = None
             if saved.schedule is not None:
-                layer.plan = replace(layer.plan, config=replace(layer.plan.config, scheduler=saved.schedule))
-        self._follow_schedules()
-        self._catch_up(1, [layer for layer, saved in zip(self._layers, states, strict=True) if saved.is_other_rule])
-
-    def _follow_schedules(self) -> None:
-        self._plan = replace(self.plan, parameters=tuple(layer.plan for layer in self._layers))
+                layer.schedule = saved.schedule
         self._groups = _group_by_schedule(self._layers)
+        self._catch_up(1, [layer for layer, saved in zip(self._layers, states, strict=True) if saved.is_other_rule])
 
     def _update_groups(self, groups: list[tuple[PruningScheduler, list[_Layer]]]) -> None:
         step = self._step_count
@@ -660,18 +683,6 @@ def check_choices(masking: str, scope: str) -> None:
             raise ConfigError(f"{name} must be {allowed}, got {value!r}.")
 
 
-def _resolve(one: PrunedParameter, run: TrainingRun) -> PrunedParameter:
-    """The same parameter with its schedule written in steps."""
-    schedule = one.config.schedule
-    if schedule.is_resolved:
-        return one
-    try:
-        resolved = schedule.resolve(run)
-    except ConfigError as error:
-        raise ConfigError(f"{one.rule}.scheduler.{error}") from error
-    return replace(one, config=replace(one.config, scheduler=resolved), written=one.written or one.config)
-
-
 def _need_single_weights(plan: PruningPlan) -> None:
     """Refuse rules whose groups are no single weights, or whose sparsity is fixed."""
     for one in plan:
@@ -809,17 +820,19 @@ def _state_of(layer: _Layer) -> ParameterState | None:
     held, sharding = layer.held, layer.sharding
     mask, values = held.mask, held.pruned_values()
     if sharding is None:
-        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values, layer.floor)
+        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values, layer.floor, layer.schedule)
     shape = mask_shape(layer.plan.shape, granularity=layer.plan.config.granularity)
     gathered = gather_state(mask.view(torch.bool), values, local_part(held.parameter), sharding, shape)
-    return None if gathered is None else ParameterState(layer.initial_sparsity, layer.sparsity, *gathered, layer.floor)
+    if gathered is None:
+        return None
+    return ParameterState(layer.initial_sparsity, layer.sparsity, *gathered, layer.floor, layer.schedule)
 
 
 def _group_by_schedule(layers: list[_Layer]) -> list[tuple[PruningScheduler, list[_Layer]]]:
     """Layers that share a schedule, so that a step with nothing due looks up each distinct schedule once."""
     groups: list[tuple[PruningScheduler, list[_Layer]]] = []
     for layer in layers:
-        schedule = layer.plan.config.schedule
+        schedule = layer.schedule
         for other, members in groups:
             if other is schedule or other == schedule:
                 members.append(layer)
