@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
@@ -14,7 +15,14 @@ from lightning_prune.plan import PruningPlan
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import TrainingRun
 
-__all__ = ["refuse_averages", "refuse_second_pruner", "warn_if_abrupt", "warn_if_untrained", "warn_if_unused"]
+__all__ = [
+    "refuse_averages",
+    "refuse_second_pruner",
+    "warn_if_abrupt",
+    "warn_if_missed",
+    "warn_if_untrained",
+    "warn_if_unused",
+]
 
 _FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
 _ROOM = 20  # optimizer steps of a run in which there is room for more
@@ -43,22 +51,55 @@ def refuse_averages(trainer: Trainer) -> None:
 
 
 def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
-    """Say which weights no optimizer of the Trainer updates, and which are frozen, as those of a teacher are."""
+    """Say which weights no optimizer of the Trainer updates, though they are not frozen."""
     known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
     names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
     if names:
         rank_zero_warn(
-            f"Pruned, but updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is "
-            "not seen. Return their optimizer from configure_optimizers, or leave them out with None."
+            f"Updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is not seen, and "
+            "they stay dense unless a rule names them in full. Return their optimizer from configure_optimizers, or "
+            "leave them out with None."
         )
-    frozen = [name for name, one in pruner.parameters().items() if not one.requires_grad]
-    will_thaw = any(is_a(callback, "BaseFinetuning") for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if frozen and not will_thaw:
-        module = frozen[0].split(".")[0]
+
+
+def warn_if_missed(pruner: MagnitudePruner) -> None:
+    """Say at the end of a fit what is not as sparse as it was meant to be."""
+    left = pruner.untrained
+    if left:
+        pattern = _pattern(left, list(pruner.parameters()))
         rank_zero_warn(
-            f"Pruned, but frozen, and as long as they are no training makes up for it: {', '.join(frozen)}. Leave a "
-            f'teacher, a target network or a metric out with module_name_configs: {{"{module}.*": None}}.'
+            f"Not pruned to the target, since no optimizer trained them or they were frozen at their updates: "
+            f"{', '.join(left)}. To leave them dense on purpose, write "
+            f'module_name_configs: {{"{pattern}": None}}; to prune them all the same, name each in full there.'
         )
+    if pruner.is_at_target:
+        return
+    last = "" if pruner.last_update_step is None else f" at {pruner.last_update_step}"
+    rank_zero_warn(
+        f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update{last}: "
+        f"sparsity is {pruner.report().sparsity:.1%}, below the target."
+    )
+
+
+def _pattern(chosen: Sequence[str], parameters: Sequence[str]) -> str:
+    """A regular expression of the modules of some parameters, which matches no module of the other parameters."""
+    modules = dict.fromkeys(map(_module_of, chosen))
+    others = {_module_of(name) for name in parameters} - set(modules)
+    patterns: dict[str, None] = {}
+    for name in modules:
+        parts = name.split(".")
+        prefixes = [".".join(parts[:length]) for length in range(1, len(parts))]
+        inside = (one for one in prefixes if not any(other == one or other.startswith(f"{one}.") for other in others))
+        prefix = next(inside, None)
+        patterns[re.escape(name) if prefix is None else rf"{re.escape(prefix)}\..*"] = None
+    return "|".join(patterns)
+
+
+def _module_of(parameter: str) -> str:
+    """Name of the module that a parameter belongs to, also behind a parametrization."""
+    return (
+        parameter.split(".parametrizations.")[0] if ".parametrizations." in parameter else parameter.rpartition(".")[0]
+    )
 
 
 def warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +57,7 @@ class PrunedParameter:
         config: What the rule says.
         rule: The path of the rule in the configuration.
         shape: Shape of the weight, ``(C_out, C_in, *K)``.
+        is_named: Whether the rule is for this one module, by its whole name.
     """
 
     name: str
@@ -65,6 +66,7 @@ class PrunedParameter:
     config: ModuleMagnitudePrunerConfig
     rule: str
     shape: tuple[int, ...]
+    is_named: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -147,6 +149,16 @@ class PruningPlan:
         ]
         nothing = dict.fromkeys(("rule", "shape", "structure", "target_sparsity", "zeros", "weights"))
         return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
+
+    def without(self, parameters: Iterable[PrunedParameter], reason: str) -> PruningPlan:
+        """The same plan with some parameters among what stays dense, for a reason."""
+        left = {one.name: one for one in parameters}
+        skipped = [SkippedModule(one.label, type(one.owners[0].module).__name__, reason) for one in left.values()]
+        return PruningPlan(
+            tuple(one for one in self.parameters if one.name not in left),
+            (*self.skipped, *skipped),
+            self.dense_weights + sum(one.numel for one in left.values() if len(one.shape) > 1),
+        )
 
     def _skipped_alike(self) -> dict[tuple[str, str], list[str]]:
         """Names of the modules that stay dense, by their kind and the reason."""
@@ -284,8 +296,8 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
     rule, leaf = match
     if leaf is None:
         return [], f"{_LEFT} {rule}"
-    whole_names = (f'module_name_configs["{one}"]' for one in (name, re.escape(name)))
-    is_named = rule in whole_names or rule.startswith("module_type_configs")
+    is_this_one = rule in (f'module_name_configs["{one}"]' for one in (name, re.escape(name)))
+    is_named = is_this_one or rule.startswith("module_type_configs")
     # a pattern reaches any module whose parameter it names, as "encoder.*" with in_proj_weight does
     names_parameter = rule.startswith("module_name_configs") and leaf.param_name != "weight"
     if not isinstance(module, SUPPORTED_MODULES) and not is_named and not names_parameter:
@@ -313,7 +325,7 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
         full_name = ".".join(filter(None, (name, path)))
         one = PrunedParameter(full_name, label, (owner,), leaf, rule, ())
         _check_prunable(parameter, one, module)
-        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape))
+        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape), is_this_one)
         _check_fits(one, _called(name, kind))
         chosen.append(one)
     return chosen, f'it has no parameter "{leaf.param_name}"'
@@ -453,7 +465,7 @@ def _tie(first: PrunedParameter, second: PrunedParameter) -> PrunedParameter:
             "differently. Give both modules the same rule."
         )
     owners = first.owners + second.owners
-    return PrunedParameter(first.name, first.label, owners, first.config, first.rule, first.shape)
+    return replace(first, owners=owners, is_named=first.is_named or second.is_named)
 
 
 def _inside(name: str) -> str:
