@@ -23,12 +23,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+import lightning_prune.pruner
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningError
 from lightning_prune.allocation import allocate
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.rounds import alone
 from lightning_prune.shard_masks import compute_shard_mask
-from lightning_prune.sharding import find_shardings, run_together
+from lightning_prune.sharding import find_shardings, local_part, run_together
+from lightning_prune.state_guards import ProjectFirst
 from lightning_prune.strategies import check_strategy
 
 RULES = {
@@ -639,7 +641,7 @@ def test_what_cannot_be_done_with_shards_is_refused_before_training(tmp_path):
 
 
 class Fail(Callback):
-    """One rank fails, or is killed, in the middle of training."""
+    """One rank fails, is killed, or has a weight of NaN, in the middle of training or of an update."""
 
     def __init__(self, how):
         self.how = how
@@ -648,6 +650,13 @@ class Fail(Callback):
         if trainer.global_rank == 1 and trainer.global_step == 5:
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "killed in an update":
+                lightning_prune.pruner.compute_shard_mask = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+                return
+            if self.how == "nan":
+                with torch.no_grad():
+                    local_part(pl_module.fc1.weight).view(-1)[0] = math.nan
+                return
             raise RuntimeError("one rank fails")
 
 
@@ -666,8 +675,25 @@ def odd_moment(folder, how, is_sharded):
         fit(folder, saver, Fail(how), strategy=strategy, devices=2, model=model, enable_checkpointing=True)
     except Exception as error:
         hooks = sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
-        return type(error).__name__, hooks
+        guards = [hook for module in model.modules() for hook in module._state_dict_pre_hooks.values()]
+        hooks += sum(isinstance(hook, ProjectFirst) for hook in guards)
+        return type(error).__name__, hooks, str(error)
     return None
+
+
+@pytest.mark.slow
+def test_a_nan_at_an_update_of_shards_is_the_error_that_all_processes_give(tmp_path):
+    for kind, hooks, text in launch(odd_moment, 2, tmp_path, "nan", True, timeout=60):
+        assert (kind, hooks) == ("PruningError", 0)
+        assert text.startswith("fc1.weight cannot be pruned: NaN")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_in_an_update_ends_the_other_with_the_true_error(tmp_path):
+    first, second = launch(odd_moment, 2, tmp_path, "killed in an update", True, timeout=60, raises=False)
+    assert first[:2] in (("RuntimeError", 0), ("DistBackendError", 0), ("DistNetworkError", 0))
+    assert "expanded size" not in first[2]
+    assert isinstance(second, WorkerError)
 
 
 @pytest.mark.slow
@@ -678,6 +704,6 @@ def test_a_rank_that_is_lost_ends_the_others_with_an_error_and_the_run_resumes(t
     first, second = launch(odd_moment, 2, tmp_path, how, is_sharded, timeout=60, raises=False)
     assert first[0] in ("RuntimeError", "DistBackendError", "DistNetworkError")
     assert first[1] == 0, "a plain module is left"
-    assert isinstance(second, WorkerError) if how == "killed" else second == ("RuntimeError", 0)
+    assert isinstance(second, WorkerError) if how == "killed" else second[:2] == ("RuntimeError", 0)
     for one in launch(ddp_resume, 2, tmp_path, tmp_path / "saved" / STEP):
         assert_same(one, expected)
