@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -685,7 +686,7 @@ def odd_moment(folder, how, is_sharded):
 def test_a_nan_at_an_update_of_shards_is_the_error_that_all_processes_give(tmp_path):
     for kind, hooks, text in launch(odd_moment, 2, tmp_path, "nan", True, timeout=60):
         assert (kind, hooks) == ("PruningError", 0)
-        assert text.startswith("fc1.weight cannot be pruned: NaN")
+        assert re.match(r"\w+\.weight cannot be pruned: NaN", text)  # a step has spread it
 
 
 @pytest.mark.slow
