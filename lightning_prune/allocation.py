@@ -156,7 +156,7 @@ def allocate(
     for name in dense:
         least[name], most[name] = 0.0, 0.0
     if method == "global":
-        weights = {name: one.parameter for name, one in layers.items()}
+        weights = {name: one.weight for name, one in layers.items()}
         zeros = global_zeros(weights, sparsity, minimum=least, maximum=most)
     else:
         spread = uniform_zeros if method == "uniform" else erdos_renyi_kernel_zeros

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_prune.mask_products import apply_mask
 from lightning_prune.sharding import bit_sum, local_part
 
 __all__ = ["HeldMask", "watch_gradient"]
@@ -25,6 +26,10 @@ class HeldMask(ABC):
     mask: Tensor
     parameter: nn.Parameter
     got_gradient: bool = False
+
+    def parts(self) -> tuple[HeldMask, ...]:
+        """The masks that this one is made of, each of one parameter that an optimizer updates; most often itself."""
+        return (self,)
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -71,6 +76,20 @@ class HeldMask(ABC):
     @abstractmethod
     def restore(self, values: Tensor | None) -> None:
         """Put back what :meth:`pruned_values` gave, under the same mask and the same pruned weight."""
+
+    def restore_dense(self, weight: Tensor) -> None:
+        """Put back what is pruned here from a dense weight on the CPU, which another library had masked."""
+        self.restore(weight[self.mask.expand(weight.shape).cpu() == 0])
+
+    def mask_copy(self, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Apply the mask to a copy of the model, in place.
+
+        Args:
+            name: What the parameter is called there.
+            parameters: All parameters of the copy by name.
+        """
+        if name in parameters:
+            apply_mask(parameters[name], self.mask)
 
     def fingerprint(self) -> int:
         """A number that differs where the dense weights or the masks do; cheap, and the same in all processes."""

@@ -130,8 +130,12 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
             f'{one.rule}: masking="hook" cannot prune {one.name}: nn.MultiheadAttention reads it without a forward. '
             + advice
         )
-    is_computed_from = name.endswith("_v") and f"{name[:-2]}_g" in module._parameters  # weight_norm
-    is_computed_from |= any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    if one.gain is not None:
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: it is one of two parameters that a weight norm makes '
+            f"the weight of, and a hook masks one. {advice}"
+        )
+    is_computed_from = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     if is_computed_from or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
         raise ConfigError(
             f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a '

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -19,7 +19,9 @@ from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerC
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
 from lightning_prune.selection import pruned_count
+from lightning_prune.sharding import is_sharded
 from lightning_prune.tables import as_text, new_table
+from lightning_prune.weight_norm import normed_names, normed_weight
 
 __all__ = [
     "SUPPORTED_MODULES",
@@ -35,7 +37,10 @@ SUPPORTED_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _SUPPORTED_NAMES = {cls.__name__ for cls in SUPPORTED_MODULES}
 _LEFT = "left dense by"
-_ORIGINALS = {"_WeightNorm": "original1", "_SpectralNorm": "original"}
+_ORIGINALS: dict[str | None, tuple[str, str | None]] = {  # the parameter that is pruned, and its gain
+    "_WeightNorm": ("original1", "original0"),
+    "_SpectralNorm": ("original", None),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class PrunedParameter:
         rule: The path of the rule in the configuration.
         shape: Shape of the weight, ``(C_out, C_in, *K)``.
         is_named: Whether the rule is for this one module, by its whole name.
+        gain: Where the ``g`` of a weight norm hangs, if the parameter is its ``v``.
     """
 
     name: str
@@ -67,11 +73,28 @@ class PrunedParameter:
     rule: str
     shape: tuple[int, ...]
     is_named: bool = False
+    gain: Owner | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter itself, as it hangs before masks are attached."""
         return getattr(self.owners[0].module, self.owners[0].attribute)  # type: ignore[no-any-return]
+
+    @property
+    def gain_parameter(self) -> nn.Parameter | None:
+        """The ``g`` of a weight norm, whose ``v`` is the parameter."""
+        return None if self.gain is None else getattr(self.gain.module, self.gain.attribute)
+
+    @property
+    def gain_name(self) -> str:
+        """The name of ``g`` in the state dict; empty where there is none."""
+        return "" if self.gain is None else ".".join([*self.name.split(".")[:-1], self.gain.attribute])
+
+    @property
+    def weight(self) -> Tensor:
+        """What is ranked: the parameter, or the weight that a weight norm computes from it."""
+        gain = self.gain_parameter
+        return self.parameter if gain is None else normed_weight(self.parameter, gain)
 
     @property
     def numel(self) -> int:
@@ -282,7 +305,8 @@ def _skip(name: str, module: nn.Module, reason: str, found: dict[int, PrunedPara
                 f"{name} and {one.name} are one tied parameter, but {name} is {reason}, and {one.rule} prunes it. "
                 "Leave both modules out with None, or neither."
             )
-        found[id(parameter)] = replace(one, owners=(*one.owners, Owner(module, attribute)))
+        gain = next((Owner(module, g) for g, v in normed_names(module).values() if v == attribute), None)
+        found[id(parameter)] = _tie(one, replace(one, name=name, owners=(Owner(module, attribute),), gain=gain))
         reason = f"tied to {one.name}, pruned with it"
     return SkippedModule(name, type(module).__name__, reason)
 
@@ -318,15 +342,16 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> tupl
     for attribute in attributes:
         is_clear = attribute == leaf.param_name and name != "global"  # "global" is the sum in every report
         label = name if is_clear else ".".join(filter(None, (name, attribute)))
-        owner, path = _resolve(module, attribute, rule, _called(name, kind))
+        owner, gain, path = _resolve(module, attribute, rule, _called(name, kind))
         parameter = getattr(owner.module, owner.attribute)
         if not isinstance(parameter, UninitializedParameter) and parameter.numel() == 0:
             return [], "it has no weights"
         full_name = ".".join(filter(None, (name, path)))
         one = PrunedParameter(full_name, label, (owner,), leaf, rule, ())
         _check_prunable(parameter, one, module)
-        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape), is_this_one)
+        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape), is_this_one, gain)
         _check_fits(one, _called(name, kind))
+        _check_norm(one, module, attribute, _called(name, kind))
         chosen.append(one)
     return chosen, f'it has no parameter "{leaf.param_name}"'
 
@@ -337,28 +362,32 @@ def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
     names += list(module.parametrizations) if _is_parametrized(module) else []  # type: ignore[arg-type]
     hooks = module._forward_pre_hooks.values()
     names += [hook._tensor_name for hook in hooks if isinstance(hook, prune.BasePruningMethod)]
-    # torch.nn.utils.weight_norm keeps "weight" as weight_g and weight_v
-    names += [
-        name[:-2] for name in module._parameters if name.endswith("_v") and name[:-2] + "_g" in module._parameters
-    ]
-    norms = [hook.name for hook in hooks if isinstance(hook, SpectralNorm)]
-    names = [name for name in names if name not in {f"{norm}_orig" for norm in norms}] + norms
-    return [name for name in names if re.fullmatch(pattern, name)]
+    # in the old style of spectral_norm "weight" is weight_orig, in that of weight_norm it is weight_v and weight_g
+    behind = {hook.name: [f"{hook.name}_orig"] for hook in hooks if isinstance(hook, SpectralNorm)}
+    behind |= {name: [direction, gain] for name, (gain, direction) in normed_names(module).items()}
+    found = [name for name in names if re.fullmatch(pattern, name)]
+    for weight, parts in behind.items():
+        if any(re.fullmatch(pattern, name) for name in (weight, parts[0])):
+            found = [*(name for name in found if name not in parts), weight]
+    return found
 
 
-def _resolve(module: nn.Module, attribute: str, rule: str, called: str) -> tuple[Owner, str]:
-    """The place of the tensor that training updates, behind a parametrization of ``attribute``."""
+def _resolve(module: nn.Module, attribute: str, rule: str, called: str) -> tuple[Owner, Owner | None, str]:
+    """The place of the tensor that training updates, behind a parametrization of ``attribute``; of a gain; its path."""
+    normed = normed_names(module)
     for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == attribute:
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name in (attribute, *normed.get(attribute, ())):
             raise ConfigError(
                 f"{rule}: {called} is pruned already, by {type(hook).__name__}. One parameter can have one pruner: "
                 "remove the other one, or leave this module out with None."
             )
     if module._parameters.get(attribute) is not None:
-        return Owner(module, attribute), attribute
-    for inner in (f"{attribute}_v", f"{attribute}_orig"):  # of weight_norm and spectral_norm in their old style
-        if inner in module._parameters:
-            return Owner(module, inner), inner
+        return Owner(module, attribute), None, attribute
+    if attribute in normed:
+        gain, direction = normed[attribute]
+        return Owner(module, direction), Owner(module, gain), direction
+    if f"{attribute}_orig" in module._parameters:  # of spectral_norm in its old style
+        return Owner(module, f"{attribute}_orig"), None, f"{attribute}_orig"
     steps = module.parametrizations[attribute] if _is_parametrized(module) else []  # type: ignore[index]
     kind = type(steps[0]).__name__ if len(steps) == 1 else None
     if kind not in _ORIGINALS:
@@ -367,8 +396,9 @@ def _resolve(module: nn.Module, attribute: str, rule: str, called: str) -> tuple
             f"{rule}: {called} computes its {attribute} by {names or 'nothing'}, which would not keep zeros. "
             "Remove the parametrization, or leave this module out with None."
         )
-    original = _ORIGINALS[kind]
-    return Owner(steps, original), f"parametrizations.{attribute}.{original}"  # type: ignore[arg-type]
+    original, other = _ORIGINALS[kind]
+    its_gain = None if other is None else Owner(steps, other)  # type: ignore[arg-type]
+    return Owner(steps, original), its_gain, f"parametrizations.{attribute}.{original}"  # type: ignore[arg-type]
 
 
 def _check_prunable(parameter: Any, one: PrunedParameter, module: nn.Module) -> None:
@@ -414,6 +444,27 @@ def _check_fits(one: PrunedParameter, called: str) -> None:
                 f"{one.rule}.n_m_ratio: {n}:{m} zeros along dim {leaf.dim} prunes nothing of {called}, whose shape is "
                 f"{one.shape}. Give it another rule, {leave_out}"
             )
+
+
+def _check_norm(one: PrunedParameter, module: nn.Module, attribute: str, called: str) -> None:
+    """Refuse a weight norm of shards, and to prune all of a weight that is divided by its spectral norm."""
+    gain = one.gain_parameter
+    if gain is not None and (is_sharded(one.parameter) or is_sharded(gain)):
+        raise _MisfitError(
+            f"{one.rule}: {one.name} is behind a weight norm and sharded over processes (DTensor): its rows have norms "
+            f"that no process knows. Take the weight norm off before the model is sharded, or leave {called} out with "
+            "None."
+        )
+    hooks = module._forward_pre_hooks.values()
+    is_divided = any(isinstance(hook, SpectralNorm) and hook.name == attribute for hook in hooks)
+    if parametrize.is_parametrized(module, attribute):
+        steps = module.parametrizations[attribute]  # type: ignore[index]
+        is_divided |= any(type(step).__name__ == "_SpectralNorm" for step in steps)
+    if is_divided and one.target_zeros >= one.numel:
+        raise _MisfitError(
+            f"{one.rule}.target_sparsity: {one.name} is divided by its spectral norm, which is 0 / 0 once all of it is "
+            f"pruned, got {one.config.target_sparsity}. Write less than 1.0, or leave {called} out with None."
+        )
 
 
 def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerConfig) -> None:
@@ -463,6 +514,11 @@ def _tie(first: PrunedParameter, second: PrunedParameter) -> PrunedParameter:
         raise ConfigError(
             f"{first.name} and {second.name} are one tied parameter, but {first.rule} and {second.rule} prune it "
             "differently. Give both modules the same rule."
+        )
+    if first.gain_parameter is not second.gain_parameter:
+        raise ConfigError(
+            f"{first.name} and {second.name} are one tied parameter, but a weight norm makes another weight of it in "
+            "each. Tie their gains too, or leave the modules out with None."
         )
     owners = first.owners + second.owners
     return replace(first, owners=owners, is_named=first.is_named or second.is_named)

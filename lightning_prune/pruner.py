@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 import zlib
@@ -23,7 +22,6 @@ from lightning_prune.errors import ConfigError, LifecycleError, PruningError
 from lightning_prune.held_mask import HeldMask
 from lightning_prune.hook_mask import hooked_names, remove_hooks
 from lightning_prune.magnitudes import holds_nan
-from lightning_prune.mask_products import apply_mask
 from lightning_prune.masking import Masking, attach_mask
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
@@ -42,6 +40,7 @@ from lightning_prune.shard_masks import (
 )
 from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
 from lightning_prune.sparsity import count_zeros
+from lightning_prune.weight_norm import copy_module
 
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
 
@@ -270,7 +269,7 @@ class MagnitudePruner:
         if optimizers is not None and not inplace:
             raise ConfigError("optimizers train the model itself, not a copy of it. Write prepare(inplace=True, ...).")
         self._optimizers, self._only_trained = list(optimizers or ()), optimizers is not None
-        model = self._model if inplace else copy.deepcopy(self._model)
+        model = self._model if inplace else copy_module(self._model)
         plan = plan_pruning(model, self._config)
         layers: list[_Layer] = []
         shardings = find_shardings([one.parameter for one in plan])
@@ -398,7 +397,8 @@ class MagnitudePruner:
         linked = {id(link.optimizer) for link in self._links}
         new = [one for one in optimizers if id(one) not in linked]
         if new and self._masking == "resident":
-            masks = [layer.held for layer in self._layers if isinstance(layer.held, ResidentMask)]
+            parts = [part for layer in self._layers for part in layer.held.parts()]
+            masks = [part for part in parts if isinstance(part, ResidentMask)]
             self._links += [OptimizerLink(one, masks) for one in new]
             self._unattached = None
 
@@ -409,8 +409,12 @@ class MagnitudePruner:
             Names of these parameters; none that is frozen, and none with ``masking="hook"``.
         """
         attached = {id(mask) for link in self._links for mask in link}
-        left = [layer for layer in self._layers if self._masking == "resident" and id(layer.held) not in attached]
-        left = [layer for layer in left if layer.held.parameter.requires_grad]
+        left = [
+            layer
+            for layer in self._layers
+            if self._masking == "resident"
+            and any(part.parameter.requires_grad and id(part) not in attached for part in layer.held.parts())
+        ]
         self._unattached = [layer.held for layer in left]
         return [layer.plan.name for layer in left]
 
@@ -478,7 +482,7 @@ class MagnitudePruner:
             if weight is not None and tuple(weight.shape) == layer.plan.shape:
                 if layer.sharding is not None:
                     weight = weight[layer.sharding.box.within(layer.sharding.whole)]
-                layer.held.restore(weight[layer.held.mask.expand(weight.shape).cpu() == 0])
+                layer.held.restore_dense(weight)
                 layer.initial_sparsity = layer.plan.config.initial_sparsity
                 layer.floor, layer.is_continued = min(layer.sparsity, layer.target_sparsity), layer.sparsity > 0.0
         self._note_start()
@@ -487,9 +491,8 @@ class MagnitudePruner:
         """Apply the masks to a copy of the model that has the same names, compiled or not, in place."""
         named = model.named_parameters(remove_duplicate=False)
         parameters = {uncompiled_name(name): parameter for name, parameter in named}
-        for name, mask in self.masks().items():
-            if name in parameters:
-                apply_mask(parameters[name], mask)
+        for layer in self._layers:
+            layer.held.mask_copy(layer.plan.name, parameters)
 
     def reset_optimizers(self) -> None:
         """Take the dense weights away from an optimizer whose step raised and was caught."""
@@ -563,7 +566,7 @@ class MagnitudePruner:
             self._need_copy(target)
             if self.is_prepared:
                 self.settle()  # a forward that was interrupted leaves a weight with its graph, which has no copy
-            target = target if inplace else copy.deepcopy(target)
+            target = target if inplace else copy_module(target)
             remove_hooks(target)
             self.mask_copy(target)
         if coreml_metadata:
@@ -754,7 +757,8 @@ class MagnitudePruner:
         return [
             layer.plan.name
             for layer in self._layers
-            if layer.sharding is None and id(layer.held.parameter) not in there  # FSDP2 swaps parameters all the time
+            if layer.sharding is None  # FSDP2 swaps parameters all the time
+            and any(id(part.parameter) not in there for part in layer.held.parts())
         ]
 
     def _need_copy(self, model: nn.Module) -> None:
@@ -879,7 +883,7 @@ def _share_schedule(layers: list[_Layer]) -> None:
 
 def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:
     """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
-    weight, config = local_part(one.parameter), one.config
+    weight, config = local_part(one.weight), one.config
     if sharding is None:
         groups = prod(mask_shape(one.shape, granularity=config.granularity))
         zeros = zero_groups(weight, granularity=config.granularity, block_size=config.block_size)

@@ -27,6 +27,7 @@ from lightning_prune.tables import as_text, new_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from lightning_prune.weight_norm import prune_normed
 
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
 
@@ -273,10 +274,11 @@ def _rule(
 @contextmanager
 def _pruned(one: PrunedParameter, sparsity: float) -> Iterator[float]:
     """One parameter pruned for a while; gives the sparsity that its mask reaches."""
-    parameter, rule = one.parameter.detach(), one.config
-    before = parameter.clone()
+    rule, gain = one.config, one.gain_parameter
+    trained = [part.detach() for part in (one.parameter, gain) if part is not None]
+    before = [part.clone() for part in trained]
     mask = compute_mask(
-        parameter,
+        one.weight.detach(),
         sparsity,
         granularity=rule.granularity,
         block_size=rule.block_size,
@@ -284,10 +286,14 @@ def _pruned(one: PrunedParameter, sparsity: float) -> Iterator[float]:
         dim=rule.dim,
     )
     try:
-        parameter.masked_fill_(~mask, 0.0)
+        if gain is None:
+            trained[0].masked_fill_(~mask, 0.0)
+        else:
+            prune_normed(trained[0], trained[1], mask)
         yield count_zeros(mask, shape=one.shape) / one.numel
     finally:
-        parameter.copy_(before)
+        for part, kept in zip(trained, before, strict=True):
+            part.copy_(kept)
 
 
 @contextmanager

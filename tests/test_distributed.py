@@ -618,14 +618,24 @@ def test_a_strategy_that_derives_from_a_tested_one_is_tested():
         check_strategy(type("OtherStrategy", (), {})())
 
 
+class ShardedNorm(ShardedToy):
+    def __init__(self):
+        super().__init__()
+        torch.nn.utils.parametrizations.weight_norm(self.fc1)
+
+
 def sharded_export_and_hook(folder):
     messages = []
-    for arguments in ({"export": folder / "model.mlpackage"}, {"masking": "hook"}):
+    for kind, arguments in (
+        (ShardedToy, {"export": folder / "model.mlpackage"}),
+        (ShardedToy, {"masking": "hook"}),
+        (ShardedNorm, {}),
+    ):
         callback = MagnitudePruningCallback(RULES, show_plan=False, **arguments)
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         trainer = make_trainer(folder, callbacks=[callback], strategy=strategy, devices=2, max_epochs=1)
         try:
-            trainer.fit(ShardedToy(), make_loader(2))
+            trainer.fit(kind(), make_loader(2))
         except ConfigError as error:
             messages.append(str(error))
     return messages
@@ -633,9 +643,10 @@ def sharded_export_and_hook(folder):
 
 def test_what_cannot_be_done_with_shards_is_refused_before_training(tmp_path):
     pytest.importorskip("coremltools")
-    for export, hook in launch(sharded_export_and_hook, 2, tmp_path):
+    for export, hook, norm in launch(sharded_export_and_hook, 2, tmp_path):
         assert export.startswith("export needs the whole model in one process")
         assert 'Write masking="resident"' in hook
+        assert "fc1.parametrizations.weight.original1 is behind a weight norm and sharded" in norm
 
 
 # Odd moments
