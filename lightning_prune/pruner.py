@@ -28,6 +28,7 @@ from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
 from lightning_prune.optimizer_link import OptimizerLink
 from lightning_prune.plan import SUPPORTED_MODULES, PrunedParameter, PruningPlan, plan_pruning, uncompiled_name
+from lightning_prune.reach import warn_of_dense
 from lightning_prune.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
 from lightning_prune.resident_mask import ResidentMask
 from lightning_prune.rounds import Rounds
@@ -219,6 +220,7 @@ class MagnitudePruner:
             raise LifecycleError("prepare() was called before. Make a new MagnitudePruner to prune again.")
         model = self._model if inplace else copy.deepcopy(self._model)
         plan = plan_pruning(model, self._config)
+        warn_of_dense(plan, self._config)
         layers: list[_Layer] = []
         shardings = find_shardings([one.parameter for one in plan])
         present = [0.0] * len(shardings)
