@@ -23,7 +23,6 @@ from lightning_prune.fit_checks import (
     refuse_second_pruner,
     warn_if_abrupt,
     warn_if_untrained,
-    warn_if_unused,
 )
 from lightning_prune.hook_mask import hooked_names
 from lightning_prune.masking import Masking
@@ -131,7 +130,6 @@ class MagnitudePruningCallback(Callback):
         self.export_error: ExportError | None = None
         self._is_fitting = False
         self._is_training = False
-        self._first_step = 0
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
@@ -222,7 +220,7 @@ class MagnitudePruningCallback(Callback):
         is_pruned_now = pruner.update_count > 0  # what was the best before is not as sparse as this
         self._forget_foreign()
         self._before, self._restored = None, None
-        self._is_training, self._first_step = True, pruner.step_count
+        self._is_training = True
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
@@ -249,10 +247,7 @@ class MagnitudePruningCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
-        pruner = self._need_pruner()
-        pruner.mask_gradients(optimizer)
-        if self.masking == "hook" and pruner.step_count == self._first_step:
-            warn_if_unused(optimizer, pruner)
+        self._need_pruner().mask_gradients(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim import Optimizer
 
 from lightning_prune.class_names import is_a
 from lightning_prune.errors import ConfigError
@@ -14,7 +13,7 @@ from lightning_prune.plan import PruningPlan
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import TrainingRun
 
-__all__ = ["refuse_averages", "refuse_second_pruner", "warn_if_abrupt", "warn_if_untrained", "warn_if_unused"]
+__all__ = ["refuse_averages", "refuse_second_pruner", "warn_if_abrupt", "warn_if_untrained"]
 
 _FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
 _ROOM = 20  # optimizer steps of a run in which there is room for more
@@ -58,23 +57,6 @@ def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
         rank_zero_warn(
             f"Pruned, but frozen, and as long as they are no training makes up for it: {', '.join(frozen)}. Leave a "
             f'teacher, a target network or a metric out with module_name_configs: {{"{module}.*": None}}.'
-        )
-
-
-def warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:
-    """Say which weights got no gradient behind their hooks: most often a function reads them past the forward."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    if all(one.grad is None for one in parameters):  # the batch was left out
-        return
-    known = {id(one) for one in parameters}
-    names = [
-        name for name, one in pruner.parameters().items() if id(one) in known and one.requires_grad and one.grad is None
-    ]
-    if names:
-        rank_zero_warn(
-            f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
-            "only through the forward of its own module. If another module or a function reads it, use "
-            'masking="resident".'
         )
 
 

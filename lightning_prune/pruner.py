@@ -20,7 +20,7 @@ from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
 from lightning_prune.errors import ConfigError, LifecycleError, PruningError
 from lightning_prune.held_mask import HeldMask
-from lightning_prune.hook_mask import hooked_names, remove_hooks
+from lightning_prune.hook_mask import find_unused, hooked_names, remove_hooks
 from lightning_prune.magnitudes import holds_nan
 from lightning_prune.mask_products import apply_mask
 from lightning_prune.masking import Masking, attach_mask
@@ -46,6 +46,7 @@ from lightning_prune.sparsity import count_zeros
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
 
 Scope = Literal["layer", "global"]
+_LOOKS = 3  # steps, at most, at which weights are looked for that nothing uses
 _NEARLY = 0.99  # of its target, which a schedule that cannot tell its end may never meet
 
 
@@ -123,6 +124,7 @@ class MagnitudePruner:
         self._groups: list[tuple[PruningScheduler, list[_Layer]]] = []
         self._links: list[OptimizerLink] = []
         self._unattached: list[HeldMask] | None = None  # not looked for yet
+        self._looks = 0 if masking == "hook" else _LOOKS  # for weights that nothing uses
         self._is_finalized = False
         self._track_changes = track_changes
         self._changes: MaskChanges | None = None
@@ -311,19 +313,19 @@ class MagnitudePruner:
     def step(self) -> None:
         """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
 
+        Warns once where what is pruned away cannot be trained: resident masks that know no optimizer of a weight, and
+        weights behind a hook that no forward has used at the first step.
+
         Raises:
-            LifecycleError: The model is not prepared, or resident masks know no optimizer.
+            LifecycleError: The model is not prepared.
             PruningError: A weight holds NaN; its mask stays as it was, and the step is not counted.
         """
         if not self._layers or self._is_finalized:
             self._need_prepared("step")
-        if self._masking == "resident" and not self._links:
-            raise LifecycleError(
-                'step() with masking="resident" needs to know the optimizers. '
-                "Call pruner.attach_optimizers(optimizer) after prepare()."
-            )
         if self._unattached is None:
             self._warn_of_unattached()
+        if self._looks < _LOOKS:
+            self._warn_of_unused()
         for held in self._unattached or ():
             held.project_if_written()
         self.reset_optimizers()
@@ -587,11 +589,29 @@ class MagnitudePruner:
 
     def _warn_of_unattached(self) -> None:
         names = self.find_unattached()
-        if names:
+        if names and not self._links:
+            warnings.warn(
+                'step() with masking="resident" knows no optimizer. That is right where a network is pruned without '
+                "training. If it is trained, what was pruned away is not trained with it: call "
+                "pruner.attach_optimizers(optimizer) after prepare().",
+                stacklevel=3,
+            )
+        elif names:
             warnings.warn(
                 f"Pruned, but updated by no attached optimizer: {', '.join(names)}. They stay pruned, but what was "
                 "pruned away is not trained. Give their optimizer to attach_optimizers(); one that was made before "
                 "prepare() copied the model trains the original.",
+                stacklevel=3,
+            )
+
+    def _warn_of_unused(self) -> None:
+        names = find_unused({layer.plan.name: layer.held for layer in self._layers}, self._model)
+        self._looks = self._looks + 1 if names is None else _LOOKS
+        if names:
+            warnings.warn(
+                f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
+                "only through the forward of its own module. If another module or a function reads it, use "
+                'masking="resident".',
                 stacklevel=3,
             )
 
