@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import RenderableType
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
@@ -25,6 +25,7 @@ from lightning_prune.fit_checks import (
     warn_if_untrained,
 )
 from lightning_prune.hook_mask import hooked_names
+from lightning_prune.last_layer import LastLayerWatch
 from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
@@ -132,6 +133,7 @@ class MagnitudePruningCallback(Callback):
         self._is_training = False
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
+        self._last_layer: LastLayerWatch | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
         # what the last fit left, until this one trains
@@ -221,6 +223,7 @@ class MagnitudePruningCallback(Callback):
         self._forget_foreign()
         self._before, self._restored = None, None
         self._is_training = True
+        self._last_layer = LastLayerWatch(pl_module, pruner.plan)
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
@@ -245,6 +248,11 @@ class MagnitudePruningCallback(Callback):
         pruner.attach_optimizers(*trainer.optimizers)
         pruner.project_if_written()
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look no further for the layer that runs last: a backward pass may run earlier ones again."""
+        if self._last_layer is not None:
+            self._last_layer.close()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
         self._need_pruner().mask_gradients(optimizer)
@@ -254,6 +262,9 @@ class MagnitudePruningCallback(Callback):
     ) -> None:
         """Count the optimizer steps of this batch, update masks, and log if they changed."""
         pruner = self._need_pruner()
+        if self._last_layer is not None:
+            self._last_layer.warn()
+            self._last_layer = None
         updates = pruner.update_count
         self._count_steps(trainer)
         if pruner.update_count != updates:
@@ -389,6 +400,9 @@ class MagnitudePruningCallback(Callback):
     def _finish(self, trainer: Trainer, *, is_failed: bool = False) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
         self._forget_foreign()
+        if self._last_layer is not None:
+            self._last_layer.close()
+            self._last_layer = None
         if self._gate is not None:
             self._gate.close()
         self._gate, self._is_training = None, False
