@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import suppress
 from typing import Any
@@ -13,7 +12,7 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
+from lightning_prune.checkpoint import ForeignWeights
 from lightning_prune.class_names import is_a
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
@@ -22,21 +21,23 @@ from lightning_prune.fit_checks import (
     refuse_averages,
     refuse_second_pruner,
     warn_if_abrupt,
+    warn_if_missed,
     warn_if_untrained,
 )
-from lightning_prune.hook_mask import hooked_names
 from lightning_prune.last_layer import LastLayerWatch
 from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, check_choices
 from lightning_prune.report import SparsityReport
-from lightning_prune.schedules import TrainingRun
 from lightning_prune.sharding import reshard_model
 from lightning_prune.strategies import check_strategy
 from lightning_prune.tables import as_text
+from lightning_prune.timeline import Timeline
 
 __all__ = ["MagnitudePruningCallback"]
+
+_TIMELINE = "timeline"  # key in the state of the callback, beside those of the pruner's
 
 
 class MagnitudePruningCallback(Callback):
@@ -131,6 +132,8 @@ class MagnitudePruningCallback(Callback):
         self.export_error: ExportError | None = None
         self._is_fitting = False
         self._is_training = False
+        self._may_be_written = False  # the weights, by the module's own hooks before the first batch
+        self._timeline = Timeline()
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
         self._last_layer: LastLayerWatch | None = None
@@ -165,6 +168,7 @@ class MagnitudePruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what can be checked before anything is loaded, and step in front of the checkpoint callbacks."""
+        self._foreign = ForeignWeights(pl_module)
         self._is_fitting = stage == "fit"
         if not self._is_fitting:
             return
@@ -173,9 +177,8 @@ class MagnitudePruningCallback(Callback):
         if self.export is not None:
             self.export.check(pl_module)
         self._before = (self.pruner, self._saved)
-        self.pruner, self._restored, self._saved = None, None, {}
+        self.pruner, self._restored, self._saved, self._timeline = None, None, {}, Timeline()
         self.export_result = self.export_error = None
-        self._foreign = ForeignWeights(pl_module)
         # a new list: the Trainer is walking over the old one
         others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
         first_checkpoint = next((i for i, one in enumerate(others) if is_a(one, "Checkpoint")), len(others))
@@ -189,7 +192,8 @@ class MagnitudePruningCallback(Callback):
         self.pruner = MagnitudePruner(
             pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True
         )
-        self.pruner.prepare(inplace=True, keep_zeros=self.keep_zeros)
+        self.pruner.prepare(inplace=True, keep_zeros=self.keep_zeros, optimizers=trainer.optimizers)
+        self.pruner.guard_state_dicts()
         if self.export is not None and self.pruner.is_sharded:
             raise ConfigError(
                 "export needs the whole model in one process, but it is sharded over several (DTensor). Take export "
@@ -199,7 +203,6 @@ class MagnitudePruningCallback(Callback):
         refuse_second_pruner(trainer, self.pruner.plan)
         if self.masking == "hook":
             refuse_averages(trainer)
-        self.pruner.attach_optimizers(*trainer.optimizers)
         self.pruner.find_unattached()  # now, so that step() does not warn of what the next line says
         warn_if_untrained(trainer, self.pruner)
 
@@ -209,11 +212,16 @@ class MagnitudePruningCallback(Callback):
         Only now are the length of the run and its global step known: to ask for the length earlier would load the data
         before its state is restored, and a resumable dataloader would start over.
         """
-        pruner, run = self._need_pruner(), _measure_run(trainer, pl_module)
+        pruner, run = self._need_pruner(), self._timeline.measure(trainer, pl_module)
         reshard_model(pl_module)  # the sanity check may have left whole weights behind
+        self._may_be_written = self._restored is None
+        if self._may_be_written:
+            pruner.prepare_anew_if_written()
         pruner.resolve(run)
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
+            self._load_timeline(self._restored)
+            self._follow_run(trainer, pl_module)
             self._count_steps(trainer)  # of a batch whose end was never reached
         else:
             pruner.restore_dense({} if self._foreign is None else self._foreign.dense)
@@ -246,6 +254,10 @@ class MagnitudePruningCallback(Callback):
         pruner = self._need_pruner()
         pruner.reset_optimizers()
         pruner.attach_optimizers(*trainer.optimizers)
+        if self._may_be_written and pruner.prepare_anew_if_written():
+            pruner.resolve(self._timeline.measure(trainer, pl_module))
+            pruner.fast_forward(trainer.global_step)
+        self._may_be_written = False
         pruner.project_if_written()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -266,6 +278,7 @@ class MagnitudePruningCallback(Callback):
             self._last_layer.warn()
             self._last_layer = None
         updates = pruner.update_count
+        self._follow_run(trainer, pl_module)
         self._count_steps(trainer)
         if pruner.update_count != updates:
             self._mask_averages(trainer)
@@ -292,20 +305,15 @@ class MagnitudePruningCallback(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Settle the weights, which an averaging callback may have replaced, and say if the target was missed."""
-        pruner = self._need_pruner()
-        pruner.settle()
+        """Settle the weights, which an averaging callback may have replaced."""
+        self._need_pruner().settle()
         self._mask_averages(trainer)
-        if not pruner.is_at_target and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            last = "" if pruner.last_update_step is None else f" at {pruner.last_update_step}"
-            rank_zero_warn(
-                f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update{last}: "
-                f"sparsity is {pruner.report().sparsity:.1%}, below the target."
-            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the zeros permanent, and export."""
+        """Make the zeros permanent, say if the target was missed, and export."""
         self._finish(trainer)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            warn_if_missed(self._need_pruner())
         if self.show_plan:
             _show(self.report())
         if self.export is not None and trainer.is_global_zero:
@@ -317,29 +325,22 @@ class MagnitudePruningCallback(Callback):
             if self.pruner is not None and self.pruner.is_prepared:
                 self.pruner.undo()
             self.pruner, self._saved = self._before  # what the last fit left is still true
-        self._finish(trainer, is_failed=True)
+        try:
+            self._finish(trainer, is_failed=True)
+        except Exception as error:
+            rank_zero_warn(f"The module could not be left as it should be: {error}")  # what happened is the exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what belongs to this run of the Trainer."""
         self._finish(trainer)
         self._is_fitting, self._restored = False, None
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save pruned weights, and save them under their plain names with ``masking="hook"`` too."""
-        if self.pruner is None or not self.pruner.is_prepared:
-            return
-        self.pruner.project()
-        if self.masking == "hook" and "state_dict" in checkpoint:
-            ours = hooked_names(pl_module)
-            others = {name for name in checkpoint["state_dict"] if name not in ours}
-            checkpoint["state_dict"] = plain_state_dict(checkpoint["state_dict"], keep=others)
-
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""
         if self._restored is not None:
             return self._restored
         if self.pruner is not None and self.pruner.is_prepared:
-            return self.pruner.state_dict()
+            return {**self.pruner.state_dict(), _TIMELINE: self._timeline.state_dict()}
         return self._saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -348,6 +349,7 @@ class MagnitudePruningCallback(Callback):
             return
         if self._is_training:
             self._need_pruner().load_state_dict(state_dict, allow_config_change=self.allow_config_change)
+            self._load_timeline(state_dict)
         else:
             self._restored = state_dict
 
@@ -370,6 +372,21 @@ class MagnitudePruningCallback(Callback):
         pruner = self._need_pruner()
         while pruner.step_count < trainer.global_step:
             pruner.step()
+
+    def _load_timeline(self, state: dict[str, Any]) -> None:
+        if _TIMELINE in state:  # the state of a pruner without a Trainer has none
+            self._timeline.load_state_dict(state[_TIMELINE])
+
+    def _follow_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move the updates that are still to come to where they belong in a run that turns out otherwise."""
+        pruner = self._need_pruner()
+        run = self._timeline.follow(trainer, pl_module, pruner.step_count)
+        if run is None:
+            return
+        try:
+            pruner.resolve(run)
+        except ConfigError as error:  # no reason to stop a training that has begun
+            rank_zero_warn(f"The run is not as long as it was thought to be, and the schedule stays as it was. {error}")
 
     def _check_replicas(self, trainer: Trainer) -> None:
         """Stop all processes of a data-parallel run if one of them has gone its own way."""
@@ -407,14 +424,16 @@ class MagnitudePruningCallback(Callback):
             self._gate.close()
         self._gate, self._is_training = None, False
         if self.pruner is not None and self.pruner.is_prepared:
-            self.pruner.settle()
-            if self._restored is not None:  # no training has begun: what was saved still holds
-                with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
-                    self.pruner.load_state_dict(self._restored)
-                self._saved, self._restored = self._restored, None
-            elif not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
-                self._saved = self.pruner.state_dict()
-            self.pruner.finalize(inplace=True)
+            try:
+                self.pruner.settle()
+                if self._restored is not None:  # no training has begun: what was saved still holds
+                    with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
+                        self.pruner.load_state_dict(self._restored)
+                    self._saved, self._restored = self._restored, None
+                elif not (is_failed and self.pruner.is_sharded):  # the others may not be there to give their parts
+                    self._saved = self.state_dict()
+            finally:
+                self.pruner.finalize(inplace=True)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
         export, pruner = self.export, self._need_pruner()
@@ -449,33 +468,6 @@ class MagnitudePruningCallback(Callback):
         if self.pruner is None:
             raise LifecycleError("The callback was not set up by a Trainer. Call trainer.fit(model, callbacks=[...]).")
         return self.pruner
-
-
-def _measure_run(trainer: Trainer, pl_module: LightningModule) -> TrainingRun:
-    """Length of the planned run in optimizer steps, as far as it can be known.
-
-    StochasticWeightAveraging adds an epoch to those planned, in which nothing is trained.
-    """
-    try:
-        total = float(trainer.estimated_stepping_batches)
-    except Exception as error:
-        # how Lightning says that it cannot tell
-        if not is_a(error, "MisconfigurationException"):
-            raise
-        total = math.inf
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if is_a(callback, "StochasticWeightAveraging") and trainer.max_steps == -1 and callback._max_epochs > 0:
-            total *= min(callback._max_epochs, trainer.max_epochs) / trainer.max_epochs
-    batches = trainer.num_training_batches
-    if not pl_module.automatic_optimization:  # how many optimizers step in a batch, and when, is up to the module
-        total, batches = (math.inf if trainer.max_steps == -1 else trainer.max_steps), math.inf
-    per_epoch = None if math.isinf(batches) else batches / trainer.accumulate_grad_batches
-    return TrainingRun(
-        int(total) if 0 < total < math.inf else None,
-        per_epoch,
-        is_rehearsal=bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
-        is_manual=not pl_module.automatic_optimization,
-    )
 
 
 def _show(renderable: RenderableType) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.config import ModuleMagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError
 from lightning_prune.masks import mask_shape
 from lightning_prune.paths import home
 from lightning_prune.plan import PrunedParameter
+from lightning_prune.schedules import PruningScheduler
 from lightning_prune.sharding import Box
 
 __all__ = [
@@ -49,7 +51,8 @@ class ParameterState:
         mask: Bytes 0 and 1 that broadcast over the weight.
         pruned_values: Dense values where the mask is 0, in its order; None if they are forgotten or all zero.
         floor: Fraction of zeros below which the schedule may not fall, after a change of rules.
-        schedule: The schedule in steps, as plain values, if the rule has it in units of the run and is still the same.
+        schedule: The schedule in steps. What is saved holds it only where the rule has it in units of the run; what is
+            read holds it only where the rule is still the same.
         is_other_rule: Whether the rule was another one when the state was saved.
     """
 
@@ -58,7 +61,7 @@ class ParameterState:
     mask: Tensor
     pruned_values: Tensor | None
     floor: float = 0.0
-    schedule: dict[str, Any] | None = None
+    schedule: PruningScheduler | None = None
     is_other_rule: bool = False
 
 
@@ -290,7 +293,7 @@ def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, An
     return {
         "shape": list(one.shape),
         "rule": _rule_text(one),
-        "schedule": None if one.written is None else json.dumps(one.config.as_dict()["scheduler"], default=repr),
+        "schedule": _schedule_text(one, state),
         "initial_sparsity": state.initial_sparsity,
         "sparsity": state.sparsity,
         "floor": state.floor,
@@ -327,7 +330,7 @@ def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any], box: Box | 
             mask,
             values,
             float(entry["floor"]),
-            None if schedule is None or is_other_rule else json.loads(schedule),
+            None if schedule is None or is_other_rule else _read_schedule(schedule),
             is_other_rule,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -379,7 +382,18 @@ def _check_rule(one: PrunedParameter, entry: Mapping[str, Any]) -> None:
 
 def _rule_text(one: PrunedParameter) -> str:
     """The rule as the user wrote it: a run that is resumed for longer has the same one."""
-    return json.dumps((one.written or one.config).as_dict(), default=repr)
+    return json.dumps(one.config.as_dict(), default=repr)
+
+
+def _schedule_text(one: PrunedParameter, state: ParameterState) -> str | None:
+    """The schedule in steps, of a rule that has it in units of the run; None where the rule says all."""
+    if state.schedule is None or not state.schedule.is_resolved or one.config.schedule.is_resolved:
+        return None
+    return json.dumps(replace(one.config, scheduler=state.schedule).as_dict()["scheduler"], default=repr)
+
+
+def _read_schedule(text: str) -> PruningScheduler:
+    return ModuleMagnitudePrunerConfig(scheduler=json.loads(text)).schedule
 
 
 def _digest(packed: Tensor, values: Tensor | None) -> int:

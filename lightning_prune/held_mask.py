@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_prune.sharding import bit_sum, local_part
 
-__all__ = ["HeldMask"]
+__all__ = ["HeldMask", "watch_gradient"]
 
 
 class HeldMask(ABC):
@@ -17,10 +19,12 @@ class HeldMask(ABC):
     Attributes:
         mask: Bytes 0 and 1 (1 = keep) that broadcast over the weight, changed in place.
         parameter: The Parameter object that the optimizer knows; the same before, during and after pruning.
+        got_gradient: Whether a gradient has come since this was last set to False.
     """
 
     mask: Tensor
     parameter: nn.Parameter
+    got_gradient: bool = False
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -53,6 +57,14 @@ class HeldMask(ABC):
         self.detach()
 
     @abstractmethod
+    def guard_state_dict(self) -> None:
+        """Let every state dict have the pruned weight under its plain name from now on, until the mask is detached."""
+
+    @abstractmethod
+    def take_writes(self) -> None:
+        """Take what something has written to pruned weights for their dense values, and forget the old ones."""
+
+    @abstractmethod
     def pruned_values(self) -> Tensor | None:
         """Give what was pruned away, in the order of the zeros of the mask; None if it is forgotten or all zero."""
 
@@ -63,3 +75,12 @@ class HeldMask(ABC):
     def fingerprint(self) -> int:
         """A number that differs where the dense weights or the masks do; cheap, and the same in all processes."""
         return bit_sum(local_part(self.parameter)) * 31 + int(self.mask.count_nonzero())
+
+
+def watch_gradient(parameter: nn.Parameter, *hooks: tuple[str, Callable[[Tensor], Any]]) -> list[Any]:
+    """Register hooks of gradients on a parameter, by the names of the methods that do so; gives their handles."""
+    is_trained = parameter.requires_grad
+    parameter.requires_grad_(True)  # a frozen parameter takes no hook, but may be unfrozen later
+    handles = [getattr(parameter, method)(hook) for method, hook in hooks]
+    parameter.requires_grad_(is_trained)
+    return handles

@@ -12,11 +12,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from typing_extensions import override
 
 from lightning_prune.errors import ConfigError, LifecycleError
-from lightning_prune.held_mask import HeldMask
+from lightning_prune.held_mask import HeldMask, watch_gradient
 from lightning_prune.mask_products import apply_mask, ones, put_pruned, select_pruned
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import Owner, PrunedParameter, is_compiled
 from lightning_prune.sharding import is_sharded
+from lightning_prune.state_guards import PlainNames, drop_guards
 
 __all__ = ["HookMask", "find_unused", "hooked_names", "remove_hooks"]
 
@@ -36,6 +37,12 @@ class HookMask(HeldMask):
         self._last_mask = mask
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.attach(owner.module, mask)
+        self._gradient_hooks = watch_gradient(
+            self.parameter, ("register_post_accumulate_grad_hook", self._note_gradient)
+        )
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        self.got_gradient = True
 
     @property
     def was_used(self) -> bool:
@@ -85,8 +92,19 @@ class HookMask(HeldMask):
     @override
     def detach(self) -> None:
         apply_mask(self.parameter, self.mask)
+        for handle in self._gradient_hooks:
+            handle.remove()
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.detach(owner.module)
+
+    @override
+    def guard_state_dict(self) -> None:
+        for owner in self._owners:
+            PlainNames(owner.attribute).attach(owner.module)
+
+    @override
+    def take_writes(self) -> None:
+        """Nothing to do: the dense weights are the parameter itself."""
 
     @override
     def pruned_values(self) -> Tensor | None:
@@ -229,14 +247,17 @@ class _MaskedForward(prune.BasePruningMethod):
         module.register_buffer(f"{name}_mask", mask)
         self.show(module)
         module.register_forward_pre_hook(self)
-        module.register_forward_hook(_CutGraph(name))
+        # also after a forward that raised: torch.utils.checkpoint ends those that it repeats by an exception
+        module.register_forward_hook(_CutGraph(name), always_call=True)
         module.pruning_method = self  # type: ignore[assignment]  # where scripts for Core ML Tools look for it
 
     def detach(self, module: nn.Module) -> None:
         """Take them off again, and give the parameter its name back; as far as nothing else has done so."""
         name = self._tensor_name
         _drop_hooks(module._forward_pre_hooks, name)
-        _drop_hooks(module._forward_hooks, name)
+        for key in _drop_hooks(module._forward_hooks, name):
+            module._forward_hooks_always_called.pop(key, None)
+        drop_guards(module, name)
         module.__dict__.pop(name, None)
         module._parameters = _renamed(module._parameters, f"{name}_orig", name)
         module._buffers.pop(f"{name}_mask", None)
@@ -253,10 +274,12 @@ class _MaskedForward(prune.BasePruningMethod):
         module._forward_pre_hooks = hooks
 
 
-def _drop_hooks(hooks: dict[int, Any], name: str) -> None:
-    """Delete the hooks that serve one parameter, whose name the hooks of this file hold."""
-    for key in [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]:
+def _drop_hooks(hooks: dict[int, Any], name: str) -> list[int]:
+    """Delete the hooks that serve one parameter, whose name the hooks of this file hold; give their keys."""
+    keys = [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]
+    for key in keys:
         del hooks[key]
+    return keys
 
 
 class _CutGraph:
@@ -280,8 +303,9 @@ def hooked_names(model: nn.Module) -> set[str]:
 
 
 def remove_hooks(model: nn.Module) -> None:
-    """Finalize every module that carries a hook of :class:`HookMask`, also in a copy of a prepared model."""
+    """Finalize every module that carries hooks of a mask, also in a copy of a prepared model."""
     for module in model.modules():
+        drop_guards(module)
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, _MaskedForward):
                 name = hook._tensor_name

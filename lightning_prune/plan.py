@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -58,10 +58,10 @@ class PrunedParameter:
         name: Its name in the state dict, such as ``"body.0.weight"``.
         label: What reports call it: the name of its module, or of the parameter where a module has several.
         owners: The places where it hangs; more than one for a tied parameter.
-        config: What the rule says, its schedule in steps once the length of the run is known.
-        written: What the rule says as the user wrote it, where its schedule was in units of the run.
+        config: What the rule says.
         rule: The path of the rule in the configuration.
         shape: Shape of the weight, ``(C_out, C_in, *K)``.
+        is_named: Whether the rule is for this one module, by its whole name.
     """
 
     name: str
@@ -70,7 +70,7 @@ class PrunedParameter:
     config: ModuleMagnitudePrunerConfig
     rule: str
     shape: tuple[int, ...]
-    written: ModuleMagnitudePrunerConfig | None = None
+    is_named: bool = False
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -107,7 +107,7 @@ class PrunedParameter:
         return self.config.granularity + block
 
 
-Cause = Literal["rule", "misfit", "tie", "name", "reach"]
+Cause = Literal["rule", "misfit", "tie", "name", "reach", "wait"]
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class SkippedModule:
         kind: Class of the module, as ``module_type_configs`` knows it.
         reason: Why it stays dense.
         cause: Whether a rule leaves it dense with None (``"rule"``), does not fit it (``"misfit"``) or names other
-            parameters and modules (``"name"``), whether it is tied to what is pruned (``"tie"``), or no rule by name or
-            type applies to it and ``global_config`` does not reach it (``"reach"``).
+            parameters and modules (``"name"``), it is tied to what is pruned (``"tie"``), no rule by name or type
+            applies to it and ``global_config`` does not reach it (``"reach"``), or it waits to be trained (``"wait"``).
         weights: Number of weights that stay dense and could be pruned, by the name that each parameter of rank 2 and
             more has in its module.
     """
@@ -170,6 +170,18 @@ class PruningPlan:
         ]
         nothing = dict.fromkeys(("rule", "shape", "structure", "target_sparsity", "zeros", "weights"))
         return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
+
+    def without(self, parameters: Iterable[PrunedParameter], reason: str) -> PruningPlan:
+        """The same plan with some parameters among what stays dense, for a reason."""
+        left = {one.name: one for one in parameters}
+        skipped = [
+            SkippedModule(one.label, type(one.owners[0].module).__name__, reason, "wait") for one in left.values()
+        ]
+        return PruningPlan(
+            tuple(one for one in self.parameters if one.name not in left),
+            (*self.skipped, *skipped),
+            self.dense_weights + sum(one.numel for one in left.values() if len(one.shape) > 1),
+        )
 
     def _skipped_alike(self) -> dict[tuple[str, str], list[str]]:
         """Names of the modules that stay dense, by their kind and the reason."""
@@ -426,7 +438,7 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> _Cho
             continue
         full_name = ".".join(filter(None, (name, path)))
         _check_prunable(parameter, PrunedParameter(full_name, label, (owner,), leaf, rule, ()), module)
-        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape))
+        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape), is_exact)
         misfit = find_misfit(one.shape, leaf, is_named=by_name)
         if misfit is None:
             choice.pruned.append(one)
@@ -581,7 +593,7 @@ def _tie(first: PrunedParameter, second: PrunedParameter) -> PrunedParameter:
             "differently. Give both modules the same rule."
         )
     owners = first.owners + second.owners
-    return PrunedParameter(first.name, first.label, owners, first.config, first.rule, first.shape)
+    return replace(first, owners=owners, is_named=first.is_named or second.is_named)
 
 
 def _inside(name: str) -> str:

@@ -77,12 +77,12 @@ class LayerSparsity:
     @property
     def sparsity(self) -> float:
         """Fraction of weights that are zero."""
-        return self.zeros / self.weights
+        return self.zeros / self.weights if self.weights else 0.0
 
     @property
     def structured_sparsity(self) -> float:
         """Fraction of output channels that are all zero; a channel counts by its weights where layers are summed."""
-        return self.zero_channel_weights / self.weights
+        return self.zero_channel_weights / self.weights if self.weights else 0.0
 
     @property
     def block2_sparsity(self) -> float | None:

@@ -7,6 +7,7 @@ the run is known.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from abc import ABC, abstractmethod
@@ -50,14 +51,26 @@ class SparsityBounds(Protocol):
 class TrainingRun:
     """Length of a planned training run, in optimizer steps; None where it is not known in advance.
 
-    In a rehearsal (``fast_dev_run``) a schedule need not finish. Where optimizers are stepped by hand (Lightning's
-    manual optimization), the number of steps in an epoch is not known.
+    Args:
+        total_steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps of each epoch that ``epoch_ends`` does not name.
+        is_rehearsal: A schedule need not finish, as with ``fast_dev_run``.
+        is_manual: Optimizers are stepped by hand (Lightning's manual optimization), so that the number of steps in an
+            epoch is not known.
+        epoch_ends: Optimizer steps that are done at the end of the first epoch, of the second, and so on, as far as
+            epochs differ in length or are over.
+
+    Example:
+        >>> run = TrainingRun(total_steps=None, steps_per_epoch=8, epoch_ends=(4, 10))
+        >>> [run.to_steps(f"{epochs} epochs", "begin") for epochs in (1, 1.5, 2, 3)]
+        [4, 7, 10, 18]
     """
 
     total_steps: int | None
     steps_per_epoch: float | None = None
     is_rehearsal: bool = False
     is_manual: bool = False
+    epoch_ends: tuple[int, ...] = ()
 
     def to_steps(self, moment: Moment, name: str) -> int:
         """Turn a moment of the run into optimizer steps.
@@ -89,15 +102,46 @@ class TrainingRun:
                     f"Give the Trainer max_steps{or_epochs}, or write {name} in steps (an int)."
                 )
             return round(moment * self.total_steps)
+        return round(self._step_after(_epochs(moment, name), f"{name}={moment!r}", name))
+
+    def every(self, distance: str, begin: Moment, end: int) -> tuple[int, ...]:
+        """Steps that lie a number of epochs apart, from ``begin`` on and before the step ``end``.
+
+        Example:
+            >>> TrainingRun(None, steps_per_epoch=8, epoch_ends=(4, 10)).every("1 epoch", "1 epoch", 20)
+            (4, 10, 18)
+        """
+        first = _epochs(begin, "begin") if isinstance(begin, str) else self._epochs_at(self.to_steps(begin, "begin"))
+        written = f"frequency={distance!r}"
+        steps: list[int] = []
+        step = self.to_steps(begin, "begin")
+        while step < end:
+            steps.append(step)
+            after = first + len(steps) * _epochs(distance, "frequency")
+            step = max(step + 1, round(self._step_after(after, written, "frequency")))
+        return tuple(steps)
+
+    def _step_after(self, epochs: float, written: str, name: str) -> float:
+        """Optimizer steps that are done after so many epochs, whole or not."""
+        ends = (0, *self.epoch_ends)
+        whole, known = int(epochs), len(self.epoch_ends)
+        if epochs <= known:
+            return ends[whole] + (epochs - whole) * (ends[min(whole + 1, known)] - ends[whole])
         if self.steps_per_epoch is None:
             why, advice = "the length of an epoch is not known in advance", "Give a sized dataloader"
             if self.is_manual:
                 why = "in manual optimization the number of optimizer steps in an epoch is not known"
                 advice = "Give the Trainer max_steps and write a fraction"
-            raise ConfigError(
-                f"{name}={moment!r} is in epochs, but {why}. {advice}, or write {name} in steps (an int)."
-            )
-        return round(_epochs(moment, name) * self.steps_per_epoch)
+            raise ConfigError(f"{written} is in epochs, but {why}. {advice}, or write {name} in steps (an int).")
+        return ends[-1] + (epochs - known) * self.steps_per_epoch
+
+    def _epochs_at(self, step: int) -> float:
+        """The epoch, whole or not, to which a step belongs."""
+        ends = (0, *self.epoch_ends)
+        for epoch, (start, stop) in enumerate(itertools.pairwise(ends)):
+            if step < stop:
+                return epoch + (step - start) / (stop - start)
+        return len(self.epoch_ends) + ((step - ends[-1]) / self.steps_per_epoch if self.steps_per_epoch else 0.0)
 
 
 class PruningScheduler(ABC):
@@ -140,6 +184,18 @@ class PruningScheduler(ABC):
 
     def resolve(self, run: TrainingRun) -> PruningScheduler:
         """Write the schedule in steps, given the length of the run; a schedule in steps returns itself."""
+        return self
+
+    def after(self, before: PruningScheduler, step_count: int) -> PruningScheduler:
+        """Go on from a forecast that has proved wrong: epochs are longer or shorter than they were thought to be.
+
+        Args:
+            before: The same schedule, resolved for the run as it was thought to be.
+            step_count: Optimizer steps done.
+
+        Returns:
+            A schedule with the updates that ``before`` has made, and from the next step on those of this one.
+        """
         return self
 
 
@@ -236,11 +292,24 @@ class _SteppedScheduler(PruningScheduler):
                 f"end={self.end!r} is optimizer step {end}, but the run has {run.total_steps}: "
                 "the target would never be reached. Train longer, or write an earlier end."
             )
-        frequency = min(_MOST_DISTANT, (end - begin) // _LEAST_UPDATES)
-        if self.frequency is not None:
-            frequency = run.to_steps(self.frequency, "frequency")
-        steps = (*range(begin, end, max(1, frequency)), end)
-        return replace(self, update_steps=steps, begin=None, end=None, frequency=None)
+        if isinstance(self.frequency, str):
+            steps = run.every(self.frequency, self.begin, end)
+        else:
+            frequency = min(_MOST_DISTANT, (end - begin) // _LEAST_UPDATES)
+            if self.frequency is not None:
+                frequency = run.to_steps(self.frequency, "frequency")
+            steps = tuple(range(begin, end, max(1, frequency)))
+        return replace(self, update_steps=(*steps, end), begin=None, end=None, frequency=None)
+
+    def after(self, before: PruningScheduler, step_count: int) -> PruningScheduler:
+        """Keep the updates that were made; those that should have been made by now are made up for by one."""
+        steps: Any = getattr(before, "update_steps", None)
+        if steps is None or step_count == 0:
+            return self
+        if step_count >= steps[-1]:
+            return before
+        ahead = [step for step in self._index if step > step_count] or [step_count + 1]
+        return replace(self, update_steps=(*(step for step in steps if step <= step_count), *ahead))
 
 
 @dataclass(frozen=True)
@@ -362,6 +431,13 @@ class ConstantSparsityScheduler(PruningScheduler):
     def resolve(self, run: TrainingRun) -> ConstantSparsityScheduler:
         """Write ``begin_step`` in steps."""
         return replace(self, begin_step=run.to_steps(self.begin_step, "begin_step"))
+
+    def after(self, before: PruningScheduler, step_count: int) -> PruningScheduler:
+        """Keep the update if it was made; one that should have been made by now is made at the next step."""
+        if not before.is_resolved or step_count == 0:
+            return self
+        done = before.last_update_step is not None and step_count >= before.last_update_step
+        return before if done else replace(self, begin_step=max(self._begin, step_count + 1))
 
 
 def _parse_steps(value: Any) -> tuple[int, ...]:

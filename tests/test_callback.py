@@ -151,7 +151,7 @@ def test_schedules_in_units_of_the_run_are_resolved_at_fit_start(tmp_path):
     config = {"global_config": {"scheduler": {"begin": 0.25, "end": "3 epochs", "frequency": 2}}}
     callback = MagnitudePruningCallback(config)
     fit(tmp_path, callback, max_epochs=4, accumulate_grad_batches=2)
-    assert callback.pruner.plan.parameters[0].config.scheduler.update_steps == (4, 6, 8, 10, 12)
+    assert callback.pruner.schedules["fc1.weight"].update_steps == (4, 6, 8, 10, 12)
     with pytest.raises(ConfigError, match="the length of the run is not known in advance"):
         fit(tmp_path, MagnitudePruningCallback(config), max_epochs=-1, max_time={"seconds": 5})
 
