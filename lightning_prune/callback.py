@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import RenderableType
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoint import ForeignWeights
@@ -23,8 +23,8 @@ from lightning_prune.fit_checks import (
     warn_if_abrupt,
     warn_if_missed,
     warn_if_untrained,
-    warn_if_unused,
 )
+from lightning_prune.last_layer import LastLayerWatch
 from lightning_prune.masking import Masking
 from lightning_prune.monitors import TargetGate
 from lightning_prune.plan import PruningPlan, plan_pruning
@@ -132,11 +132,11 @@ class MagnitudePruningCallback(Callback):
         self.export_error: ExportError | None = None
         self._is_fitting = False
         self._is_training = False
-        self._first_step = 0
         self._may_be_written = False  # the weights, by the module's own hooks before the first batch
         self._timeline = Timeline()
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
+        self._last_layer: LastLayerWatch | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
         # what the last fit left, until this one trains
@@ -230,7 +230,8 @@ class MagnitudePruningCallback(Callback):
         is_pruned_now = pruner.update_count > 0  # what was the best before is not as sparse as this
         self._forget_foreign()
         self._before, self._restored = None, None
-        self._is_training, self._first_step = True, pruner.step_count
+        self._is_training = True
+        self._last_layer = LastLayerWatch(pl_module, pruner.plan)
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
@@ -259,18 +260,23 @@ class MagnitudePruningCallback(Callback):
         self._may_be_written = False
         pruner.project_if_written()
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look no further for the layer that runs last: a backward pass may run earlier ones again."""
+        if self._last_layer is not None:
+            self._last_layer.close()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
-        pruner = self._need_pruner()
-        pruner.mask_gradients(optimizer)
-        if self.masking == "hook" and pruner.step_count == self._first_step:
-            warn_if_unused(optimizer, pruner)
+        self._need_pruner().mask_gradients(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the optimizer steps of this batch, update masks, and log if they changed."""
         pruner = self._need_pruner()
+        if self._last_layer is not None:
+            self._last_layer.warn()
+            self._last_layer = None
         updates = pruner.update_count
         self._follow_run(trainer, pl_module)
         self._count_steps(trainer)
@@ -411,6 +417,9 @@ class MagnitudePruningCallback(Callback):
     def _finish(self, trainer: Trainer, *, is_failed: bool = False) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
         self._forget_foreign()
+        if self._last_layer is not None:
+            self._last_layer.close()
+            self._last_layer = None
         if self._gate is not None:
             self._gate.close()
         self._gate, self._is_training = None, False

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim import Optimizer
 
 from lightning_prune.class_names import is_a
 from lightning_prune.errors import ConfigError
+from lightning_prune.patterns import shared_patterns
 from lightning_prune.plan import PruningPlan
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import TrainingRun
 
-__all__ = [
-    "refuse_averages",
-    "refuse_second_pruner",
-    "warn_if_abrupt",
-    "warn_if_missed",
-    "warn_if_untrained",
-    "warn_if_unused",
-]
+__all__ = ["refuse_averages", "refuse_second_pruner", "warn_if_abrupt", "warn_if_missed", "warn_if_untrained"]
 
 _FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
 _ROOM = 20  # optimizer steps of a run in which there is room for more
@@ -66,7 +58,9 @@ def warn_if_missed(pruner: MagnitudePruner) -> None:
     """Say at the end of a fit what is not as sparse as it was meant to be."""
     left = pruner.untrained
     if left:
-        pattern = _pattern(left, list(pruner.parameters()))
+        modules = dict.fromkeys(map(_module_of, left))
+        others = {_module_of(name) for name in pruner.parameters()} - set(modules)
+        pattern = "|".join(shared_patterns(modules, others))
         rank_zero_warn(
             f"Not pruned to the target, since no optimizer trained them or they were frozen at their updates: "
             f"{', '.join(left)}. To leave them dense on purpose, write "
@@ -81,42 +75,11 @@ def warn_if_missed(pruner: MagnitudePruner) -> None:
     )
 
 
-def _pattern(chosen: Sequence[str], parameters: Sequence[str]) -> str:
-    """A regular expression of the modules of some parameters, which matches no module of the other parameters."""
-    modules = dict.fromkeys(map(_module_of, chosen))
-    others = {_module_of(name) for name in parameters} - set(modules)
-    patterns: dict[str, None] = {}
-    for name in modules:
-        parts = name.split(".")
-        prefixes = [".".join(parts[:length]) for length in range(1, len(parts))]
-        inside = (one for one in prefixes if not any(other == one or other.startswith(f"{one}.") for other in others))
-        prefix = next(inside, None)
-        patterns[re.escape(name) if prefix is None else rf"{re.escape(prefix)}\..*"] = None
-    return "|".join(patterns)
-
-
 def _module_of(parameter: str) -> str:
     """Name of the module that a parameter belongs to, also behind a parametrization."""
     return (
         parameter.split(".parametrizations.")[0] if ".parametrizations." in parameter else parameter.rpartition(".")[0]
     )
-
-
-def warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:
-    """Say which weights got no gradient behind their hooks: most often a function reads them past the forward."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    if all(one.grad is None for one in parameters):  # the batch was left out
-        return
-    known = {id(one) for one in parameters}
-    names = [
-        name for name, one in pruner.parameters().items() if id(one) in known and one.requires_grad and one.grad is None
-    ]
-    if names:
-        rank_zero_warn(
-            f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
-            "only through the forward of its own module. If another module or a function reads it, use "
-            'masking="resident".'
-        )
 
 
 def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.held_mask import HeldMask, watch_gradient
 from lightning_prune.mask_products import apply_mask, ones, put_pruned, select_pruned
 from lightning_prune.masks import mask_shape
-from lightning_prune.plan import Owner, PrunedParameter
+from lightning_prune.plan import Owner, PrunedParameter, is_compiled
 from lightning_prune.sharding import is_sharded
 from lightning_prune.state_guards import PlainNames, drop_guards
 
-__all__ = ["HookMask", "hooked_names", "remove_hooks"]
+__all__ = ["HookMask", "find_unused", "hooked_names", "remove_hooks"]
 
 
 class HookMask(HeldMask):
@@ -42,6 +43,11 @@ class HookMask(HeldMask):
 
     def _note_gradient(self, parameter: Tensor) -> None:
         self.got_gradient = True
+
+    @property
+    def was_used(self) -> bool:
+        """Whether a forward has made the pruned weight for training, as far as it can be seen, or it has a gradient."""
+        return self.parameter.grad is not None or any(hook.has_run for hook in self._hooks)
 
     @property
     def mask(self) -> Tensor:  # type: ignore[override]
@@ -135,6 +141,16 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
             f'{one.rule}: masking="hook" cannot prune {one.name}: it is one of two parameters that a weight norm makes '
             f"the weight of, and a hook masks one. {advice}"
         )
+    if not _has_forward(module):
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} has no forward of its own, '
+            f"in which a hook could mask it. {advice}"
+        )
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: its forward writes to the weight, to keep max_norm. '
+            + advice
+        )
     is_computed_from = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     if is_computed_from or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
         raise ConfigError(
@@ -146,6 +162,32 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
             raise ConfigError(
                 f'{one.rule}: masking="hook" needs the name {taken}, which the module uses itself. {advice}'
             )
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module defines what it computes; containers and a LightningModule without a forward do not."""
+    if "forward" in vars(module):
+        return True
+    owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    return owner is not nn.Module and owner.__name__ != "LightningModule"
+
+
+def find_unused(masks: Mapping[str, HeldMask], model: nn.Module) -> list[str] | None:
+    """Find hook masks whose weights no forward has used in training, though others were, and no gradient came.
+
+    Args:
+        masks: Masks by parameter name.
+        model: The whole model.
+
+    Returns:
+        Their names; None where nothing at all was trained yet, as far as can be seen.
+    """
+    hooks = {name: mask for name, mask in masks.items() if isinstance(mask, HookMask)}
+    has_gradients = any(one.grad is not None for one in model.parameters())
+    has_run = any(mask.was_used for mask in hooks.values())
+    if not has_gradients and (not has_run or any(map(is_compiled, model.modules()))):
+        return None
+    return [name for name, mask in hooks.items() if mask.parameter.requires_grad and not mask.was_used]
 
 
 def _renamed(parameters: dict[str, nn.Parameter | None], old: str, new: str) -> dict[str, nn.Parameter | None]:
@@ -160,6 +202,7 @@ class _MaskedForward(prune.BasePruningMethod):
     """
 
     PRUNING_TYPE = "unstructured"
+    has_run = False  # in a forward that is trained; under a compiler it cannot be seen
 
     def __init__(self, name: str) -> None:
         self._tensor_name = name
@@ -177,6 +220,8 @@ class _MaskedForward(prune.BasePruningMethod):
         orig: Tensor = getattr(module, f"{self._tensor_name}_orig")
         mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not is_traced and not self.has_run:
+            self.has_run = torch.is_grad_enabled()
         if not is_traced and self._converted is not None:
             known, version, factor = self._converted
             is_same = known is mask and version == mask._version

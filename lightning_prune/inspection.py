@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from lightning_prune.checkpoint import plain_state_dict
@@ -20,7 +19,7 @@ from lightning_prune.errors import CheckpointError, ExportError
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
-from lightning_prune.tables import new_table
+from lightning_prune.tables import DottedText, new_table
 from lightning_prune.weight_norm import computed_weights
 
 __all__ = [
@@ -103,7 +102,7 @@ class Inspection:
         """Table for a terminal."""
         table = new_table(f"{self.kind} {self.path.name}")
         is_package = any(one.stored != "dense" for one in self.tensors)
-        table.add_column("tensor", overflow="fold")
+        table.add_column("tensor")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)
         for heading in ("sparsity", "bytes"):
@@ -111,7 +110,7 @@ class Inspection:
         table.add_column("stored" if is_package else "sparse", justify="left" if is_package else "right")
         for one in self.tensors:
             table.add_row(
-                Text(one.name),
+                DottedText(one.name),
                 "x".join(map(str, one.shape)),
                 one.structure,
                 f"{one.sparsity:.2%}",

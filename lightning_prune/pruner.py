@@ -20,13 +20,14 @@ from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
 from lightning_prune.errors import ConfigError, LifecycleError, PruningError
 from lightning_prune.held_mask import HeldMask
-from lightning_prune.hook_mask import hooked_names, remove_hooks
+from lightning_prune.hook_mask import find_unused, hooked_names, remove_hooks
 from lightning_prune.magnitudes import holds_nan
 from lightning_prune.masking import Masking, attach_mask
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
 from lightning_prune.optimizer_link import OptimizerLink
 from lightning_prune.plan import SUPPORTED_MODULES, PrunedParameter, PruningPlan, plan_pruning, uncompiled_name
+from lightning_prune.reach import warn_of_dense
 from lightning_prune.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
 from lightning_prune.resident_mask import ResidentMask
 from lightning_prune.rounds import Rounds
@@ -45,6 +46,7 @@ from lightning_prune.weight_norm import copy_module
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
 
 Scope = Literal["layer", "global"]
+_LOOKS = 3  # steps, at most, at which weights are looked for that nothing uses
 _WAITS = "nothing trains it: it waits until an optimizer does"
 _NEARLY = 0.99  # of its target, which a schedule that cannot tell its end may never meet
 
@@ -150,6 +152,8 @@ class MagnitudePruner:
         self._start: tuple[bool, list[int]] | None = None  # keep_zeros, and the fingerprints of what prepare() left
         self._links: list[OptimizerLink] = []
         self._unattached: list[HeldMask] | None = None  # not looked for yet
+        self._looks = 0 if masking == "hook" else _LOOKS  # for weights that nothing uses
+        self._has_told = False  # of what stays dense
         self._is_finalized = False
         self._track_changes = track_changes
         self._changes: MaskChanges | None = None
@@ -271,6 +275,9 @@ class MagnitudePruner:
         self._optimizers, self._only_trained = list(optimizers or ()), optimizers is not None
         model = self._model if inplace else copy_module(self._model)
         plan = plan_pruning(model, self._config)
+        if not self._has_told:  # what is prepared anew is told of already
+            warn_of_dense(plan, self._config)
+        self._has_told = True
         layers: list[_Layer] = []
         shardings = find_shardings([one.parameter for one in plan])
         present = [0.0] * len(shardings)
@@ -421,19 +428,19 @@ class MagnitudePruner:
     def step(self) -> None:
         """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
 
+        Warns once where what is pruned away cannot be trained: resident masks that know no optimizer of a weight, and
+        weights behind a hook that no forward has used at the first step.
+
         Raises:
-            LifecycleError: The model is not prepared, or resident masks know no optimizer.
+            LifecycleError: The model is not prepared.
             PruningError: A weight holds NaN; its mask stays as it was, and the step is not counted.
         """
         if not self._layers or self._is_finalized:
             self._need_prepared("step")
-        if self._masking == "resident" and not self._links:
-            raise LifecycleError(
-                'step() with masking="resident" needs to know the optimizers. '
-                "Call pruner.attach_optimizers(optimizer) after prepare()."
-            )
         if self._unattached is None:
             self._warn_of_unattached()
+        if self._looks < _LOOKS:
+            self._warn_of_unused()
         for held in self._unattached or ():
             held.project_if_written()
         self.reset_optimizers()
@@ -743,11 +750,29 @@ class MagnitudePruner:
 
     def _warn_of_unattached(self) -> None:
         names = self.find_unattached()
-        if names:
+        if names and not self._links:
+            warnings.warn(
+                'step() with masking="resident" knows no optimizer. That is right where a network is pruned without '
+                "training. If it is trained, what was pruned away is not trained with it: call "
+                "pruner.attach_optimizers(optimizer) after prepare().",
+                stacklevel=3,
+            )
+        elif names:
             warnings.warn(
                 f"Pruned, but updated by no attached optimizer: {', '.join(names)}. They stay pruned, but what was "
                 "pruned away is not trained. Give their optimizer to attach_optimizers(); one that was made before "
                 "prepare() copied the model trains the original.",
+                stacklevel=3,
+            )
+
+    def _warn_of_unused(self) -> None:
+        names = find_unused({layer.plan.name: layer.held for layer in self._layers}, self._model)
+        self._looks = self._looks + 1 if names is None else _LOOKS
+        if names:
+            warnings.warn(
+                f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
+                "only through the forward of its own module. If another module or a function reads it, use "
+                'masking="resident".',
                 stacklevel=3,
             )
 

@@ -457,6 +457,31 @@ def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, w
         assert result["report"] == expected["report"]
 
 
+def rows_of_linear() -> MagnitudePruningCallback:
+    rule = {**RULES["global_config"], "granularity": "per_channel"}
+    blocks = {**rule, "block_size": 2, "target_sparsity": 0.5}
+    names = {"conv": None, "fc2": blocks}
+    return MagnitudePruningCallback(
+        {"module_type_configs": {"Linear": rule}, "module_name_configs": names}, show_plan=False
+    )
+
+
+def sharded_run_of_rows(folder, world):
+    return whole(*fsdp(folder, pruning=rows_of_linear(), world=world))
+
+
+def test_rows_of_sharded_linear_layers_are_pruned_as_those_of_whole_ones(tmp_path):
+    expected = whole(*single(tmp_path, pruning=rows_of_linear()))
+    assert {name: tuple(mask.shape) for name, mask in expected["masks"].items()} == {
+        "fc1.weight": (32, 1),
+        "fc2.weight": (5, 1),
+    }
+    assert expected["report"][0]["zero_channels"] == 24
+    results = launch(sharded_run_of_rows, 2, tmp_path, 2)
+    assert_same(results[0], expected)
+    assert all(result["report"] == expected["report"] for result in results)
+
+
 class ParallelToy(ShardedToy):
     """The same network with its linear layers cut over a mesh of tensor parallelism, and sharded over the rest."""
 
@@ -646,7 +671,7 @@ def test_what_cannot_be_done_with_shards_is_refused_before_training(tmp_path):
     for export, hook, norm in launch(sharded_export_and_hook, 2, tmp_path):
         assert export.startswith("export needs the whole model in one process")
         assert 'Write masking="resident"' in hook
-        assert "fc1.parametrizations.weight.original1 is behind a weight norm and sharded" in norm
+        assert "rows of a weight norm that is sharded over processes" in norm
 
 
 # Odd moments
