@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.class_names import is_a
 from lightning_prune.standalone import Standalone, kept_buffers
 
 __all__ = ["BREAK_EVEN", "FRONTENDS", "SPARSE_OPERATIONS", "capture", "convert", "pipeline", "quiet", "save_package"]
@@ -81,15 +80,31 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
 
 @contextlib.contextmanager
 def readable_attributes(model: nn.Module) -> Iterator[None]:
-    """Let the tracer read every attribute: a LightningModule without a trainer raises where it is asked for one."""
-    modules = [module for module in model.modules() if is_a(module, "LightningModule")]
-    for module in modules:
-        object.__setattr__(module, "_jit_is_scripting", True)
+    """Hide from the tracer what cannot be read, such as a property of a LightningModule that asks for its trainer.
+
+    The tracer reads whatever ``dir(module)`` lists, and fails at any error but AttributeError. The classes of the
+    modules stay what they are, for ``forward`` may look at them.
+    """
+    hidden = {id(module): {name for name in dir(module) if not is_readable(module, name)} for module in model.modules()}
+    list_all = nn.Module.__dir__
+
+    def list_readable(self: nn.Module) -> list[str]:
+        return [name for name in list_all(self) if name not in hidden.get(id(self), ())]
+
+    nn.Module.__dir__ = list_readable  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("_jit_is_scripting", None)
+        nn.Module.__dir__ = list_all  # type: ignore[method-assign]
+
+
+def is_readable(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is there, or is known not to be."""
+    try:
+        getattr(module, name, None)
+    except Exception:
+        return False
+    return True
 
 
 def at_least_two(tensor: Tensor, dims: Iterable[int]) -> Tensor:
