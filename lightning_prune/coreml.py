@@ -200,20 +200,22 @@ class CoreMLExport:
         ct = import_coremltools()
         arguments = self.convert_arguments(ct, standalone, fold_norms=fold_norms)
         program, notes = capture(frontend, standalone, dynamic_dims(arguments["inputs"]))
-        with quiet():
+        wanted = wanted_names(arguments, standalone)  # the converter changes them in place
+        with quiet() as heard:
             converted = convert(ct, program, arguments)
             save_package(converted, place)
         package = read_package(place)
         inputs = program_inputs(arguments["inputs"], standalone, package)
-        findings = Findings(notes=[*notes, *state_notes(standalone)])
+        findings = Findings(notes=[*notes, *heard, *renamed(wanted, package), *state_notes(standalone)])
         if not fold_norms:
             findings.notes.append("batch norms are not folded into weights: with them folded, verification failed")
         prove_weights(package, standalone, pruned, findings, guessed=guessed)
         prove_numbers(package, standalone, inputs, findings, precision=self.compute_precision)
         if self.compression is None:
             return self.result(ct, package, standalone, inputs, findings, frontend)
-        with quiet():
+        with quiet() as heard:
             save_package(compressed(ct, converted, self.compression), place)
+        findings.notes.extend(heard)
         smaller = read_package(place)
         proof = prove_compression(package, smaller, standalone, inputs, findings)
         result = self.result(ct, smaller, standalone, inputs, findings, frontend)
@@ -382,6 +384,27 @@ def folding_may_fail(model: nn.Module) -> bool:
         isinstance(module, nn.modules.conv._ConvTransposeNd) and 1 < module.groups < module.in_channels
         for module in model.modules()
     )
+
+
+def wanted_names(arguments: Mapping[str, Any], standalone: Standalone) -> list[list[str | None]]:
+    """How the inputs and the outputs of a package shall be called: as they were written, or as the model calls them."""
+    inputs, outputs = ([item.name for item in arguments[kind] or ()] for kind in ("inputs", "outputs"))
+    made = list(standalone.input_names), list(standalone.output_names)
+    return [
+        list(known) if given == ours else given
+        for given, ours, known in zip((inputs, outputs), made, standalone.given_names, strict=True)
+    ]
+
+
+def renamed(wanted: Sequence[Sequence[str | None]], package: Package) -> list[str]:
+    """What to say of inputs and outputs that Core ML calls otherwise."""
+    found = [name for name, _, _ in package.main.inputs], package.main.outputs
+    return [
+        f"the {kind} {old!r} is called {new!r} in the package: a name has letters, digits and _, and is given once"
+        for kind, names, others in zip(("input", "output"), wanted, found, strict=True)
+        for old, new in zip(names, others, strict=False)
+        if old and old != new
+    ]
 
 
 def state_notes(standalone: Standalone) -> list[str]:

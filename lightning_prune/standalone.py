@@ -166,8 +166,8 @@ def keep_progress(module: nn.Module, plain: nn.Module | None) -> None:
 class NoTrainerError(AttributeError, RuntimeError):
     """What a trainer would know was asked of the copy of a module, which has none.
 
-    An AttributeError, so that ``hasattr`` and ``getattr`` with a default work; and the RuntimeError of a LightningModule
-    without a trainer, which ``forward`` may expect.
+    An AttributeError, so that ``hasattr`` and ``getattr`` with a default work; and the RuntimeError that a
+    LightningModule without a trainer raises, which ``forward`` may expect.
     """
 
 
@@ -271,6 +271,9 @@ class Standalone(nn.Module):
             nested lists, tuples and dicts of tensors. What is not a tensor is passed on as it is.
 
     Attributes:
+        input_names: Of each tensor that goes in, a name that Core ML accepts.
+        output_names: Of each that comes out.
+        given_names: The names of both as the model has them.
         changed_buffers: Names of the model's buffers that a call changes although it is in eval mode.
     """
 
@@ -288,7 +291,7 @@ class Standalone(nn.Module):
             raise ExportError(
                 "example_inputs must hold at least one tensor. Pass the arguments of one call of the model."
             )
-        self.input_names = unique(name for name, _ in leaves)
+        self.input_names = unique(given := tuple(name for name, _ in leaves))
         self.inputs = tuple(to_cpu(tensor) for _, tensor in leaves)
         self.eval()
         with torch.no_grad(), kept_buffers(model) as changed:
@@ -297,7 +300,8 @@ class Standalone(nn.Module):
         self.changed_buffers = tuple(changed)
         if not outputs:
             raise ExportError("The model's forward must return at least one tensor, but gave none.")
-        self.output_names = unique((name or "output" for name, _ in outputs), taken=self.input_names)
+        self.given_names = given, tuple(name or "output" for name, _ in outputs)
+        self.output_names = unique(self.given_names[1], taken=self.input_names)
         self.outputs = tuple(tensor for _, tensor in outputs)
 
     def call(self, *tensors: Tensor) -> Any:
