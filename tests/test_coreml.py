@@ -558,7 +558,7 @@ def test_names_that_core_ml_does_not_take_are_noted_with_the_new_ones(target, co
         "the output 'class-probs' is called 'class_probs'",
     ]
     result = CoreMLExport(target, X, inputs=[coremltools.TensorType("1st", X.shape)]).save(model)
-    assert [note.split(" in the package")[0] for note in result.notes] == ["the input '1st' is called '_1st'"]
+    assert [note.split(" in the package")[0] for note in result.notes] == ["the input '1st' is called 'var_1st'"]
 
     class Keys(Small):
         def forward(self, x):
