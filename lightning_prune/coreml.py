@@ -3,8 +3,8 @@
 The converter's own pruning pipeline zeroes small weights, stores most layers dense, or keeps batch norms from being
 folded, without a word. Here the plain pipeline runs, batch norms are folded, and as the very last pass every weight
 with enough zeros is stored as a bit mask and its nonzero values. Then the package is read back from disk and compared
-with the model, weight by weight and number by number (:mod:`lightning_prune.coreml_proof`), and only then moved to
-where it was asked for.
+with the model, weight by weight (:mod:`lightning_prune.coreml_weights`) and number by number
+(:mod:`lightning_prune.coreml_proof`), and only then moved to where it was asked for.
 """
 
 import contextlib
@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from lightning_prune.coreml_compression import COMPRESSIONS, compressed, prove_compression
 from lightning_prune.coreml_convert import BREAK_EVEN, FRONTENDS, capture, convert, pipeline, quiet, save_package
 from lightning_prune.coreml_inputs import ProgramInput, dynamic_dims, program_inputs
-from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_device, prove_weights
+from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_device
 from lightning_prune.coreml_result import ExportResult
+from lightning_prune.coreml_weights import prove_weights
 from lightning_prune.errors import ConfigError, ExportError, PruningError
 from lightning_prune.mil import Package, import_coremltools, read_package
 from lightning_prune.paths import home
