@@ -7,14 +7,12 @@ with the model, weight by weight (:mod:`lightning_prune.coreml_weights`) and num
 (:mod:`lightning_prune.coreml_proof`), and only then moved to where it was asked for.
 """
 
-import contextlib
 import copy
 import logging
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -30,6 +28,7 @@ from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_devic
 from lightning_prune.coreml_result import ExportResult
 from lightning_prune.coreml_weights import prove_weights
 from lightning_prune.errors import ConfigError, ExportError, PruningError
+from lightning_prune.files import put_in_place, writing_to
 from lightning_prune.mil import Package, import_coremltools, read_package
 from lightning_prune.paths import home
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
@@ -44,7 +43,8 @@ class CoreMLExport:
     """Turn a finished network into an ``.mlpackage``, and show that the file is sparse, complete and right.
 
     The model itself is never changed: a copy is moved to the CPU, to float32 and to eval mode. The package is written
-    beside its target, verified there, and moved into place; whatever goes wrong, an existing package stays as it was.
+    beside its target, verified there, and moved into place in one step; whatever goes wrong, and whenever the process is
+    killed, an existing package stays as it was.
 
     Args:
         path: Where the package goes; must end in ``.mlpackage``. ``~`` stands for the home folder.
@@ -153,10 +153,10 @@ class CoreMLExport:
         try:
             self.check(model)
             standalone, pruned = self.prepare(model, masks)
-            with beside(Path(self.path)) as place:
+            with writing_to(Path(self.path)) as place:
                 result = self.best(standalone, pruned, place, guessed=masks is None)
                 check_path(Path(self.path), overwrite=self.overwrite)  # converting took its time
-                move(place, Path(self.path))
+                put_in_place(place, Path(self.path))
         except ExportError:
             raise
         except PruningError as error:
@@ -438,35 +438,6 @@ def check_path(path: Path, *, overwrite: bool) -> None:
 def is_package(path: Path) -> bool:
     """Whether a folder is a Core ML package: a manifest and a model."""
     return (path / "Manifest.json").is_file() and (path / "Data").is_dir()
-
-
-@contextlib.contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """A place for a package on the disk of the target; afterwards, nothing but the target is left there."""
-    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.stem}.", dir=target.parent))
-    try:
-        yield folder / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: the export succeeded
-                parent.rmdir()
-
-
-def move(source: Path, target: Path) -> None:
-    """Put a package in place; the one that was there goes only when the new one is in its place."""
-    if not target.exists():
-        source.replace(target)
-        return
-    old = source.with_name("replaced.mlpackage")
-    target.replace(old)
-    try:
-        source.replace(target)
-    except BaseException:
-        old.replace(target)
-        raise
 
 
 def expand_mask(name: str, mask: Tensor, parameter: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_prune.checkpoint import plain_state_dict
 from lightning_prune.errors import CheckpointError, ExportError
+from lightning_prune.files import recover
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
@@ -325,6 +326,7 @@ def _inspect_package(path: Path, *, all_tensors: bool) -> Inspection:
     """The constants of a Core ML package, as they are stored."""
     from lightning_prune.mil import read_functions
 
+    recover(path)
     try:
         functions = read_functions(_existing(path))
     except ExportError as error:

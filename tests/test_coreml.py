@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 import lightning_prune.coreml as coreml_module
-from lightning_prune import MagnitudePruner
+from lightning_prune import MagnitudePruner, files
 from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.mil import read_package, walk
@@ -225,6 +225,7 @@ def test_when_the_last_move_fails_the_old_package_comes_back(tmp_path, target, m
             raise OSError(errno.EIO, "Input/output error")
         return replace(self, to)
 
+    monkeypatch.setattr(files, "exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(ExportError, match="Input/output error"):
         save(Small(), target)
