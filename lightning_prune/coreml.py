@@ -43,8 +43,8 @@ class CoreMLExport:
     """Turn a finished network into an ``.mlpackage``, and show that the file is sparse, complete and right.
 
     The model itself is never changed: a copy is moved to the CPU, to float32 and to eval mode. The package is written
-    beside its target, verified there, and moved into place in one step; whatever goes wrong, and whenever the process is
-    killed, an existing package stays as it was.
+    beside its target, verified there, and moved into place in one step; whatever goes wrong, and whenever the
+    process is killed, an existing package stays as it was.
 
     Args:
         path: Where the package goes; must end in ``.mlpackage``. ``~`` stands for the home folder.
