@@ -16,7 +16,7 @@ from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
 from lightning_prune.class_names import is_a
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, shown
 from lightning_prune.fit_checks import (
     refuse_averages,
     refuse_second_pruner,
@@ -118,7 +118,7 @@ class MagnitudePruningCallback(Callback):
         self.scope: Scope = scope
         self.export = CoreMLExport(export) if isinstance(export, (str, os.PathLike)) else export
         if not isinstance(self.export, (CoreMLExport, type(None))):
-            raise ConfigError(f"export must be a CoreMLExport, a path or None, got {export!r}.")
+            raise ConfigError(f"export must be a CoreMLExport, a path or None, got {shown(export)}.")
         self.log_layers = log_layers
         self.prog_bar = prog_bar
         self.keep_zeros = keep_zeros

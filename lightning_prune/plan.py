@@ -16,8 +16,9 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean, load_config
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import ConfigError, shown
 from lightning_prune.masks import mask_shape
+from lightning_prune.matching import fullmatch
 from lightning_prune.selection import pruned_count
 from lightning_prune.tables import as_text, new_table
 
@@ -206,7 +207,7 @@ def plan_pruning(model: nn.Module, config: object = None) -> PruningPlan:
         (SkippedModule(name='2', kind='Linear', reason='no rule matches it'),)
     """
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"The model must be a torch.nn.Module, got {model!r}.")
+        raise ConfigError(f"The model must be a torch.nn.Module, got {shown(model)}.")
     rules = load_config(config)
     modules = {uncompiled_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
     _check_rules_match(modules, rules)
@@ -331,7 +332,7 @@ def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
     ]
     norms = [hook.name for hook in hooks if isinstance(hook, SpectralNorm)]
     names = [name for name in names if name not in {f"{norm}_orig" for norm in norms}] + norms
-    return [name for name in names if re.fullmatch(pattern, name)]
+    return [name for name in names if fullmatch(pattern, name)]
 
 
 def _resolve(module: nn.Module, attribute: str, rule: str, called: str) -> tuple[Owner, str]:
@@ -365,7 +366,7 @@ def _check_prunable(parameter: Any, one: PrunedParameter, module: nn.Module) -> 
             f"{one.rule}: {one.name} has no shape yet. Run one batch through the model before it is prepared."
         )
     if parameter is None or not parameter.is_floating_point():
-        raise ConfigError(f"{one.rule}: {one.name} must be a parameter of a floating dtype, got {parameter!r}.")
+        raise ConfigError(f"{one.rule}: {one.name} must be a parameter of a floating dtype, got {shown(parameter)}.")
     if getattr(module, "sparse", False):
         raise ConfigError(
             f"{one.rule}: {one.name} has sparse gradients. Write sparse=False, or leave it out with None."
@@ -407,7 +408,7 @@ def _check_fits(one: PrunedParameter, called: str) -> None:
 def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerConfig) -> None:
     """Refuse rules that match nothing: most often a misspelled name."""
     for pattern in config.module_name_configs:
-        matched = [name for name in modules if re.fullmatch(pattern, name)]
+        matched = [name for name in modules if fullmatch(pattern, name)]
         if not matched:
             inside = [name for name in modules if name.endswith(f".{pattern}")]
             hint = f' Did you mean "{inside[0]}"?' if inside else did_you_mean(pattern, modules)

@@ -386,9 +386,7 @@ def _follow(one: PrunedParameter, run: TrainingRun, total_steps: int) -> dict[in
     except ConfigError as error:
         raise ConfigError(f"{one.rule}.scheduler.{error}") from error
     sparsity, curve = one.config.initial_sparsity, {0: one.config.initial_sparsity}
-    for step in range(1, total_steps + 1):
-        if not schedule.is_due(step):
-            continue
+    for step in schedule.due_steps(1, total_steps):
         asked = schedule.compute_sparsity(step, sparsity, one.config)
         if asked != sparsity:
             curve[step] = sparsity = asked

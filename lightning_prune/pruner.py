@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_prune.allocation import rank_together
 from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
-from lightning_prune.errors import ConfigError, LifecycleError, PruningError
+from lightning_prune.errors import ConfigError, LifecycleError, PruningError, shown
 from lightning_prune.held_mask import HeldMask
 from lightning_prune.hook_mask import hooked_names, remove_hooks
 from lightning_prune.magnitudes import holds_nan
@@ -586,8 +586,7 @@ class MagnitudePruner:
         asked: list[tuple[_Layer, float]] = []
         for scheduler, layers in self._groups:
             behind = [one for one in layers if any(one is other for other in chosen)]
-            steps = range(first, self._step_count + 1) if behind else ()
-            due = [step for step in steps if scheduler.is_due(step)]
+            due = list(scheduler.due_steps(first, self._step_count)) if behind else []
             for layer in behind:
                 sparsity = layer.sparsity
                 for step in due:
@@ -680,7 +679,7 @@ def check_choices(masking: str, scope: str) -> None:
     for name, value, known in (("masking", masking, Masking), ("scope", scope, Scope)):
         if value not in get_args(known):
             allowed = " or ".join(f'"{one}"' for one in get_args(known))
-            raise ConfigError(f"{name} must be {allowed}, got {value!r}.")
+            raise ConfigError(f"{name} must be {allowed}, got {shown(value)}.")
 
 
 def _need_single_weights(plan: PruningPlan) -> None:
