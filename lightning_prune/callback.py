@@ -37,6 +37,7 @@ from lightning_prune.timeline import Timeline
 
 __all__ = ["MagnitudePruningCallback"]
 
+_MOST_MISSED = 10**6  # optimizer steps in a batch that a checkpoint was saved in; each is made up for
 _TIMELINE = "timeline"  # key in the state of the callback, beside those of the pruner's
 
 
@@ -215,8 +216,12 @@ class MagnitudePruningCallback(Callback):
         reshard_model(pl_module)  # the sanity check may have left whole weights behind
         pruner.resolve(run)
         if self._restored is not None:
-            pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
-            self._load_timeline(self._restored)
+            self._load(self._restored)
+            if trainer.global_step - pruner.step_count > _MOST_MISSED:
+                raise CheckpointError(
+                    f"The pruning state is of optimizer step {pruner.step_count}, but the checkpoint of step "
+                    f"{trainer.global_step}: it is damaged. Resume from another one."
+                )
             self._follow_run(trainer, pl_module)
             self._count_steps(trainer)  # of a batch whose end was never reached
         else:
@@ -346,8 +351,7 @@ class MagnitudePruningCallback(Callback):
         if not self._is_fitting or not state_dict:
             return
         if self._is_training:
-            self._need_pruner().load_state_dict(state_dict, allow_config_change=self.allow_config_change)
-            self._load_timeline(state_dict)
+            self._load(state_dict)
         else:
             self._restored = state_dict
 
@@ -371,8 +375,13 @@ class MagnitudePruningCallback(Callback):
         while pruner.step_count < trainer.global_step:
             pruner.step()
 
-    def _load_timeline(self, state: dict[str, Any]) -> None:
-        if _TIMELINE in state:  # the state of a pruner without a Trainer has none
+    def _load(self, state: dict[str, Any]) -> None:
+        """Take over a saved state, or nothing of it if a part is damaged."""
+        has_timeline = isinstance(state, dict) and _TIMELINE in state  # that of a pruner without a Trainer has none
+        if has_timeline:
+            Timeline().load_state_dict(state[_TIMELINE])
+        self._need_pruner().load_state_dict(state, allow_config_change=self.allow_config_change)
+        if has_timeline:
             self._timeline.load_state_dict(state[_TIMELINE])
 
     def _follow_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
