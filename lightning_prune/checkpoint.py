@@ -32,6 +32,7 @@ from lightning_prune.schedules import (
 )
 from lightning_prune.sharding import Box
 from lightning_prune.state_values import MOST_STEPS, StateValues
+from lightning_prune.tensor_files import check_claims, has_values, load_tensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -161,6 +162,9 @@ def plain_state_dict(
         dense: Filled with the weights as they were before masking, by plain name.
         keep: Names that the model itself has, which are left alone.
 
+    Raises:
+        CheckpointError: A weight or its mask is sparse, quantized or a meta tensor.
+
     Example:
         >>> state = {"weight_orig": torch.tensor([1.0, -2.0]), "weight_mask": torch.tensor([1, 0]), "causal_mask": 1}
         >>> plain_state_dict(state)
@@ -168,6 +172,9 @@ def plain_state_dict(
     """
     plain: dict[str, Any] = {}
     for name, value in state_dict.items():
+        if not isinstance(name, str):
+            plain[name] = value
+            continue
         if "_COREML_/" in name:
             continue
         base, _, suffix = name.rpartition("_")
@@ -186,6 +193,12 @@ def _is_masked(state_dict: Mapping[str, Any], base: str) -> bool:
     original, mask = state_dict.get(f"{base}_orig"), state_dict.get(f"{base}_mask")
     if not isinstance(original, Tensor) or not isinstance(mask, Tensor) or mask.ndim != original.ndim:
         return False
+    for name, tensor in ((f"{base}_orig", original), (f"{base}_mask", mask)):
+        if not has_values(tensor):
+            raise CheckpointError(
+                f"{name} must hold its numbers one by one to be masked, but is sparse, quantized or on the meta "
+                "device. Save it dense: tensor.to_dense()."
+            )
     fits = all(one in (1, size) for one, size in zip(mask.shape, original.shape, strict=True))
     return fits and base not in state_dict and bool(((mask == 0) | (mask == 1)).all())
 
@@ -204,28 +217,34 @@ def convert_checkpoint(
         Fraction of zeros of each weight that was converted.
 
     Raises:
-        CheckpointError: The source cannot be read, or the target exists.
+        CheckpointError: The source cannot be read, the target exists or cannot be written, or a weight or its mask is
+            sparse, quantized or a meta tensor.
     """
     source, target = home(source), home(target)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists. Write to another path, or pass overwrite=True.")
+    if not target.parent.is_dir():
+        raise CheckpointError(f"{target} cannot be written: there is no folder {target.parent}. Make it first.")
     try:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{source} cannot be read as a checkpoint: {first_line}") from error
+        checkpoint = load_tensors(source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} cannot be read as a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{source} must hold a state dict or a checkpoint, got {type(checkpoint).__name__}.")
     is_checkpoint = isinstance(checkpoint.get("state_dict"), Mapping)
     dense: dict[str, Tensor] = {}
-    plain = plain_state_dict(checkpoint["state_dict"] if is_checkpoint else checkpoint, dense)
+    state = checkpoint["state_dict"] if is_checkpoint else checkpoint
+    check_claims(state.values(), source)
+    plain = plain_state_dict(state, dense)
     partial = target.with_name(f".{target.name}.partial")
     try:
         torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, partial)
         partial.replace(target)
+    except (OSError, RuntimeError) as error:  # torch has errors of its own for a full disk
+        raise CheckpointError(f"{target} cannot be written: {one_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
-    return {name: float((plain[name] == 0).sum() / plain[name].numel()) for name in dense}
+    return {name: float((plain[name] == 0).sum() / max(plain[name].numel(), 1)) for name in dense}
 
 
 class ForeignWeights:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from lightning_prune.sharding import bit_sum, local_part
+from lightning_prune.sharding import bit_sum, local_part, place_sum
 
 __all__ = ["HeldMask"]
 
@@ -62,4 +62,4 @@ class HeldMask(ABC):
 
     def fingerprint(self) -> int:
         """A number that differs where the dense weights or the masks do; cheap, and the same in all processes."""
-        return bit_sum(local_part(self.parameter)) * 31 + int(self.mask.count_nonzero())
+        return bit_sum(local_part(self.parameter)) * 31 + place_sum(self.mask)

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import CheckpointError, one_line, shown
+from lightning_prune.tensor_files import is_plain
 
-__all__ = ["MOST_STEPS", "StateValues", "is_plain"]
+__all__ = ["MOST_STEPS", "StateValues"]
 
 MOST_STEPS = 10**9  # optimizer steps of a run; a schedule may have to be followed step by step
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds its elements one by one: no sparse, quantized, nested or meta tensor, and no subclass."""
-    is_strided = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
-    return is_strided and not tensor.is_meta and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 class StateValues:
