@@ -206,7 +206,9 @@ def _add_plan(commands: Any) -> None:
     text = "Say what a configuration prunes of a model, by which rule, and what not and why."
     parser = _command(commands, "plan", _run_plan, text, examples)
     _add_model(parser, checkpoint_help="weights of the model; a plan does not need them")
-    parser.add_argument("--config", "-c", metavar="FILE", help="YAML file; default: half of each layer")
+    parser.add_argument(
+        "--config", "-c", metavar="FILE", help="YAML file, whose class_path is imported; default: half of each layer"
+    )
     parser.add_argument(
         "--steps", type=_count, metavar="N", help="length of the run in optimizer steps: shows the curve"
     )

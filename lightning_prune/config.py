@@ -42,7 +42,9 @@ class ModuleMagnitudePrunerConfig:
     Args:
         scheduler: When and how far. A :class:`~lightning_prune.schedules.PruningScheduler`, or a dict of its arguments:
             ``{"update_steps": [3, 5, 7], "power": 3}``, ``{"begin": 0.1, "end": 0.6}``,
-            ``{"begin_step": 100}``, ``{"class_path": "my.Schedule", "init_args": {...}}``.
+            ``{"begin_step": 100}``, ``{"class_path": "my.Schedule", "init_args": {...}}``. A ``class_path`` that is not
+            one of :mod:`lightning_prune.schedules` is imported before anything is known of it: trust a configuration as
+            you trust code.
         initial_sparsity: Fraction of zeros in [0, 1] that holds from ``prepare`` on.
         target_sparsity: Fraction of zeros in [0, 1] at the end of the schedule. With ``n_m_ratio`` it is ``n / m``.
         granularity: What is zeroed as one: ``"per_scalar"``, ``"per_kernel"`` (rank 3 and more: one input channel of
@@ -291,6 +293,9 @@ class MagnitudePrunerConfig:
 
 def load_config(source: object) -> MagnitudePrunerConfig:
     """Read a configuration in any form that a user may hold.
+
+    A schedule in it may name a class of the user's own, which is imported: unlike a checkpoint, a configuration is to
+    be trusted as code is.
 
     Args:
         source: A :class:`MagnitudePrunerConfig`, one :class:`ModuleMagnitudePrunerConfig` for the whole model, a nested

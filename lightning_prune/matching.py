@@ -25,6 +25,7 @@ _compiler: Any = importlib.import_module("re._compiler" if sys.version_info >= (
 
 _MOST_CHOICES = 2 * 10**8  # of which re tries a small part: what can be reached is split, not squared
 _LONG_NAME = 100
+_MOST_LETTERS = 100_000
 _MOST_ITEMS = 300  # of an expression that is followed place by place
 _REPEATS = ("MAX_REPEAT", "MIN_REPEAT")
 _LOOKS = ("ASSERT", "ASSERT_NOT")
@@ -40,6 +41,8 @@ def check_pattern(pattern: Any) -> None:
     """
     if not isinstance(pattern, str):
         raise ConfigError(f"must be a text, got {shown(pattern)}")
+    if len(pattern) > _MOST_LETTERS:
+        raise ConfigError(f"must have at most {_MOST_LETTERS:,} letters, has {len(pattern):,}")
     _matcher(pattern)
 
 

@@ -529,10 +529,12 @@ class MagnitudePruner:
         """Go on where :meth:`state_dict` was taken; the model's weights must be those of that moment.
 
         Args:
-            state: What :meth:`state_dict` gave. Checked as a whole before anything is changed.
+            state: What :meth:`state_dict` gave. Checked as a whole before anything is changed; no class that it names
+                is looked for.
             allow_config_change: Accept another target or schedule than the state was saved with: the model is pruned
                 at once as far as the new schedule has come by now, and its sparsity never falls below the saved one.
-                Otherwise a schedule in units of the run keeps the steps that it had, also in a run that is longer now.
+                Otherwise a schedule in units of the run keeps the steps that it had, also in a run that is longer now;
+                one of the user's own class stays as :meth:`resolve` has written it, as nothing is built from a file.
 
         Raises:
             CheckpointError: The state is damaged, or does not fit the model or the configuration.

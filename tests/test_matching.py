@@ -94,6 +94,7 @@ def test_following_places_finds_what_trying_finds():
         ("a{99999999999}", "repetition number is too large"),
         (r"(\w+)+\1", "may be tried in too many ways, and it has groupref"),
         ("(a|a)" * 500, "may be tried in too many ways, and it is too long for that"),
+        ("x" * 10**6, "must have at most 100,000 letters, has 1,000,000"),
         (3, "must be a text, got 3"),
         (b"fc", "must be a text, got b'fc'"),
     ],
