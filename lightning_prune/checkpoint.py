@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.errors import CheckpointError, first_names, one_line, shown
+from lightning_prune.files import put_in_place, writing_to
 from lightning_prune.magnitudes import FORMATS
 from lightning_prune.masks import mask_shape
 from lightning_prune.paths import home
@@ -223,8 +224,6 @@ def convert_checkpoint(
     source, target = home(source), home(target)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists. Write to another path, or pass overwrite=True.")
-    if not target.parent.is_dir():
-        raise CheckpointError(f"{target} cannot be written: there is no folder {target.parent}. Make it first.")
     try:
         checkpoint = load_tensors(source)
     except CheckpointError as error:
@@ -236,14 +235,12 @@ def convert_checkpoint(
     state = checkpoint["state_dict"] if is_checkpoint else checkpoint
     check_claims(state.values(), source)
     plain = plain_state_dict(state, dense)
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, partial)
-        partial.replace(target)
+        with writing_to(target) as place:
+            torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, place)
+            put_in_place(place, target)
     except (OSError, RuntimeError) as error:  # torch has errors of its own for a full disk
         raise CheckpointError(f"{target} cannot be written: {one_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return {name: float((plain[name] == 0).sum() / max(plain[name].numel(), 1)) for name in dense}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -13,16 +14,17 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from lightning_prune.checkpoint import plain_state_dict
 from lightning_prune.errors import CheckpointError, ExportError, first_names, one_line, shown
+from lightning_prune.files import recover
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
-from lightning_prune.tables import new_table
+from lightning_prune.tables import DottedText, new_table
 from lightning_prune.tensor_files import check_claims, is_plain, load_tensors
+from lightning_prune.weight_norm import computed_weights
 
 __all__ = [
     "Inspection",
@@ -104,7 +106,7 @@ class Inspection:
         """Table for a terminal."""
         table = new_table(f"{self.kind} {self.path.name}")
         is_package = any(one.stored != "dense" for one in self.tensors)
-        table.add_column("tensor", overflow="fold")
+        table.add_column("tensor")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)
         for heading in ("sparsity", "bytes"):
@@ -112,7 +114,7 @@ class Inspection:
         table.add_column("stored" if is_package else "sparse", justify="left" if is_package else "right")
         for one in self.tensors:
             table.add_row(
-                Text(one.name),
+                DottedText(one.name),
                 "x".join(map(str, one.shape)),
                 one.structure,
                 f"{one.sparsity:.2%}",
@@ -133,6 +135,8 @@ class Inspection:
 def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> Inspection:
     """Look into a file of weights; nothing in it is executed.
 
+    A weight behind a weight norm is listed as it is computed, in place of its ``g`` and ``v``.
+
     Args:
         path: A Lightning checkpoint, a state dict, ``.safetensors``, or an ``.mlpackage``.
         all_tensors: List vectors and integers too, not only floating weights of rank 2 and more.
@@ -144,7 +148,12 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     path = home(path)
     if path.suffix == ".mlpackage":
         return _inspect_package(path, all_tensors=all_tensors)
-    kind, tensors, notes = read_tensors(path)
+    kind, stored, notes = read_tensors(path)
+    tensors = computed_weights(stored)
+    if len(tensors) < len(stored):
+        notes.append(
+            f"{len(stored) - len(tensors)} weights are computed by a weight norm from the g and v in the file."
+        )
     listed = {name: one for name, one in tensors.items() if all_tensors or _is_weight(one)}
     others = sum(one.numel() for name, one in tensors.items() if name not in listed and one.is_floating_point())
     summaries = tuple(_summarize(name, one) for name, one in listed.items() if one.numel())
@@ -161,12 +170,13 @@ def report_of(path: str | os.PathLike[str]) -> SparsityReport:
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The floating tensors of rank 2 and more of a checkpoint, by name.
+    """The floating tensors of rank 2 and more of a checkpoint, by name; those behind a weight norm as it computes them.
 
     Raises:
         CheckpointError: As :func:`read_tensors`; or there are none.
     """
-    weights = {name: one for name, one in read_tensors(path)[1].items() if _is_weight(one) and one.numel()}
+    tensors = computed_weights(read_tensors(path)[1])
+    weights = {name: one for name, one in tensors.items() if _is_weight(one) and one.numel()}
     if not weights:
         raise CheckpointError(f"{path} holds no weights of rank 2 or more.")
     return weights
@@ -339,24 +349,30 @@ def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
 
 def _inspect_package(path: Path, *, all_tensors: bool) -> Inspection:
     """The constants of a Core ML package, as they are stored."""
-    from lightning_prune.mil import read_package
+    from lightning_prune.mil import read_functions
 
+    recover(path)
     try:
-        package = read_package(_existing(path))
+        functions = read_functions(_existing(path))
     except ExportError as error:
         raise CheckpointError(str(error)) from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged package fails in many ways within Core ML Tools
-        raise CheckpointError(f"{path} cannot be read as a Core ML package: {one_line(error)}") from error
-    tensors, others = [], 0
-    for name, one in package.constants.items():
-        if one.values.size == 0 or one.values.dtype.kind not in "fiu":
-            continue
-        is_weight = one.values.ndim > 1 and prod(one.values.shape) > 1
-        if is_weight or all_tensors:
-            values = torch.from_numpy((one.values != 0).astype("uint8"))  # only zeros matter here
-            tensors.append(_summary(name, values, one.dtype, one.encoding, one.nbytes))
-        else:
-            others += one.values.size
-    return Inspection(path, "Core ML package", package.nbytes, tuple(tensors), others)
+    tensors, others, seen = [], 0, set[int]()
+    names = Counter(name for package in functions.values() for name in package.constants)
+    for function, package in functions.items():
+        for name, one in package.constants.items():
+            # What several functions share lies in the file once, and is read as one array.
+            if one.values.size == 0 or one.values.dtype.kind not in "fiu" or id(one.values) in seen:
+                continue
+            seen.add(id(one.values))
+            is_weight = one.values.ndim > 1 and prod(one.values.shape) > 1
+            if is_weight or all_tensors:
+                values = torch.from_numpy((one.values != 0).astype("uint8"))  # only zeros matter here
+                whole = f"{function}/{name}" if names[name] > 1 and len(functions) > 1 else name
+                tensors.append(_summary(whole, values, one.dtype, one.encoding, one.nbytes))
+            else:
+                others += one.values.size
+    notes = []
+    if len(functions) > 1:
+        notes.append(f"Has the functions {', '.join(functions)}; a weight that several share is listed once.")
+    file_bytes = next(iter(functions.values())).nbytes
+    return Inspection(path, "Core ML package", file_bytes, tuple(tensors), others, tuple(notes))

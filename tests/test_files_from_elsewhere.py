@@ -292,7 +292,7 @@ def test_what_cannot_be_written_or_read_is_one_line(tmp_path, capsys, monkeypatc
     Path("binary").write_bytes(bytes(range(256)))
     Path("wide.csv").write_text("step,sparsity/global\n1," + "x" * 200_000)
     for command, why in (
-        (("convert", "in.pt", "no/such/out.pt"), "there is no folder no/such. Make it first."),
+        (("convert", "in.pt", "binary/out.pt"), "cannot be written: "),
         (("convert", "in.pt", tmp_path, "--overwrite"), "cannot be written: "),
         (("convert", "binary", "out.pt"), "binary cannot be read as a checkpoint"),
         (("inspect", "/dev/zero"), "it is no file"),
@@ -307,6 +307,8 @@ def test_what_cannot_be_written_or_read_is_one_line(tmp_path, capsys, monkeypatc
         assert why in error
         assert len(error) < 600
     assert not Path("picture.png").exists()
+    assert said(capsys, "convert", "in.pt", "no/such/out.pt")[0] == 0
+    assert Path("no/such/out.pt").is_file()
     assert not list(tmp_path.glob(".*partial"))
 
 
