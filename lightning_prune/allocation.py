@@ -12,7 +12,6 @@ zero. :func:`allocate` does it for a model; the functions below it only see name
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +24,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean, load_config
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import ConfigError, shown
 from lightning_prune.masks import mask_shape
+from lightning_prune.matching import fullmatch
 from lightning_prune.patterns import exact_pattern
 from lightning_prune.plan import PrunedParameter, plan_pruning, uncompiled_name
 from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count, pruned_count_of_all
@@ -462,9 +462,9 @@ def _per_layer(bound: Bound, names: Sequence[str], what: str, default: float) ->
 
 def _matching(pattern: str, names: Sequence[str], what: str) -> list[str]:
     try:
-        found = [name for name in names if name == pattern or re.fullmatch(pattern, name)]
-    except re.error as error:
-        raise ConfigError(f"{what}: {pattern!r} must be a name or a regular expression: {error}.") from error
+        found = [name for name in names if name == pattern or fullmatch(pattern, name)]
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {shown(pattern)} must be a name or a regular expression: {error}.") from error
     if not found:
         raise ConfigError(f'{what}: "{pattern}" matches no pruned layer.{did_you_mean(pattern, names)}')
     return found

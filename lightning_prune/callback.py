@@ -16,7 +16,7 @@ from lightning_prune.checkpoint import ForeignWeights
 from lightning_prune.class_names import is_a
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, shown
 from lightning_prune.fit_checks import (
     refuse_averages,
     refuse_second_pruner,
@@ -37,6 +37,7 @@ from lightning_prune.timeline import Timeline
 
 __all__ = ["MagnitudePruningCallback"]
 
+_MOST_MISSED = 10**6  # optimizer steps in a batch that a checkpoint was saved in; each is made up for
 _TIMELINE = "timeline"  # key in the state of the callback, beside those of the pruner's
 
 
@@ -118,7 +119,7 @@ class MagnitudePruningCallback(Callback):
         self.scope: Scope = scope
         self.export = CoreMLExport(export) if isinstance(export, (str, os.PathLike)) else export
         if not isinstance(self.export, (CoreMLExport, type(None))):
-            raise ConfigError(f"export must be a CoreMLExport, a path or None, got {export!r}.")
+            raise ConfigError(f"export must be a CoreMLExport, a path or None, got {shown(export)}.")
         self.log_layers = log_layers
         self.prog_bar = prog_bar
         self.keep_zeros = keep_zeros
@@ -219,8 +220,12 @@ class MagnitudePruningCallback(Callback):
             pruner.prepare_anew_if_written()
         pruner.resolve(run)
         if self._restored is not None:
-            pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
-            self._load_timeline(self._restored)
+            self._load(self._restored)
+            if trainer.global_step - pruner.step_count > _MOST_MISSED:
+                raise CheckpointError(
+                    f"The pruning state is of optimizer step {pruner.step_count}, but the checkpoint of step "
+                    f"{trainer.global_step}: it is damaged. Resume from another one."
+                )
             self._follow_run(trainer, pl_module)
             self._count_steps(trainer)  # of a batch whose end was never reached
         else:
@@ -348,8 +353,7 @@ class MagnitudePruningCallback(Callback):
         if not self._is_fitting or not state_dict:
             return
         if self._is_training:
-            self._need_pruner().load_state_dict(state_dict, allow_config_change=self.allow_config_change)
-            self._load_timeline(state_dict)
+            self._load(state_dict)
         else:
             self._restored = state_dict
 
@@ -373,8 +377,13 @@ class MagnitudePruningCallback(Callback):
         while pruner.step_count < trainer.global_step:
             pruner.step()
 
-    def _load_timeline(self, state: dict[str, Any]) -> None:
-        if _TIMELINE in state:  # the state of a pruner without a Trainer has none
+    def _load(self, state: dict[str, Any]) -> None:
+        """Take over a saved state, or nothing of it if a part is damaged."""
+        has_timeline = isinstance(state, dict) and _TIMELINE in state  # that of a pruner without a Trainer has none
+        if has_timeline:
+            Timeline().load_state_dict(state[_TIMELINE])
+        self._need_pruner().load_state_dict(state, allow_config_change=self.allow_config_change)
+        if has_timeline:
             self._timeline.load_state_dict(state[_TIMELINE])
 
     def _follow_run(self, trainer: Trainer, pl_module: LightningModule) -> None:

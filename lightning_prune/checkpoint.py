@@ -19,14 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.config import ModuleMagnitudePrunerConfig
-from lightning_prune.errors import CheckpointError
+from lightning_prune.errors import CheckpointError, first_names, one_line, shown
 from lightning_prune.files import put_in_place, writing_to
+from lightning_prune.magnitudes import FORMATS
 from lightning_prune.masks import mask_shape
 from lightning_prune.paths import home
 from lightning_prune.plan import PrunedParameter
-from lightning_prune.schedules import PruningScheduler
+from lightning_prune.schedules import (
+    ConstantSparsityScheduler,
+    CosineDecayScheduler,
+    PolynomialDecayScheduler,
+    PruningScheduler,
+)
 from lightning_prune.sharding import Box
+from lightning_prune.state_values import MOST_STEPS, StateValues
+from lightning_prune.tensor_files import check_claims, has_values, load_tensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -98,37 +105,48 @@ def parse_state(
     Raises:
         CheckpointError: The state is damaged, of an unknown version, or belongs to another model or configuration.
     """
-    try:
-        version, step_count, entries = state["version"], int(state["step_count"]), dict(state["parameters"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"The pruning state is damaged: {error!r} while reading it.") from error
-    if version != FORMAT_VERSION:
+    values = StateValues(state, "")
+    version = values.any("version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"The pruning state has format version {version}, this version of lightning_prune reads {FORMAT_VERSION}. "
-            "Load it with the version that wrote it."
+            f"The pruning state has format version {shown(version)}, this version of lightning_prune reads "
+            f"{FORMAT_VERSION}. Load it with the version that wrote it."
         )
-    names = [one.name for one in parameters]
-    lost, new = [name for name in entries if name not in names], [name for name in names if name not in entries]
+    step_count = values.integer("step_count", most=MOST_STEPS)
+    is_old = "scope" not in values  # all was ranked by layers then, and no state had a schedule
+    saved_scope = "layer" if is_old else values.text("scope")
+    entries = values.any("parameters")
+    _check_names(list(StateValues(entries, "")), [one.name for one in parameters])
+    if not allow_config_change and saved_scope != scope:
+        raise CheckpointError(
+            f'The pruning state was saved with scope="{shown(saved_scope)[1:-1]}", but this is a run with '
+            f'scope="{scope}". Resume with the scope of the checkpoint, or pass allow_config_change=True to go on with '
+            "this one."
+        )
+    saved = [StateValues(entries[one.name], f" of {one.name}") for one in parameters]
+    if not allow_config_change:
+        for one, entry in zip(parameters, saved, strict=True):
+            _check_rule(one, entry)
+    parts = [None] * len(parameters) if boxes is None else boxes
+    return step_count, [
+        _parse_parameter(one, entry, box, is_old=is_old)
+        for one, entry, box in zip(parameters, saved, parts, strict=True)
+    ]
+
+
+def _check_names(saved: list[Any], now: list[str]) -> None:
+    """Refuse a state of other parameters than are pruned now."""
+    known, there = set(now), set(saved)
+    lost = [name if isinstance(name, str) else shown(name) for name in saved if name not in known]
+    new = [name for name in now if name not in there]
     if lost or new:
-        changes = [f"the checkpoint pruned {', '.join(lost)}, which are not pruned now"] if lost else []
-        changes += [f"pruned now, but not in the checkpoint: {', '.join(new)}"] if new else []
+        changes = [f"the checkpoint pruned {first_names(lost)}, which are not pruned now"] if lost else []
+        changes += [f"pruned now, but not in the checkpoint: {first_names(new)}"] if new else []
         raise CheckpointError(
             f"The pruning state belongs to another model or configuration: {'; '.join(changes)}. "
             "Resume with the model and rules of the checkpoint, or load only its weights and start a new fit, "
             "which continues from their sparsity."
         )
-    if not allow_config_change:
-        if state.get("scope", "layer") != scope:
-            raise CheckpointError(
-                f'The pruning state was saved with scope="{state["scope"]}", but this is a run with scope="{scope}". '
-                "Resume with the scope of the checkpoint, or pass allow_config_change=True to go on with this one."
-            )
-        for one in parameters:
-            _check_rule(one, entries[one.name])
-    parts = [None] * len(parameters) if boxes is None else boxes
-    return step_count, [
-        _parse_parameter(one, entries[one.name], box) for one, box in zip(parameters, parts, strict=True)
-    ]
 
 
 def plain_state_dict(
@@ -145,6 +163,9 @@ def plain_state_dict(
         dense: Filled with the weights as they were before masking, by plain name.
         keep: Names that the model itself has, which are left alone.
 
+    Raises:
+        CheckpointError: A weight or its mask is sparse, quantized or a meta tensor.
+
     Example:
         >>> state = {"weight_orig": torch.tensor([1.0, -2.0]), "weight_mask": torch.tensor([1, 0]), "causal_mask": 1}
         >>> plain_state_dict(state)
@@ -152,6 +173,9 @@ def plain_state_dict(
     """
     plain: dict[str, Any] = {}
     for name, value in state_dict.items():
+        if not isinstance(name, str):
+            plain[name] = value
+            continue
         if "_COREML_/" in name:
             continue
         base, _, suffix = name.rpartition("_")
@@ -170,6 +194,12 @@ def _is_masked(state_dict: Mapping[str, Any], base: str) -> bool:
     original, mask = state_dict.get(f"{base}_orig"), state_dict.get(f"{base}_mask")
     if not isinstance(original, Tensor) or not isinstance(mask, Tensor) or mask.ndim != original.ndim:
         return False
+    for name, tensor in ((f"{base}_orig", original), (f"{base}_mask", mask)):
+        if not has_values(tensor):
+            raise CheckpointError(
+                f"{name} must hold its numbers one by one to be masked, but is sparse, quantized or on the meta "
+                "device. Save it dense: tensor.to_dense()."
+            )
     fits = all(one in (1, size) for one, size in zip(mask.shape, original.shape, strict=True))
     return fits and base not in state_dict and bool(((mask == 0) | (mask == 1)).all())
 
@@ -188,25 +218,30 @@ def convert_checkpoint(
         Fraction of zeros of each weight that was converted.
 
     Raises:
-        CheckpointError: The source cannot be read, or the target exists.
+        CheckpointError: The source cannot be read, the target exists or cannot be written, or a weight or its mask is
+            sparse, quantized or a meta tensor.
     """
     source, target = home(source), home(target)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists. Write to another path, or pass overwrite=True.")
     try:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{source} cannot be read as a checkpoint: {first_line}") from error
+        checkpoint = load_tensors(source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} cannot be read as a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{source} must hold a state dict or a checkpoint, got {type(checkpoint).__name__}.")
     is_checkpoint = isinstance(checkpoint.get("state_dict"), Mapping)
     dense: dict[str, Tensor] = {}
-    plain = plain_state_dict(checkpoint["state_dict"] if is_checkpoint else checkpoint, dense)
-    with writing_to(target) as place:
-        torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, place)
-        put_in_place(place, target)
-    return {name: float((plain[name] == 0).sum() / plain[name].numel()) for name in dense}
+    state = checkpoint["state_dict"] if is_checkpoint else checkpoint
+    check_claims(state.values(), source)
+    plain = plain_state_dict(state, dense)
+    try:
+        with writing_to(target) as place:
+            torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, place)
+            put_in_place(place, target)
+    except (OSError, RuntimeError) as error:  # torch has errors of its own for a full disk
+        raise CheckpointError(f"{target} cannot be written: {one_line(error)}") from error
+    return {name: float((plain[name] == 0).sum() / max(plain[name].numel(), 1)) for name in dense}
 
 
 class ForeignWeights:
@@ -302,37 +337,41 @@ def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, An
     }
 
 
-def _parse_parameter(one: PrunedParameter, entry: Mapping[str, Any], box: Box | None) -> ParameterState:
-    try:
-        if list(entry["shape"]) != list(one.shape):
-            raise CheckpointError(
-                f"{one.name} has shape {list(entry['shape'])} in the pruning state and {list(one.shape)} now. "
-                "Resume with the model of the checkpoint."
-            )
-        packed, values, shape = entry["mask"], entry["pruned_values"], tuple(entry["mask_shape"])
-        if shape != mask_shape(one.shape, granularity=one.config.granularity):
-            raise CheckpointError(
-                f"{one.name}: the mask of the checkpoint has shape {shape}, which does not fit the granularity "
-                f"{one.config.granularity} of now. Resume with the granularity of the checkpoint."
-            )
-        if _digest(packed, values) != entry["digest"]:
-            raise CheckpointError(f"The pruning state of {one.name} is damaged: its digest does not fit its content.")
-        if box is None:
-            mask = _unpack(packed, 0, prod(shape)).reshape(shape)
-        else:
-            mask, values = _cut_out(packed, shape, values, one.shape, box)
-        is_other_rule, schedule = entry["rule"] != _rule_text(one), entry["schedule"]
-        return ParameterState(
-            float(entry["initial_sparsity"]),
-            float(entry["sparsity"]),
-            mask,
-            values,
-            float(entry["floor"]),
-            None if schedule is None or is_other_rule else _read_schedule(schedule),
-            is_other_rule,
+def _parse_parameter(one: PrunedParameter, entry: StateValues, box: Box | None, *, is_old: bool) -> ParameterState:
+    shape, saved_shape = entry.shape("mask_shape"), entry.shape("shape")
+    if saved_shape != tuple(one.shape):
+        raise CheckpointError(
+            f"{one.name} has shape {shown(list(saved_shape))} in the pruning state and {list(one.shape)} now. "
+            "Resume with the model of the checkpoint."
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"The pruning state of {one.name} is damaged: {error!r} while reading it.") from error
+    if shape != mask_shape(one.shape, granularity=one.config.granularity):
+        raise CheckpointError(
+            f"{one.name}: the mask of the checkpoint has shape {shown(shape)}, which does not fit the granularity "
+            f"{one.config.granularity} of now. Resume with the granularity of the checkpoint."
+        )
+    groups = prod(shape)
+    packed = entry.vector("mask", -(-groups // 8), (torch.uint8,)).contiguous()
+    values = None
+    if entry.any("pruned_values") is not None:
+        pruned = (groups - _count_kept(packed, 0, groups)) * (prod(one.shape) // max(groups, 1))
+        values = entry.vector("pruned_values", pruned, tuple(FORMATS)).contiguous()
+    if _digest(packed, values) != entry.integer("digest", most=2**32 - 1):
+        raise entry.damaged("its digest does not fit its content")
+    if box is None:
+        mask = _unpack(packed, 0, groups).reshape(shape)
+    else:
+        mask, values = _cut_out(packed, shape, values, one.shape, box)
+    is_other_rule = entry.text("rule") != _rule_text(one)
+    has_schedule = not (is_old and "schedule" not in entry) and entry.any("schedule") is not None
+    return ParameterState(
+        entry.fraction("initial_sparsity"),
+        entry.fraction("sparsity"),
+        mask,
+        values,
+        entry.fraction("floor"),
+        None if not has_schedule or is_other_rule else _read_schedule(one, entry),
+        is_other_rule,
+    )
 
 
 def _unpack(packed: Tensor, start: int, stop: int) -> Tensor:
@@ -340,6 +379,12 @@ def _unpack(packed: Tensor, start: int, stop: int) -> Tensor:
     first = start // 8
     bits = np.unpackbits(packed.numpy()[first : -(-stop // 8)], count=stop - 8 * first)
     return torch.from_numpy(bits[start - 8 * first :])
+
+
+def _count_kept(packed: Tensor, start: int, stop: int) -> int:
+    """Number of bits ``start`` to ``stop`` that are 1."""
+    pieces = (_unpack(packed, at, min(at + _BITS, stop)) for at in range(start, stop, _BITS))
+    return sum(int(piece.sum(dtype=torch.int64)) for piece in pieces)
 
 
 def _cut_out(
@@ -354,10 +399,7 @@ def _cut_out(
     if values is None:
         return mask, None
     repeats = prod(shape) // prod(mask_shape)
-    before = top * width - sum(
-        int(_unpack(packed, at, min(at + _BITS, top * width)).sum(dtype=torch.int64))
-        for at in range(0, top * width, _BITS)
-    )
+    before = top * width - _count_kept(packed, 0, top * width)
     pruned = strip.expand(rows, *shape[1:]) == 0
     dense = values.new_zeros(pruned.shape)
     dense[pruned] = values[before * repeats : before * repeats + int(pruned.sum())]
@@ -365,17 +407,23 @@ def _cut_out(
     return mask, dense[mask.expand(dense.shape) == 0]
 
 
-def _check_rule(one: PrunedParameter, entry: Mapping[str, Any]) -> None:
-    try:
-        before, now = json.loads(entry["rule"]), json.loads(_rule_text(one))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"The pruning state of {one.name} is damaged: {error!r} while reading it.") from error
+def _check_rule(one: PrunedParameter, entry: StateValues) -> None:
+    text = _rule_text(one)
+    if entry.text("rule") == text:
+        return
+    before, now = entry.json("rule"), json.loads(text)
+    if not isinstance(before, dict):
+        raise entry.damaged(f"rule must be a dict, got {shown(before)}")
     for field in now:
         if before.get(field) != now[field]:
             raise CheckpointError(
-                f"{one.name}: {field} was {before.get(field)} in the checkpoint and is {now[field]} now. "
-                "Resume with the configuration of the checkpoint, or pass allow_config_change=True to change it."
+                f"{one.name}: {field} was {_value(before.get(field))} in the checkpoint and is {_value(now[field])} "
+                "now. Resume with the configuration of the checkpoint, or pass allow_config_change=True to change it."
             )
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) and len(value) < 100 else shown(value)
 
 
 def _rule_text(one: PrunedParameter) -> str:
@@ -387,11 +435,43 @@ def _schedule_text(one: PrunedParameter, state: ParameterState) -> str | None:
     """The schedule in steps, of a rule that has it in units of the run; None where the rule says all."""
     if state.schedule is None or not state.schedule.is_resolved or one.config.schedule.is_resolved:
         return None
-    return json.dumps(replace(one.config, scheduler=state.schedule).as_dict()["scheduler"], default=repr)
+    return _steps_text(one, state.schedule)
 
 
-def _read_schedule(text: str) -> PruningScheduler:
-    return ModuleMagnitudePrunerConfig(scheduler=json.loads(text)).schedule
+def _steps_text(one: PrunedParameter, schedule: PruningScheduler) -> str:
+    return json.dumps(replace(one.config, scheduler=schedule).as_dict()["scheduler"], default=repr)
+
+
+def _read_schedule(one: PrunedParameter, entry: StateValues) -> PruningScheduler | None:
+    """The schedule of the rule, with the steps that a state holds for it.
+
+    It is the rule that says which schedule that is: no class is looked for that a file names. One of the user's own is
+    not read at all; it is written in steps anew.
+    """
+    written, saved = one.config.schedule, entry.json("schedule")
+    if type(written) not in (ConstantSparsityScheduler, CosineDecayScheduler, PolynomialDecayScheduler):
+        return None
+    arguments = saved.get("init_args", saved) if isinstance(saved, dict) else None
+    if not isinstance(arguments, dict):
+        raise entry.damaged(f"schedule must be a dict, got {shown(saved)}")
+    name = "begin_step" if isinstance(written, ConstantSparsityScheduler) else "update_steps"
+    steps = arguments.get(name)
+    is_steps = type(steps) is int if name == "begin_step" else isinstance(steps, (list, str))
+    is_steps = is_steps and not (isinstance(steps, list) and any(type(step) is not int for step in steps))
+    in_units = {} if name == "begin_step" else dict.fromkeys(("begin", "end", "frequency"))
+    try:
+        schedule: Any = replace(written, **{name: steps, **in_units}) if is_steps else None  # type: ignore[type-var]
+    except (ValueError, OverflowError) as error:
+        raise entry.damaged(f"schedule.{one_line(error)}") from error
+    text = None if schedule is None else _steps_text(one, schedule)
+    if text is None or written.is_resolved or json.loads(text) != saved:
+        raise entry.damaged(
+            f"schedule must hold the {name} of the {type(written).__name__} of the rule, got {shown(saved)}"
+        )
+    last = schedule.last_update_step
+    if last is not None and last > MOST_STEPS:
+        raise entry.damaged(f"{name} must be at most {MOST_STEPS}, got {shown(last)}")
+    return schedule  # type: ignore[no-any-return]
 
 
 def _digest(packed: Tensor, values: Tensor | None) -> int:

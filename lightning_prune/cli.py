@@ -22,9 +22,9 @@ from rich.table import Table
 
 import lightning_prune
 from lightning_prune.allocation import Method
-from lightning_prune.errors import CheckpointError, ConfigError, PruningError
+from lightning_prune.errors import CheckpointError, ConfigError, PruningError, first_names, one_line, shown
 from lightning_prune.paths import home
-from lightning_prune.tables import new_table
+from lightning_prune.tables import new_table, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code; see the top of this module.
     """
     options = build_parser().parse_args(arguments)
-    out, err = Console(soft_wrap=False), Console(stderr=True)
+    out, err = (Console(stderr=to_err, markup=False, emoji=False, highlight=False) for to_err in (False, True))
     try:
         return int(options.run(options, out))
     except (PruningError, ImportError, OSError) as error:
         if options.debug:
             raise
-        err.print("[bold red]error:[/] ", end="")
-        err.print(_said(error), markup=False, highlight=False, soft_wrap=True)
+        err.print("error: ", style="bold red", end="")
+        err.print(_said(error), soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -76,9 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _said(error: Exception) -> str:
+    """What an error says, on one line and letter for letter."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}."
-    return str(error)
+        text = f"{error.filename}: {error.strerror}."
+    return printable(" ".join(line.strip() for line in text.splitlines()))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -204,7 +206,9 @@ def _add_plan(commands: Any) -> None:
     text = "Say what a configuration prunes of a model, by which rule, and what not and why."
     parser = _command(commands, "plan", _run_plan, text, examples)
     _add_model(parser, checkpoint_help="weights of the model; a plan does not need them")
-    parser.add_argument("--config", "-c", metavar="FILE", help="YAML file; default: half of each layer")
+    parser.add_argument(
+        "--config", "-c", metavar="FILE", help="YAML file, whose class_path is imported; default: half of each layer"
+    )
     parser.add_argument(
         "--steps", type=_count, metavar="N", help="length of the run in optimizer steps: shows the curve"
     )
@@ -278,7 +282,7 @@ def _run_inspect(options: argparse.Namespace, out: Console) -> int:
     else:
         _write_csv(out, found.records())
     if options.at_least is not None and found.sparsity < options.at_least:
-        Console(stderr=True).print(f"sparsity is {found.sparsity:.4f}, less than {options.at_least}", highlight=False)
+        print(f"sparsity is {found.sparsity:.4f}, less than {options.at_least}", file=sys.stderr)  # noqa: T201
         return _BELOW
     return 0
 
@@ -399,8 +403,8 @@ def _draw_log(options: argparse.Namespace) -> Figure:
         names = [name for name in (rows[0] if rows else ()) if name and name.startswith("sparsity/")]
         names = [name for name in names if options.layers or name == "sparsity/global"]
         curves = {name.removeprefix("sparsity/"): [float(row[name] or "nan") for row in rows] for name in names}
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{options.file} cannot be read as a table of metrics: {error}") from error
+    except (ValueError, csv.Error) as error:
+        raise CheckpointError(f"{options.file} cannot be read as a table of metrics: {one_line(error)}") from error
     if not rows:
         raise CheckpointError(f"{options.file} has no rows with sparsity/global. Give the metrics.csv of a CSVLogger.")
     return plot_sparsity(steps, curves)
@@ -427,8 +431,8 @@ def _draw_mask(options: argparse.Namespace) -> Figure:
 
     weights = read_weights(options.file)
     if options.tensor not in weights:
-        hint = did_you_mean(options.tensor or "", weights) or f" There are {', '.join([*weights][:20])}."
-        raise ConfigError(f"--tensor must name a weight in {options.file}, got {options.tensor!r}.{hint}")
+        hint = did_you_mean(options.tensor or "", weights) or f" There are {first_names(weights)}."
+        raise ConfigError(f"--tensor must name a weight in {options.file}, got {shown(options.tensor)}.{hint}")
     return plot_mask(weights[options.tensor], name=options.tensor)
 
 
@@ -438,7 +442,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 def _plain(out: Console, text: str) -> None:
     """Text as it is, without markup, colours or line breaks."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.file.write(f"{printable(text)}\n")
 
 
 def _write_json(out: Console, value: object) -> None:
@@ -461,6 +465,8 @@ def _refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def _save(figure: Figure, path: Path, out: Console, *, quiet: bool = False) -> None:
+    if not path.suffix:  # matplotlib would write to another name than the one asked for
+        raise ConfigError(f"--output or --plot must end in .png, .pdf or .svg, got {str(path)!r}.")
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:  # an ending that matplotlib does not know

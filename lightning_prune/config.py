@@ -18,14 +18,20 @@ from typing import IO, Any, TypeVar, cast, get_args
 import yaml
 from torch import nn
 
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import ConfigError, one_line, shown
 from lightning_prune.masks import Granularity
-from lightning_prune.paths import home
-from lightning_prune.schedules import ConstantSparsityScheduler, PolynomialDecayScheduler, PruningScheduler
+from lightning_prune.matching import check_pattern, fullmatch
+from lightning_prune.schedules import (
+    ConstantSparsityScheduler,
+    CosineDecayScheduler,
+    PolynomialDecayScheduler,
+    PruningScheduler,
+)
+from lightning_prune.yaml_text import load_yaml
 
 __all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "did_you_mean", "load_config"]
 
-_DECIMAL = re.compile(r"\s*[01]?\.?\d*\s*")
+_DECIMAL = re.compile(r"[01]?\.?\d*")
 _Leaf = TypeVar("_Leaf", bound="ModuleMagnitudePrunerConfig")
 
 
@@ -36,7 +42,9 @@ class ModuleMagnitudePrunerConfig:
     Args:
         scheduler: When and how far. A :class:`~lightning_prune.schedules.PruningScheduler`, or a dict of its arguments:
             ``{"update_steps": [3, 5, 7], "power": 3}``, ``{"begin": 0.1, "end": 0.6}``,
-            ``{"begin_step": 100}``, ``{"class_path": "my.Schedule", "init_args": {...}}``.
+            ``{"begin_step": 100}``, ``{"class_path": "my.Schedule", "init_args": {...}}``. A ``class_path`` that is not
+            one of :mod:`lightning_prune.schedules` is imported before anything is known of it: trust a configuration as
+            you trust code.
         initial_sparsity: Fraction of zeros in [0, 1] that holds from ``prepare`` on.
         target_sparsity: Fraction of zeros in [0, 1] at the end of the schedule. With ``n_m_ratio`` it is ``n / m``.
         granularity: What is zeroed as one: ``"per_scalar"``, ``"per_kernel"`` (rank 3 and more: one input channel of
@@ -95,26 +103,26 @@ class ModuleMagnitudePrunerConfig:
     def _check_values(self) -> None:
         if not isinstance(self.scheduler, PruningScheduler):
             raise ConfigError(
-                f"scheduler must be a PruningScheduler or a dict of its arguments, got {self.scheduler!r}. "
+                f"scheduler must be a PruningScheduler or a dict of its arguments, got {shown(self.scheduler)}. "
                 "Write PolynomialDecayScheduler(update_steps=[...])."
             )
         for name in ("initial_sparsity", "target_sparsity"):
             _check_fraction(name, getattr(self, name))
         allowed = get_args(Granularity)
         if self.granularity not in allowed:
-            raise ConfigError(f"granularity must be one of {', '.join(allowed)}, got {self.granularity!r}.")
+            raise ConfigError(f"granularity must be one of {', '.join(allowed)}, got {shown(self.granularity)}.")
         if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 1:
             raise ConfigError(
-                f"block_size must be a whole number of output channels of at least 1, got {self.block_size!r}. "
+                f"block_size must be a whole number of output channels of at least 1, got {shown(self.block_size)}. "
                 "Write 1 for no blocks."
             )
         if self.dim not in (0, 1) or isinstance(self.dim, bool):
-            raise ConfigError(f"dim must be 0 (output channels) or 1 (input channels), got {self.dim!r}.")
+            raise ConfigError(f"dim must be 0 (output channels) or 1 (input channels), got {shown(self.dim)}.")
         try:
-            re.compile(self.param_name)
-        except (re.error, TypeError) as error:
+            check_pattern(self.param_name)
+        except ConfigError as error:
             raise ConfigError(
-                f'param_name must be the name of a parameter such as "weight", got {self.param_name!r}: {error}.'
+                f'param_name must be the name of a parameter such as "weight", got {shown(self.param_name)}: {error}.'
             ) from error
 
     def _check_together(self) -> None:
@@ -124,7 +132,7 @@ class ModuleMagnitudePrunerConfig:
         if self.block_size > 1:
             raise ConfigError(f"block_size must be 1 with {ratio}, got {self.block_size}. Leave one of the two out.")
         if self.granularity != "per_scalar":
-            raise ConfigError(f'granularity must be "per_scalar" with {ratio}, got {self.granularity!r}.')
+            raise ConfigError(f'granularity must be "per_scalar" with {ratio}, got {shown(self.granularity)}.')
         if self.initial_sparsity != 0.0:
             raise ConfigError(f"initial_sparsity must be 0.0 with {ratio}, got {self.initial_sparsity}.")
         n, m = self.n_m_ratio
@@ -142,7 +150,7 @@ class ModuleMagnitudePrunerConfig:
     def from_dict(cls: type[_Leaf], data_dict: Mapping[str, Any]) -> _Leaf:
         """Build from plain values; an unknown key is a ConfigError."""
         if not isinstance(data_dict, Mapping):
-            raise ConfigError(f"A rule must be a dict of its values, got {data_dict!r}.")
+            raise ConfigError(f"A rule must be a dict of its values, got {shown(data_dict)}.")
         _check_keys(data_dict, (entry.name for entry in fields(cls)))
         return cls(**data_dict)
 
@@ -161,6 +169,9 @@ class ModuleMagnitudePrunerConfig:
 
 
 _DEFAULT_TARGET = 0.5
+_OURS: dict[str, type[PruningScheduler]] = {
+    cls.__name__: cls for cls in (ConstantSparsityScheduler, CosineDecayScheduler, PolynomialDecayScheduler)
+}
 _Rule = ModuleMagnitudePrunerConfig | None
 
 
@@ -236,7 +247,7 @@ class MagnitudePrunerConfig:
             None where no rule by name or type matches and ``global_config`` is not set.
         """
         for pattern, rule in self.module_name_configs.items():
-            if re.fullmatch(pattern, name):
+            if fullmatch(pattern, name):
                 return f'module_name_configs["{pattern}"]', rule
         for cls in type(module).__mro__:
             for key in (cls, cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
@@ -253,7 +264,7 @@ class MagnitudePrunerConfig:
     def from_dict(cls, config_dict: Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Build from nested plain values; an unknown key is a ConfigError that names the nearest known one."""
         if not isinstance(config_dict, Mapping):
-            raise ConfigError(f"A configuration must be a dict, got {config_dict!r}.")
+            raise ConfigError(f"A configuration must be a dict, got {shown(config_dict)}.")
         _check_keys(config_dict, (entry.name for entry in fields(cls)))
         return cls(**config_dict)
 
@@ -285,6 +296,9 @@ class MagnitudePrunerConfig:
 
 def load_config(source: object) -> MagnitudePrunerConfig:
     """Read a configuration in any form that a user may hold.
+
+    A schedule in it may name a class of the user's own, which is imported: unlike a checkpoint, a configuration is to
+    be trusted as code is.
 
     Args:
         source: A :class:`MagnitudePrunerConfig`, one :class:`ModuleMagnitudePrunerConfig` for the whole model, a nested
@@ -327,7 +341,7 @@ def _build_class(class_path: Any, init_args: Mapping[str, Any]) -> object:
     known = {cls.__name__: cls for cls in (MagnitudePrunerConfig, ModuleMagnitudePrunerConfig)}
     cls = known.get(str(class_path).rpartition(".")[2])
     if cls is None:
-        raise ConfigError(f"class_path of a configuration must be one of {', '.join(known)}, got {class_path!r}.")
+        raise ConfigError(f"class_path of a configuration must be one of {', '.join(known)}, got {shown(class_path)}.")
     return cls.from_dict(init_args)
 
 
@@ -341,29 +355,34 @@ def _check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:
     known = list(known)
     for key in config:
         if key not in known:
-            hint = did_you_mean(str(key), known) or f" Known are {', '.join(known)}."
+            hint = did_you_mean(_key(key), known) or f" Known are {', '.join(known)}."
             if "global_config" in known and key in ModuleMagnitudePrunerConfig.__dataclass_fields__:
                 hint = " It belongs in a rule: put it under global_config."
-            raise ConfigError(f"{key} is not a known key.{hint}")
+            raise ConfigError(f"{_key(key)} is not a known key.{hint}")
+
+
+def _key(key: object) -> str:
+    """A key as an error shows it: as the user spells it."""
+    return key if isinstance(key, str) and len(key) <= 100 else shown(key)
 
 
 def _check_fraction(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         percent = isinstance(value, (int, float)) and 1 < value <= 100
         hint = f" Write {value / 100:g} for {value:g} %." if percent else " Write 0.75 for 75 %."
-        if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
             hint = " It is a text: write the number without quotes."
-        raise ConfigError(f"{name} must be a fraction in [0, 1], got {value!r}.{hint}")
+        raise ConfigError(f"{name} must be a fraction in [0, 1], got {shown(value)}.{hint}")
 
 
 def _pair(ratio: Any) -> tuple[int, int]:
     is_pair = isinstance(ratio, (list, tuple)) and len(ratio) == 2
     if not is_pair or any(isinstance(number, bool) or not isinstance(number, int) for number in ratio):
-        raise ConfigError(f"n_m_ratio must be two whole numbers (n, m), got {ratio!r}. Write (2, 4).")
+        raise ConfigError(f"n_m_ratio must be two whole numbers (n, m), got {shown(ratio)}. Write (2, 4).")
     n, m = ratio
     if not 1 <= n < m:
         raise ConfigError(
-            f"n_m_ratio must have 1 <= n < m, where n of every m weights are zero, got {(n, m)}. Write (2, 4)."
+            f"n_m_ratio must have 1 <= n < m, where n of every m weights are zero, got {shown((n, m))}. Write (2, 4)."
         )
     return n, m
 
@@ -372,7 +391,9 @@ def _build_rule(rule: Any, path: str) -> _Rule:
     if rule is None or isinstance(rule, ModuleMagnitudePrunerConfig):
         return rule
     if not isinstance(rule, Mapping):
-        raise ConfigError(f"{path} must be a ModuleMagnitudePrunerConfig, a dict of its values or None, got {rule!r}.")
+        raise ConfigError(
+            f"{path} must be a ModuleMagnitudePrunerConfig, a dict of its values or None, got {shown(rule)}."
+        )
     try:
         return ModuleMagnitudePrunerConfig.from_dict(rule)
     except ConfigError as error:
@@ -384,7 +405,7 @@ def _type_rules(rules: Any, level: str) -> dict[type[nn.Module] | str, _Rule]:
     built: dict[type[nn.Module] | str, _Rule] = {}
     for key, rule in _as_mapping(rules, level).items():
         if not isinstance(key, (str, type)):
-            raise ConfigError(f"{level} is keyed by classes or their names, got {key!r}.")
+            raise ConfigError(f"{level} is keyed by classes or their names, got {shown(key)}.")
         name = _type_name(key)
         built = {other: held for other, held in built.items() if other == key or _type_name(other) != name}
         built[key] = _build_rule(rule, f'{level}["{name}"]')
@@ -395,18 +416,18 @@ def _name_rules(rules: Any, level: str) -> dict[str, _Rule]:
     """Rules by regular expressions of names."""
     built: dict[str, _Rule] = {}
     for key, rule in _as_mapping(rules, level).items():
-        path = f'{level}["{key}"]'
+        path = f'{level}["{_key(key)}"]'
         try:
-            re.compile(key)
-        except (re.error, TypeError) as error:
-            raise ConfigError(f"{path}: the name must be a regular expression, got {key!r}: {error}.") from error
+            check_pattern(key)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: the name must be a regular expression, got {shown(key)}: {error}.") from error
         built[key] = _build_rule(rule, path)
     return built
 
 
 def _as_mapping(rules: Any, level: str) -> Mapping[Any, Any]:
     if not isinstance(rules, Mapping | None):
-        raise ConfigError(f"{level} must be a dict of rules, got {rules!r}.")
+        raise ConfigError(f"{level} must be a dict of rules, got {shown(rules)}.")
     return rules or {}
 
 
@@ -431,17 +452,25 @@ def _build_scheduler(values: Mapping[str, Any]) -> PruningScheduler:
     except ConfigError as error:
         raise ConfigError(f"scheduler.{error}") from error
     except TypeError as error:
-        raise ConfigError(f"scheduler cannot be built from {dict(values)}: {error}.") from error
+        raise ConfigError(f"scheduler cannot be built from {shown(dict(values))}: {one_line(error)}.") from error
 
 
 def _import_scheduler(class_path: Any) -> type[PruningScheduler]:
-    module_name, _, name = str(class_path).rpartition(".")
+    if not isinstance(class_path, str) or not all(map(str.isidentifier, class_path.split("."))):
+        raise ConfigError(
+            f"class_path must be the name of a schedule such as my.module.Schedule, got {shown(class_path)}."
+        )
+    module_name, _, name = class_path.rpartition(".")
+    if name in _OURS and module_name in ("", "lightning_prune", PruningScheduler.__module__):
+        return _OURS[name]
     try:
         found = getattr(importlib.import_module(module_name or PruningScheduler.__module__), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"class_path must be an importable schedule such as my.module.Schedule: {error}.") from error
+    except Exception as error:  # a module may raise anything when it is imported
+        raise ConfigError(
+            f"class_path must be an importable schedule such as my.module.Schedule: {one_line(error)}."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, PruningScheduler)):
-        raise ConfigError(f"class_path must name a subclass of PruningScheduler, got {class_path!r}.")
+        raise ConfigError(f"class_path must name a subclass of PruningScheduler, got {shown(class_path)}.")
     return found
 
 
@@ -471,23 +500,10 @@ def _plain(value: Any) -> Any:
 
 
 def _read_yaml(source: str | os.PathLike[str] | IO[str]) -> Any:
-    text = _yaml_text(source) if isinstance(source, (str, os.PathLike)) else source.read()
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The configuration is not valid YAML: {error}") from error
+    values = load_yaml(source)
     if values is None:
         raise ConfigError("The YAML configuration is empty. Write {} to prune every supported module by half.")
     return values
-
-
-def _yaml_text(source: str | os.PathLike[str]) -> str:
-    if isinstance(source, str) and any(sign in source for sign in ("\n", ": ", "{")):
-        return source
-    try:
-        return home(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"The configuration file {os.fspath(source)!r} cannot be read: {error.strerror}.") from error
 
 
 def _from_coremltools(source: Any) -> MagnitudePrunerConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from lightning_prune.tables import DottedText, new_table
+from lightning_prune.tables import DottedText, literal, new_table
 
 __all__ = ["ExportResult", "ExportedLayer"]
 
@@ -151,4 +151,4 @@ class ExportResult:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table()
-        yield from self.lines()
+        yield from map(literal, self.lines())

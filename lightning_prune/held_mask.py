@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.mask_products import apply_mask
-from lightning_prune.sharding import bit_sum, local_part
+from lightning_prune.sharding import bit_sum, local_part, place_sum
 
 __all__ = ["HeldMask", "watch_gradient"]
 
@@ -93,7 +93,7 @@ class HeldMask(ABC):
 
     def fingerprint(self) -> int:
         """A number that differs where the dense weights or the masks do; cheap, and the same in all processes."""
-        return bit_sum(local_part(self.parameter)) * 31 + int(self.mask.count_nonzero())
+        return bit_sum(local_part(self.parameter)) * 31 + place_sum(self.mask)
 
 
 def watch_gradient(parameter: nn.Parameter, *hooks: tuple[str, Callable[[Tensor], Any]]) -> list[Any]:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_prune.checkpoint import plain_state_dict
-from lightning_prune.errors import CheckpointError, ExportError
+from lightning_prune.errors import CheckpointError, ExportError, first_names, one_line, shown
 from lightning_prune.files import recover
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
 from lightning_prune.tables import DottedText, new_table
+from lightning_prune.tensor_files import check_claims, is_plain, load_tensors
 from lightning_prune.weight_norm import computed_weights
 
 __all__ = [
@@ -195,17 +197,39 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], 
     """
     path = home(path)
     if path.suffix == ".safetensors":
-        return "safetensors file", _read_safetensors(path), []
+        tensors, notes = _countable(_read_safetensors(path), path)
+        return "safetensors file", tensors, notes
     content = read_checkpoint(path)
     kind, state = _find_state(path, content)
+    check_claims(state.values(), path)
     plain = plain_state_dict(state)
-    notes = list(_notes(content))
-    if len(held := [name for name in state if name.endswith("_orig") and name not in plain]):
+    tensors, left = _countable(plain, path)
+    notes = [*_notes(content), *left]
+    if len(held := [name for name in state if str(name).endswith("_orig") and name not in plain]):
         notes.append(
             f"{len(held)} weights are held apart from their masks (such as {held[0]}); "
             "lightning-prune convert puts them together."
         )
-    return kind, {name: one for name, one in plain.items() if isinstance(one, Tensor)}, notes
+    return kind, tensors, notes
+
+
+def _countable(found: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors whose zeros can be counted, by name, and a note on the others."""
+    tensors = {name if isinstance(name, str) else shown(name): one for name, one in found.items()}
+    tensors = {name: one for name, one in tensors.items() if isinstance(one, Tensor)}
+    check_claims(tensors.values(), path)
+    left = [name for name, one in tensors.items() if not (is_plain(one) and _has_zeros(one.dtype))]
+    why = "sparse, quantized, without values or of a type that torch cannot compare"
+    notes = [f"Not looked into: {first_names(left)} ({why})."] if left else []
+    return {name: one for name, one in tensors.items() if name not in left}, notes
+
+
+def _has_zeros(dtype: torch.dtype) -> bool:
+    """Whether torch can say which numbers of a type are zero."""
+    try:
+        return bool((torch.empty(1, dtype=dtype) != 0).numel())
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -218,12 +242,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. Give a file, or a Core ML package that ends in .mlpackage.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return load_tensors(path)
+    except CheckpointError as error:
         raise CheckpointError(
             f"{path} cannot be read with weights_only=True, and nothing here runs code from a file. "
-            f"Save its state_dict() alone, and inspect that. ({first_line})"
+            f"Save its state_dict() alone, and inspect that. ({error})"
         ) from error
 
 
@@ -243,7 +266,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # the package has an exception type of its own, for damaged files
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as safetensors: {one_line(error)}") from error
 
 
 def _find_state(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
@@ -260,7 +283,8 @@ def _find_state(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
                 return "Lightning checkpoint" if is_lightning else f"checkpoint ({name})", state
         if any(isinstance(one, Tensor) for one in content.values()):
             return "state dict", content
-        found = f"a dict with {', '.join(map(str, list(content)[:8])) or 'nothing in it'}"
+        keys = [key if isinstance(key, str) else shown(key) for key in islice(content, 8)]
+        found = f"a dict with {first_names(keys) or 'nothing in it'}"
     else:
         found = type(content).__name__
     raise CheckpointError(f"{path} must hold a state dict or a checkpoint with one, got {found}.")
@@ -272,10 +296,11 @@ def _notes(content: Any) -> Iterator[str]:
     if not isinstance(callbacks, Mapping):
         return
     if "epoch" in content and "global_step" in content:
-        yield f"Saved at epoch {content['epoch']}, optimizer step {content['global_step']}."
+        yield f"Saved at epoch {shown(content['epoch'])}, optimizer step {shown(content['global_step'])}."
     for key, state in callbacks.items():
         if "Pruning" in str(key) and isinstance(state, Mapping) and "step_count" in state:
-            yield f"Holds the pruning state of {key} after {state['step_count']} steps: a fit can be resumed from it."
+            name, steps = first_names([str(key)]), shown(state["step_count"])
+            yield f"Holds the pruning state of {name} after {steps} steps: a fit can be resumed from it."
 
 
 def _is_weight(tensor: Tensor) -> bool:

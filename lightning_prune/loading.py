@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.config import did_you_mean
-from lightning_prune.errors import CheckpointError, ConfigError
+from lightning_prune.errors import CheckpointError, ConfigError, one_line, shown
 from lightning_prune.inspection import read_checkpoint, read_tensors
 from lightning_prune.plan import uncompiled_name
 
@@ -57,18 +57,20 @@ def _find(spec: str) -> Any:
     """What ``module:name`` names."""
     module_name, colon, name = spec.partition(":")
     if not colon or not module_name or not name:
-        raise ConfigError(f"The model must be written as package.module:Class, got {spec!r}.")
+        raise ConfigError(f"The model must be written as package.module:Class, got {shown(spec)}.")
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - entries of sys.path are texts
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f"The module {module_name!r} of {spec!r} cannot be imported: {error}.") from error
+        raise ConfigError(
+            f"The module {shown(module_name)} of {shown(spec)} cannot be imported: {one_line(error)}."
+        ) from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             known = [key for key in vars(found) if not key.startswith("_")]
-            raise ConfigError(f"{module_name!r} has no {name!r}.{did_you_mean(part, known)}")
+            raise ConfigError(f"{shown(module_name)} has no {shown(name)}.{did_you_mean(part, known)}")
         found = getattr(found, part)
     return found
 
@@ -81,7 +83,7 @@ def _build(spec: str, factory: Any, arguments: str | None, checkpoint: str | os.
         model = factory(*args, **kwargs)
     except Exception as error:  # the user's own code may raise anything
         raise ConfigError(
-            f"{spec} cannot be built: {type(error).__name__}: {error}. Give its arguments by --args as JSON, "
+            f"{spec} cannot be built: {type(error).__name__}: {one_line(error)}. Give its arguments by --args as JSON, "
             "for example --args '{\"hidden\": 64}'."
         ) from error
     if not isinstance(model, nn.Module):
@@ -94,13 +96,15 @@ def _parse_arguments(text: str | None) -> tuple[list[Any], dict[str, Any]]:
         return [], {}
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--args must be JSON, got {text!r}: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--args must be JSON, got {shown(text)}: {one_line(error)}.") from error
     if isinstance(values, dict):
         return [], values
     if isinstance(values, list):
         return values, {}
-    raise ConfigError(f"--args must be a JSON object of keyword arguments or a list of positional ones, got {text!r}.")
+    raise ConfigError(
+        f"--args must be a JSON object of keyword arguments or a list of positional ones, got {shown(text)}."
+    )
 
 
 def _hyperparameters(factory: Any, checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

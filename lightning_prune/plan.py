@@ -16,9 +16,10 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean, load_config
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import ConfigError, shown
 from lightning_prune.magnitudes import FORMATS
 from lightning_prune.masks import mask_shape
+from lightning_prune.matching import fullmatch
 from lightning_prune.misfit import find_misfit
 from lightning_prune.patterns import dense_advice
 from lightning_prune.selection import pruned_count
@@ -262,7 +263,7 @@ def plan_pruning(model: nn.Module, config: object = None) -> PruningPlan:
         (SkippedModule(name='2', kind='Linear', reason='no rule matches it'),)
     """
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"The model must be a torch.nn.Module, got {model!r}.")
+        raise ConfigError(f"The model must be a torch.nn.Module, got {shown(model)}.")
     rules = load_config(config)
     modules = {uncompiled_name(name): module for name, module in model.named_modules() if not _is_inner(name)}
     _check_rules_match(modules, rules)
@@ -495,9 +496,9 @@ def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
     # in the old style of spectral_norm "weight" is weight_orig, in that of weight_norm it is weight_v and weight_g
     behind = {hook.name: [f"{hook.name}_orig"] for hook in hooks if isinstance(hook, SpectralNorm)}
     behind |= {name: [direction, gain] for name, (gain, direction) in normed_names(module).items()}
-    found = [name for name in names if re.fullmatch(pattern, name)]
+    found = [name for name in names if fullmatch(pattern, name)]
     for weight, parts in behind.items():
-        if any(re.fullmatch(pattern, name) for name in (weight, parts[0])):
+        if any(fullmatch(pattern, name) for name in (weight, parts[0])):
             found = [*(name for name in found if name not in parts), weight]
     return found
 
@@ -583,7 +584,7 @@ def _norm_misfit(one: PrunedParameter, module: nn.Module, attribute: str) -> str
 def _check_rules_match(modules: dict[str, nn.Module], config: MagnitudePrunerConfig) -> None:
     """Refuse rules that match nothing: most often a misspelled name."""
     for pattern in config.module_name_configs:
-        matched = [name for name in modules if re.fullmatch(pattern, name)]
+        matched = [name for name in modules if fullmatch(pattern, name)]
         if not matched:
             inside = [name for name in modules if name.endswith(f".{pattern}")]
             hint = f' Did you mean "{inside[0]}"?' if inside else did_you_mean(pattern, modules)

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import ConfigError, first_names, shown
 from lightning_prune.plan import PrunedParameter, PruningPlan
 from lightning_prune.report import SparsityReport, describe_structure
 from lightning_prune.schedules import TrainingRun
 from lightning_prune.selection import pruned_count
+from lightning_prune.tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,7 @@ def plot_sparsity(
         axes.plot([], [], linewidth=0.8, color="0.65", label=f"{len(layers)} layers")
     lines = [(label, values) for label, values in curves.items() if label not in layers]
     for color, marker, (label, values) in zip(_cycle(_COLORS), _cycle(_MARKERS), lines, strict=False):
-        axes.step(steps, values, where="post", label=label, linewidth=2, color=color)
+        axes.step(steps, values, where="post", label=_letters(label), linewidth=2, color=color)
         if len(steps) <= 60:
             axes.plot(steps, values, marker, color=color, markersize=4)
     _finish_sparsity(axes, target)
@@ -99,7 +100,9 @@ def plot_plan(
     whole = curves.pop("all layers")
     if 1 < len(curves) < _MOST_LINES:
         for color, (label, curve) in zip(_COLORS[1:], curves.items(), strict=False):
-            axes.step([*curve], [*curve.values()], where="post", label=label, linewidth=1.2, color=color, alpha=0.9)
+            axes.step(
+                [*curve], [*curve.values()], where="post", label=_letters(label), linewidth=1.2, color=color, alpha=0.9
+            )
     axes.step([*whole], [*whole.values()], where="post", label="all layers, planned", linewidth=2.5, color=_BLUE)
     if actual:
         axes.plot(
@@ -201,7 +204,7 @@ def plot_weights(
         names = [name for name in common if bool((new[name] == 0).any())][:_MOST_PANELS] or common[:_MOST_PANELS]
     for name in names:
         if name not in old or name not in new:
-            raise ConfigError(f"names: {name!r} must be a weight before and after. There are {', '.join(new)}.")
+            raise ConfigError(f"names: {shown(name)} must be a weight before and after. There are {first_names(new)}.")
     if not names:
         raise ConfigError("before and after must have weights of the same names, got none.")
     columns = min(3, len(names))
@@ -386,9 +389,7 @@ def _follow(one: PrunedParameter, run: TrainingRun, total_steps: int) -> dict[in
     except ConfigError as error:
         raise ConfigError(f"{one.rule}.scheduler.{error}") from error
     sparsity, curve = one.config.initial_sparsity, {0: one.config.initial_sparsity}
-    for step in range(1, total_steps + 1):
-        if not schedule.is_due(step):
-            continue
+    for step in schedule.due_steps(1, total_steps):
         asked = schedule.compute_sparsity(step, sparsity, one.config)
         if asked != sparsity:
             curve[step] = sparsity = asked
@@ -464,7 +465,13 @@ def _flat(tensor: Tensor) -> NDArray[Any]:
 
 def _shorten(name: str, length: int = 34) -> str:
     """The end of a long name, which tells layers apart."""
-    return name if len(name) <= length else "…" + name[1 - length :]
+    return _letters(name if len(name) <= length else "…" + name[1 - length :])
+
+
+def _letters(name: str) -> str:
+    """A name so that its letters are drawn: a $ would begin a formula, a leading _ keep it out of the legend."""
+    text = printable(name).replace("\n", "\\n").replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _signed(value: float, largest: float) -> str:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_prune.allocation import rank_together
 from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
-from lightning_prune.errors import ConfigError, LifecycleError, PruningError
+from lightning_prune.errors import CheckpointError, ConfigError, LifecycleError, PruningError, shown
 from lightning_prune.held_mask import HeldMask
 from lightning_prune.hook_mask import find_unused, hooked_names, remove_hooks
 from lightning_prune.magnitudes import holds_nan
@@ -41,6 +41,7 @@ from lightning_prune.shard_masks import (
 )
 from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
 from lightning_prune.sparsity import count_zeros
+from lightning_prune.state_values import MOST_STEPS
 from lightning_prune.weight_norm import copy_module
 
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
@@ -85,6 +86,18 @@ class _Layer:
             return written.resolve(run).after(self.schedule, step_count)
         except ConfigError as error:
             raise ConfigError(f"{self.plan.rule}.scheduler.{error}") from error
+
+    def restored(self, saved: ParameterState) -> _Layer:
+        """The layer as it was saved; its mask is this one's, and is not changed."""
+        return replace(
+            self,
+            initial_sparsity=saved.initial_sparsity,
+            sparsity=saved.sparsity,
+            floor=min(saved.sparsity, self.target_sparsity) if saved.is_other_rule else saved.floor,
+            schedule=self.schedule if saved.schedule is None else saved.schedule,
+            measured=None,
+            is_behind=self.is_behind and saved.sparsity == 0.0,
+        )
 
     def follow(self, schedule: PruningScheduler) -> None:
         """Go on by another schedule, below whose sparsity of now it may not fall."""
@@ -469,10 +482,12 @@ class MagnitudePruner:
         self._need_prepared("fast_forward")
         if step_count < self._step_count:
             raise ConfigError(f"step_count must be at least {self._step_count}, the steps made, got {step_count}.")
+        if step_count > MOST_STEPS:
+            raise ConfigError(f"step_count must be at most {MOST_STEPS} optimizer steps, got {shown(step_count)}.")
         first, self._step_count = self._step_count + 1, step_count
         holding = [layer for layer in self._layers if layer.is_continued and not self._has_ended(layer.schedule)]
         behind = [layer for layer in self._layers if not any(layer is other for other in holding)]
-        self._catch_up(first, self._trained_among(behind))
+        self._catch_up(_find_behind(self._groups, self._trained_among(behind), first, step_count))
         self._note_start()
 
     def restore_dense(self, dense: Mapping[str, Tensor]) -> None:
@@ -627,10 +642,12 @@ class MagnitudePruner:
         """Go on where :meth:`state_dict` was taken; the model's weights must be those of that moment.
 
         Args:
-            state: What :meth:`state_dict` gave. Checked as a whole before anything is changed.
+            state: What :meth:`state_dict` gave. Checked as a whole before anything is changed; no class that it names
+                is looked for.
             allow_config_change: Accept another target or schedule than the state was saved with: the model is pruned
                 at once as far as the new schedule has come by now, and its sparsity never falls below the saved one.
-                Otherwise a schedule in units of the run keeps the steps that it had, also in a run that is longer now.
+                Otherwise a schedule in units of the run keeps the steps that it had, also in a run that is longer now;
+                one of the user's own class stays as :meth:`resolve` has written it, as nothing is built from a file.
 
         Raises:
             CheckpointError: The state is damaged, or does not fit the model or the configuration.
@@ -644,17 +661,17 @@ class MagnitudePruner:
             boxes=[None if layer.sharding is None else layer.sharding.box for layer in self._layers],
             allow_config_change=allow_config_change,
         )
-        self._step_count, self._start = step_count, None
-        for layer, saved in zip(self._layers, states, strict=True):
+        layers = [layer.restored(saved) for layer, saved in zip(self._layers, states, strict=True)]
+        groups = _group_by_schedule(layers)
+        changed = [layer for layer, saved in zip(layers, states, strict=True) if saved.is_other_rule]
+        behind = _find_behind(groups, changed, 1, step_count)
+        _need_numbers([layer for layer, _ in behind], dict(zip(map(id, layers), states, strict=True)))
+        # all is checked: from here on nothing fails
+        self._step_count, self._start, self._layers, self._groups = step_count, None, layers, groups
+        for layer, saved in zip(layers, states, strict=True):
             layer.held.mask.copy_(saved.mask)
             layer.held.restore(saved.pruned_values)
-            layer.initial_sparsity, layer.sparsity = saved.initial_sparsity, saved.sparsity
-            layer.floor = min(saved.sparsity, layer.target_sparsity) if saved.is_other_rule else saved.floor
-            layer.measured, layer.is_behind = None, layer.is_behind and saved.sparsity == 0.0
-            if saved.schedule is not None:
-                layer.schedule = saved.schedule
-        self._groups = _group_by_schedule(self._layers)
-        self._catch_up(1, [layer for layer, saved in zip(self._layers, states, strict=True) if saved.is_other_rule])
+        self._catch_up(behind)
 
     def _update_groups(self, groups: list[tuple[PruningScheduler, list[_Layer]]]) -> None:
         step = self._step_count
@@ -694,7 +711,7 @@ class MagnitudePruner:
         ]
         trained = self._trained_among(late) if late else []
         if trained:
-            self._catch_up(1, trained)
+            self._catch_up(_find_behind(self._groups, trained, 1, self._step_count))
 
     def _has_ended(self, schedule: PruningScheduler) -> bool:
         last = schedule.last_update_step
@@ -702,11 +719,7 @@ class MagnitudePruner:
 
     def _update(self, asked: list[tuple[_Layer, float]], scope: Scope | None = None) -> None:
         """Compute the masks of layers anew, at the sparsities that are asked of them."""
-        for layer, sparsity in asked:
-            if not 0.0 <= sparsity <= 1.0:
-                raise ConfigError(
-                    f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
-                )
+        _need_fractions(asked)
         try:
             found = _rank_together(asked) if (scope or self._scope) == "global" else [sparsity for _, sparsity in asked]
             changes = run_together(
@@ -723,19 +736,8 @@ class MagnitudePruner:
             pruned, returned = (sum(one[place] for one in changes) for place in (0, 1))
             self._changes = MaskChanges(pruned, returned, sum(layer.plan.numel for layer in self._layers))
 
-    def _catch_up(self, first: int, chosen: list[_Layer]) -> None:
-        """Prune layers as far as their schedules, played from step ``first`` to now, say; never less than before."""
-        asked: list[tuple[_Layer, float]] = []
-        for scheduler, layers in self._groups:
-            behind = [one for one in layers if any(one is other for other in chosen)]
-            steps = range(first, self._step_count + 1) if behind else ()
-            due = [step for step in steps if scheduler.is_due(step)]
-            for layer in behind:
-                sparsity = layer.sparsity
-                for step in due:
-                    sparsity = float(scheduler.compute_sparsity(step, sparsity, layer))
-                if sparsity > layer.sparsity:
-                    asked.append((layer, sparsity))
+    def _catch_up(self, asked: list[tuple[_Layer, float]]) -> None:
+        """Prune layers that are behind their schedules."""
         self._update(asked)
         self._update_count += 1 if asked else 0
         for scheduler, layers in self._groups:
@@ -834,12 +836,51 @@ class MagnitudePruner:
             raise LifecycleError(f"{method}() needs a prepared model. Call prepare() first.")
 
 
+def _find_behind(
+    groups: list[tuple[PruningScheduler, list[_Layer]]], chosen: list[_Layer], first: int, last: int
+) -> list[tuple[_Layer, float]]:
+    """Find which of the chosen layers have less sparsity than their schedules, played from one step to another, say."""
+    asked: list[tuple[_Layer, float]] = []
+    for scheduler, layers in groups:
+        behind = [one for one in layers if any(one is other for other in chosen)]
+        due = list(scheduler.due_steps(first, last)) if behind else []
+        for layer in behind:
+            sparsity = layer.sparsity
+            for step in due:
+                sparsity = float(scheduler.compute_sparsity(step, sparsity, layer))
+            if sparsity > layer.sparsity:
+                asked.append((layer, sparsity))
+    _need_fractions(asked)
+    return asked
+
+
+def _need_fractions(asked: list[tuple[_Layer, float]]) -> None:
+    for layer, sparsity in asked:
+        if not 0.0 <= sparsity <= 1.0:
+            raise ConfigError(
+                f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
+            )
+
+
+def _need_numbers(layers: list[_Layer], states: Mapping[int, ParameterState]) -> None:
+    """Refuse a state from which a layer is to be pruned further, but cannot be ranked."""
+    for layer in layers:
+        values = states[id(layer)].pruned_values
+        if layer.sharding is None and (
+            holds_nan(layer.held.parameter.detach()) or (values is not None and holds_nan(values))
+        ):
+            raise CheckpointError(
+                f"{layer.plan.name} holds NaN, so it cannot be pruned as far as the rule of now asks. Resume from a "
+                "checkpoint of before, or with the rule of the checkpoint."
+            )
+
+
 def check_choices(masking: str, scope: str) -> None:
     """Refuse what is neither a way to hold masks nor a scope of ranking."""
     for name, value, known in (("masking", masking, Masking), ("scope", scope, Scope)):
         if value not in get_args(known):
             allowed = " or ".join(f'"{one}"' for one in get_args(known))
-            raise ConfigError(f"{name} must be {allowed}, got {value!r}.")
+            raise ConfigError(f"{name} must be {allowed}, got {shown(value)}.")
 
 
 def _is_anywhere(is_true: bool, device: torch.device) -> Rounds[bool]:

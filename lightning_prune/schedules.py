@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import ConfigError, shown
 
 __all__ = [
     "ConstantSparsityScheduler",
@@ -33,6 +33,8 @@ _EPOCHS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:ep|epochs?)\s*")
 
 # Where no distance of updates is given: at most so many steps, and so near that there are so many updates.
 _MOST_DISTANT, _LEAST_UPDATES = 100, 10
+
+_MOST_UPDATES = 10**6  # each is kept; more would be a slip, and may be more than there is memory for
 
 Moment = int | float | str
 
@@ -117,6 +119,8 @@ class TrainingRun:
         step = self.to_steps(begin, "begin")
         while step < end:
             steps.append(step)
+            if len(steps) > _MOST_UPDATES:
+                return _within_bounds(steps, "frequency")  # which refuses them
             after = first + len(steps) * _epochs(distance, "frequency")
             step = max(step + 1, round(self._step_after(after, written, "frequency")))
         return tuple(steps)
@@ -167,6 +171,10 @@ class PruningScheduler(ABC):
     def is_due(self, step_count: int) -> bool:
         """Whether :meth:`compute_sparsity` must be asked at this step; a cheap look-up, True where unknown."""
         return True
+
+    def due_steps(self, first: int, last: int) -> Iterable[int]:
+        """The steps from ``first`` to ``last``, both included, at which the schedule is due, in order."""
+        return (step for step in range(first, last + 1) if self.is_due(step))
 
     def reselects(self, step_count: int) -> bool:
         """Whether masks are computed anew at this step even if sparsity stays as it is, so that weights may return."""
@@ -228,10 +236,13 @@ class _SteppedScheduler(PruningScheduler):
             object.__setattr__(self, name, default if value is None else _check_moment(value, name))
         begin, end = ((type(one), _epochs(one, "") if isinstance(one, str) else one) for one in (self.begin, self.end))
         if begin[0] is end[0] and end[1] < begin[1]:  # type: ignore[operator]
-            raise ConfigError(f"end must not come before begin, got begin={self.begin!r} and end={self.end!r}.")
+            raise ConfigError(
+                f"end must not come before begin, got begin={shown(self.begin)} and end={shown(self.end)}."
+            )
         if self.frequency == 0 or (isinstance(self.frequency, str) and _epochs(self.frequency, "frequency") == 0):
             raise ConfigError(
-                f"frequency must be at least 1 optimizer step, got {self.frequency!r}. Write 1 to update at every step."
+                f"frequency must be at least 1 optimizer step, got {shown(self.frequency)}. "
+                "Write 1 to update at every step."
             )
 
     def remaining(self, progress: float) -> float:
@@ -259,6 +270,10 @@ class _SteppedScheduler(PruningScheduler):
     def is_due(self, step_count: int) -> bool:
         """Whether this is an update step."""
         return step_count in self._index
+
+    def due_steps(self, first: int, last: int) -> Iterable[int]:
+        """The update steps between, which are known."""
+        return (step for step in self._index if first <= step <= last)
 
     def reselects(self, step_count: int) -> bool:
         """True at every update but the first, where sparsity is the initial one, whose mask holds already."""
@@ -298,7 +313,7 @@ class _SteppedScheduler(PruningScheduler):
             frequency = min(_MOST_DISTANT, (end - begin) // _LEAST_UPDATES)
             if self.frequency is not None:
                 frequency = run.to_steps(self.frequency, "frequency")
-            steps = tuple(range(begin, end, max(1, frequency)))
+            steps = _within_bounds(range(begin, end, max(1, frequency)), "frequency")
         return replace(self, update_steps=(*steps, end), begin=None, end=None, frequency=None)
 
     def after(self, before: PruningScheduler, step_count: int) -> PruningScheduler:
@@ -355,7 +370,7 @@ class PolynomialDecayScheduler(_SteppedScheduler):
         super().__post_init__()
         if isinstance(self.power, bool) or not isinstance(self.power, (int, float)) or not 0 < self.power < math.inf:
             raise ConfigError(
-                f"power must be a number above 0, got {self.power!r}. Write 3 for the cubic, 1 for linear."
+                f"power must be a number above 0, got {shown(self.power)}. Write 3 for the cubic, 1 for linear."
             )
 
     def remaining(self, progress: float) -> float:
@@ -418,6 +433,10 @@ class ConstantSparsityScheduler(PruningScheduler):
         """Whether this is the step at which the mask is computed."""
         return step_count == self._begin
 
+    def due_steps(self, first: int, last: int) -> Iterable[int]:
+        """The one step, if it lies between."""
+        return (step for step in (self._begin,) if first <= step <= last)
+
     @property
     def last_update_step(self) -> int | None:
         """The one update step."""
@@ -445,20 +464,22 @@ def _parse_steps(value: Any) -> tuple[int, ...]:
         match = _RANGE.fullmatch(value)
         if match is None:
             raise ConfigError(
-                f'update_steps must be a list of steps or a text like "range(0, 5000, 100)", got {value!r}.'
+                f'update_steps must be a list of steps or a text like "range(0, 5000, 100)", got {shown(value)}.'
             )
         bounds = [int(number) for number in match.groups() if number is not None]
         if len(bounds) == 3 and bounds[2] == 0:
-            raise ConfigError(f"update_steps has a range whose step is 0: {value!r}. Write a step of at least 1.")
+            raise ConfigError(f"update_steps has a range whose step is 0: {shown(value)}. Write a step of at least 1.")
         value = range(*bounds)
     elif hasattr(value, "tolist"):  # a tensor or an array, without importing either library
-        value = value.tolist()
+        value = value[: _MOST_UPDATES + 1].tolist() if getattr(value, "ndim", 0) else value.tolist()
     if not isinstance(value, Iterable):
-        raise ConfigError(f"update_steps must be a list of optimizer steps, got {value!r}. Write [100, 200, 300].")
-    steps = tuple(value)
+        raise ConfigError(f"update_steps must be a list of optimizer steps, got {shown(value)}. Write [100, 200, 300].")
+    steps = _within_bounds(value, "update_steps")
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
-            raise ConfigError(f"update_steps must hold whole optimizer steps of at least 0, got {step!r} in {value!r}.")
+            raise ConfigError(
+                f"update_steps must hold whole optimizer steps of at least 0, got {shown(step)} in {shown(value)}."
+            )
     steps = tuple(int(step) for step in steps)
     if not steps:
         raise ConfigError("update_steps must not be empty: nothing would ever be pruned. Write [100, 200, 300].")
@@ -466,25 +487,37 @@ def _parse_steps(value: Any) -> tuple[int, ...]:
         raise ConfigError("update_steps=[0] would never fire: optimizer steps count from 1. Write [1].")
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
         raise ConfigError(
-            f"update_steps must be strictly increasing, got {list(steps)}. Sort them, name each one once."
+            f"update_steps must be strictly increasing, got {shown(list(steps))}. Sort them, name each one once."
         )
     return steps
+
+
+def _within_bounds(steps: Iterable[Any], name: str) -> tuple[Any, ...]:
+    """The update steps as a tuple, of which not more is made than there may be."""
+    found = tuple(itertools.islice(steps, _MOST_UPDATES + 1))
+    if len(found) > _MOST_UPDATES:
+        raise ConfigError(
+            f"{name} must give at most {_MOST_UPDATES:,} updates, but gives more. Write them further apart: a hundred "
+            "updates are many."
+        )
+    return found
 
 
 def _check_moment(value: Any, name: str) -> Moment:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ConfigError(
-            f'{name} must be steps (an int), a fraction of the run (a float) or "N epochs", got {value!r}.'
+            f'{name} must be steps (an int), a fraction of the run (a float) or "N epochs", got {shown(value)}.'
         )
     if isinstance(value, str):
         _epochs(value, name)
     elif isinstance(value, float) and not 0.0 <= value <= 1.0:
         raise ConfigError(
-            f"{name} as a float is a fraction of the run in [0, 1], got {value!r}. Write an int for optimizer steps."
+            f"{name} as a float is a fraction of the run in [0, 1], got {shown(value)}. "
+            "Write an int for optimizer steps."
         )
     elif isinstance(value, int) and value < 0:
         least = 1 if name == "frequency" else 0
-        raise ConfigError(f"{name} must be at least {least} optimizer steps, got {value!r}.")
+        raise ConfigError(f"{name} must be at least {least} optimizer steps, got {shown(value)}.")
     return value
 
 
@@ -492,5 +525,5 @@ def _epochs(text: str, name: str) -> float:
     match = _EPOCHS.fullmatch(text)
     if match is None:
         hint = " Write the number without quotes for steps or a fraction." if _NUMBER.fullmatch(text) else ""
-        raise ConfigError(f'{name} as a text is a number of epochs such as "3 epochs", got {text!r}.{hint}')
+        raise ConfigError(f'{name} as a text is a number of epochs such as "3 epochs", got {shown(text)}.{hint}')
     return float(match.group(1))

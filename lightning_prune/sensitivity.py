@@ -226,7 +226,7 @@ def sensitivity(
         raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {list(sparsities)}.")
     plan = plan_pruning(model, load_config(config))
     console = Console(stderr=True) if console is None else console
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
     layers = []
     with bar, _kept(model) as restore:

@@ -27,6 +27,7 @@ __all__ = [
     "find_shardings",
     "is_sharded",
     "local_part",
+    "place_sum",
     "require_same",
     "reshard_model",
     "run_together",
@@ -319,6 +320,28 @@ def bit_sum(tensor: Tensor) -> int:
     bits = (tensor if tensor.ndim else tensor.view(1)).detach().view(FORMATS[tensor.dtype].integer)
     rows = max(1, _CHUNK * len(bits) // bits.numel())  # summed in int64, of which no whole copy is made
     return sum(int(piece.sum(dtype=torch.int64)) for piece in torch.split(bits, rows))
+
+
+def place_sum(mask: Tensor) -> int:
+    """A cheap fingerprint of mask bytes that differs where the zeros lie elsewhere, whatever their number and layout.
+
+    Eight bytes are one number, which counts times another that belongs to its place. Sums wrap around at 64 bits.
+
+    Example:
+        >>> places = [place_sum(torch.tensor(one, dtype=torch.uint8)) for one in ([1, 0, 0, 1], [0, 1, 1, 0])]
+        >>> places[0] == places[1]
+        False
+    """
+    flat = mask.detach().reshape(-1).view(torch.uint8)
+    if flat.storage_offset() % 8:
+        flat = flat.clone()
+    total = torch.zeros((), dtype=torch.int64, device=mask.device)
+    for number, piece in enumerate(torch.split(flat, 8 * _CHUNK)):
+        words = nn.functional.pad(piece, (0, -len(piece) % 8)).view(torch.int64)
+        factors = torch.arange(len(words), device=mask.device).add_(number * _CHUNK + 1).mul_(0x1E37_79B9_7F4A_7C15)
+        factors ^= factors >> 29  # multiples of one number would let zeros that move in opposite directions cancel out
+        total += words.mul(factors.mul_(0x3F58_476D_1CE4_E5B9)).sum()
+    return int(total)
 
 
 def require_same(values: dict[str, int], what: str, *, device: torch.device | None = None) -> None:

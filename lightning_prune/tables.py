@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -11,9 +12,9 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.style import StyleType
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text, TextType
 
-__all__ = ["DottedText", "as_text", "break_lines", "new_table"]
+__all__ = ["DottedText", "LiteralTable", "as_text", "break_lines", "literal", "new_table", "printable"]
 
 
 class DottedText:
@@ -27,7 +28,7 @@ class DottedText:
     """
 
     def __init__(self, text: str, style: StyleType = "") -> None:
-        self.text, self.style = text, style
+        self.text, self.style = printable(text), style
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Between the longest part that is not broken and all on one line."""
@@ -63,9 +64,66 @@ def break_lines(text: str, width: int) -> list[str]:
     return lines
 
 
+class LiteralTable(Table):
+    """A table in which a text is shown letter for letter: what a file or a user has named is no markup."""
+
+    @property
+    def title(self) -> TextType | None:
+        """What stands above it."""
+        return self._title
+
+    @title.setter
+    def title(self, text: TextType | None) -> None:
+        self._title = literal(text, "table.title") if isinstance(text, str) else text
+
+    @property
+    def caption(self) -> TextType | None:
+        """What stands below it."""
+        return self._caption
+
+    @caption.setter
+    def caption(self, text: TextType | None) -> None:
+        self._caption = literal(text, "table.caption") if isinstance(text, str) else text
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row, of texts or of anything that rich can show."""
+        super().add_row(*map(_as_cell, cells), **options)
+
+
+def _as_cell(cell: RenderableType | None) -> RenderableType | None:
+    if isinstance(cell, Text) and not cell.spans:
+        return literal(cell.plain, cell.style)
+    return literal(cell) if isinstance(cell, str) else cell
+
+
+def literal(text: str, style: StyleType = "") -> Text:
+    """Text for rich that is shown as it is: no markup, no emoji, and no letter that steers a terminal.
+
+    Example:
+        >>> literal("run[red] :smile:").plain
+        'run[red] :smile:'
+    """
+    return Text(printable(text), style)
+
+
+def printable(text: str) -> str:
+    r"""The text with what no terminal can show, or what steers it, written as an escape; line breaks stay.
+
+    Example:
+        >>> print(printable(f"fc{chr(27)}[2J"))
+        fc\x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
+
+
 def new_table(title: str) -> Table:
     """An empty table in the style that all tables of this library have; 80 columns are to be enough for it."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    table = LiteralTable(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.collapse_padding, table.pad_edge = True, False
     return table
 

@@ -9,8 +9,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_prune.class_names import is_a
-from lightning_prune.errors import CheckpointError
+from lightning_prune.errors import CheckpointError, shown
 from lightning_prune.schedules import TrainingRun
+from lightning_prune.state_values import MOST_STEPS
 
 __all__ = ["Timeline"]
 
@@ -74,12 +75,14 @@ class Timeline:
         Raises:
             CheckpointError: The state is damaged.
         """
+        if not isinstance(state, Mapping):
+            raise CheckpointError(f"The timeline of the run is damaged: it must be a dict, got {shown(state)}.")
         try:
             ends, epochs, steps = list(state["epoch_ends"]), state["planned_epochs"], state["planned_steps"]
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"The timeline of the run is damaged: {error!r} while reading it.") from error
         numbers = [*ends, *(number for number in (epochs, steps) if number is not None)]
-        if any(type(number) is not int or number < 0 for number in numbers) or ends != sorted(ends):
+        if any(type(number) is not int or not 0 <= number <= MOST_STEPS for number in numbers) or ends != sorted(ends):
             raise CheckpointError(
                 "The timeline of the run is damaged: it must hold numbers of optimizer steps that do not fall."
             )
