@@ -32,6 +32,7 @@ from lightning_prune.errors import ConfigError, ExportError, PruningError
 from lightning_prune.mil import Package, import_coremltools, read_package
 from lightning_prune.paths import home
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
+from lightning_prune.values import plain_list
 
 __all__ = ["CoreMLExport", "ExportResult"]
 
@@ -97,11 +98,13 @@ class CoreMLExport:
     convert_kwargs: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.path = path = located(self.path)
+        if not isinstance(self.path, (str, os.PathLike)):
+            raise ConfigError(f"export.path must be a path that ends in .mlpackage, got {self.path!r}.")
+        given, path = self.path, located(self.path)
         if path.suffix != ".mlpackage":
-            raise ConfigError(
-                f"export.path must end in .mlpackage, got {str(path)!r}. Write {str(path.with_suffix('.mlpackage'))!r}."
-            )
+            better = str(path.with_suffix(".mlpackage")) if path.name else str(path / "model.mlpackage")
+            raise ConfigError(f"export.path must end in .mlpackage, got {os.fspath(given)!r}. Write {better!r}.")
+        self.path = path
         one_of("compute_precision", self.compute_precision, ("float16", "float32"))
         one_of("io_dtype", self.io_dtype, ("float16", "float32"))
         one_of("frontend", self.frontend, ("auto", *FRONTENDS))
@@ -315,7 +318,7 @@ class CoreMLExport:
             "convert_to": "mlprogram",
             "inputs": self.input_types(ct, standalone, dtype),
             "outputs": None if labels is not None else self.output_types(ct, standalone, dtype),
-            "classifier_config": None if labels is None else ct.ClassifierConfig(list(labels)),
+            "classifier_config": None if labels is None else ct.ClassifierConfig(list(plain_list(labels))),
             "minimum_deployment_target": self.target(ct),
             "compute_precision": getattr(ct.precision, self.compute_precision.upper()),
             "pass_pipeline": pipeline(ct, fold_norms=fold_norms),

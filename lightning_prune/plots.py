@@ -130,7 +130,7 @@ def plan_curves(plan: PruningPlan, run: TrainingRun | int) -> dict[str, dict[int
         >>> {step: round(sparsity, 3) for step, sparsity in curves["all layers"].items()}
         {0: 0.0, 20: 0.7, 30: 0.8, 40: 0.8}
     """
-    run = TrainingRun(run) if isinstance(run, int) else run
+    run = run if isinstance(run, TrainingRun) else TrainingRun(run)
     if run.total_steps is None:
         raise ConfigError("run must have a known length to draw it. Write TrainingRun(total_steps=1000).")
     layers: dict[str, list[PrunedParameter]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from lightning_prune.schedules import PruningScheduler
 from lightning_prune.selection import pruned_count
 from lightning_prune.sparsity import count_zeros
 from lightning_prune.tables import as_text, new_table
+from lightning_prune.values import as_fraction, plain_list, plain_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,8 +89,11 @@ class Sensitivity:
         Raises:
             ConfigError: ``loss`` is not a number of at least 0.
         """
-        if not loss >= 0:
-            raise ConfigError(f"loss must be a number of at least 0, got {loss}. Write 0.01 for one point of accuracy.")
+        number = plain_number(loss)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number >= 0:
+            raise ConfigError(
+                f"loss must be a number of at least 0, got {loss!r}. Write 0.01 for one point of accuracy."
+            )
         found = {}
         for name, losses in self.losses().items():
             found[name] = 0.0
@@ -221,9 +225,12 @@ def sensitivity(
         >>> [one.name for one in found.layers], list(found.layers[0].sparsities.values())
         (['0', '1'], [0.5, 0.890625])
     """
-    asked = sorted(set(sparsities))
-    if not asked or any(not 0 <= one <= 1 for one in asked):
-        raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {list(sparsities)}.")
+    given = plain_list(sparsities)
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
+        raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {given!r}. Write [0.5, 0.9].")
+    asked = sorted({as_fraction("each of sparsities", one) for one in given})
+    if not asked:
+        raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {given!r}. Write [0.5, 0.9].")
     plan = plan_pruning(model, load_config(config))
     console = Console(stderr=True) if console is None else console
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -234,10 +241,13 @@ def sensitivity(
 
         def score() -> float:
             with torch.no_grad():
-                value = float(evaluate(model))
+                value = evaluate(model)
             restore()
             bar.advance(task)
-            return value
+            try:
+                return float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"evaluate must give a number, got a {type(value).__name__}: {error}.") from error
 
         baseline = score()
         for one in plan:

@@ -211,6 +211,11 @@ def test_tied_parametrized_and_root_weights():
     ("arguments", "message"),
     [
         ({"sparsity": 75}, r"sparsity must be a fraction in \[0, 1\], got 75"),
+        ({"sparsity": "0.75"}, "sparsity must be a fraction .* got '0.75'. It is a text"),
+        ({"sparsity": None, "method": "global"}, "sparsity must be a fraction .* got None"),
+        ({"sparsity": float("nan")}, "sparsity must be a fraction .* got nan"),
+        ({"minimum": "none"}, "minimum must be a fraction .* got 'none'"),
+        ({"maximum": {"0": 80}}, r'maximum\["0"\] must be a fraction .* got 80. Write 0.8 for 80 %'),
         ({"method": "globl"}, "method must be one of uniform, global, erdos_renyi_kernel, got 'globl'"),
         ({"exclude": ["nope"]}, 'exclude: "nope" matches no pruned layer'),
         ({"maximum": {"9": 0.5}}, 'maximum: "9" matches no pruned layer'),
@@ -225,6 +230,13 @@ def test_tied_parametrized_and_root_weights():
 def test_what_cannot_be_allocated_says_what_to_write(arguments: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         allocate(**{"model": net(), "sparsity": 0.75, **arguments})
+
+
+def test_fractions_of_numpy_are_plain_ones():
+    given = allocate(net(), np.float32(0.9), minimum=np.float64(0.5), maximum={"0": np.float32(0.9)})
+    assert given.zeros == allocate(net(), 0.9, minimum=0.5, maximum={"0": 0.9}).zeros
+    assert "numpy" not in given.config.as_yaml()
+    assert uniform_zeros({"a": (10,)}, np.float32(0.9)) == {"a": 9}, "as it prints, not as float32 holds it"
 
 
 def test_modules_with_several_pruned_parameters_are_refused():

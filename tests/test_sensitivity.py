@@ -1,6 +1,8 @@
 import copy
 import io
+import math
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -212,10 +214,24 @@ def test_progress_is_shown_in_a_terminal_only():
     assert not console.file.getvalue()
 
 
-@pytest.mark.parametrize("sparsities", [[], [75], [-0.1, 0.5]])
-def test_sparsities_that_are_no_fractions_are_refused(sparsities: list[float]):
-    with pytest.raises(ConfigError, match="sparsities must be fractions"):
+@pytest.mark.parametrize("sparsities", [[], [75], [-0.1, 0.5], ["0.5"], [True], 0.5, "0.5", None, [math.nan]])
+def test_sparsities_that_are_no_fractions_are_refused(sparsities: object):
+    with pytest.raises(ConfigError, match="sparsities must be (a fraction|fractions)"):
         sensitivity(net(), lambda _: 0.0, sparsities)
+
+
+def test_sparsities_of_numpy_are_plain_fractions():
+    for given in (np.array([0.5, 0.75]), [np.float32(0.5), np.float64(0.75)]):
+        found = sensitivity(net(), lambda _: np.float32(1.0), given, progress=False)
+        assert [(type(asked), asked) for asked in found.layers[0].scores] == [(float, 0.5), (float, 0.75)]
+        assert found.tolerated(np.float32(0.1))["0"] == 0.75
+        with pytest.raises(ConfigError, match="loss must be a number of at least 0, got '0.1'"):
+            found.tolerated("0.1")
+
+
+def test_a_score_that_is_no_number_is_named():
+    with pytest.raises(ConfigError, match="evaluate must give a number, got a NoneType"):
+        sensitivity(net(), lambda _: None, [0.5], progress=False)
 
 
 def test_a_model_that_has_no_score_is_refused():
