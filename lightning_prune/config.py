@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 
 from lightning_prune.errors import ConfigError
+from lightning_prune.locks import check_lock, unlocked_state
 from lightning_prune.masks import Granularity
 from lightning_prune.paths import home
 from lightning_prune.schedules import ConstantSparsityScheduler, PolynomialDecayScheduler, PruningScheduler
@@ -87,6 +88,7 @@ class ModuleMagnitudePrunerConfig:
         settle["_is_checked"] = True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        check_lock(self, name)
         if self.__dict__.get("_is_checked"):
             if name not in self.__dataclass_fields__:
                 raise ConfigError(f"{name} is not a setting.{did_you_mean(name, self.__dataclass_fields__)}")
@@ -96,6 +98,9 @@ class ModuleMagnitudePrunerConfig:
             self.__dict__.update(vars(replace(self, **changed)))  # the constructor checks, and derives the target
         else:
             super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return unlocked_state(self)
 
     def _check_values(self) -> None:
         if not isinstance(self.scheduler, PruningScheduler):
@@ -202,12 +207,16 @@ class MagnitudePrunerConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a level whenever it is set."""
+        check_lock(self, name)
         check = {"global_config": _build_rule, "module_type_configs": _type_rules, "module_name_configs": _name_rules}
         if name in check:
             value = check[name](value, name)
         elif type(self) is MagnitudePrunerConfig:
             raise ConfigError(f"{name} is not a level.{did_you_mean(name, check)}")
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return unlocked_state(self)
 
     def set_global(self, global_config: _Rule | Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Set the rule for supported modules that no other rule matches; returns self."""
