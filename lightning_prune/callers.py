@@ -42,6 +42,6 @@ def _callers() -> Iterator[FrameType]:
     """The frames outside of this file, the nearest first."""
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") != __name__:
+        if frame.f_code.co_filename != __file__:
             yield frame
         frame = frame.f_back
