@@ -22,17 +22,17 @@ from typing import Literal, get_args
 
 import torch
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean, load_config
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks import mask_shape
+from lightning_prune.patterns import exact_pattern
 from lightning_prune.plan import PrunedParameter, plan_pruning, uncompiled_name
 from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count, pruned_count_of_all
 from lightning_prune.sharding import Sharding, find_shardings, local_part
 from lightning_prune.sparsity import count_zeros
-from lightning_prune.tables import as_text, new_table
+from lightning_prune.tables import DottedText, as_text, new_table
 from lightning_prune.values import as_fraction
 
 __all__ = [
@@ -86,13 +86,17 @@ class Allocation:
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook."""
         table = new_table(f"Sparsity spread {self.method}")
-        table.add_column("layer", overflow="fold")
+        table.add_column("layer")
         for heading in ("weights", "zeros", "kept", "sparsity"):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, zeros in self.zeros.items():
             weights = self.weights[name]
             table.add_row(
-                Text(name or "(root)"), f"{weights:,}", f"{zeros:,}", f"{weights - zeros:,}", f"{zeros / weights:.2%}"
+                DottedText(name or "(root)"),
+                f"{weights:,}",
+                f"{zeros:,}",
+                f"{weights - zeros:,}",
+                f"{zeros / weights:.2%}",
             )
         zeros, weights = sum(self.zeros.values()), sum(self.weights.values())
         table.caption = f"{zeros:,} of {weights:,} weights are zero ({zeros / weights:.4%})."
@@ -158,7 +162,7 @@ def allocate(
     for name in dense:
         least[name], most[name] = 0.0, 0.0
     if method == "global":
-        weights = {name: one.parameter for name, one in layers.items()}
+        weights = {name: one.weight for name, one in layers.items()}
         zeros = global_zeros(weights, sparsity, minimum=least, maximum=most)
     else:
         spread = uniform_zeros if method == "uniform" else erdos_renyi_kernel_zeros
@@ -516,18 +520,9 @@ def module_patterns(model: nn.Module, one: PrunedParameter) -> list[str]:
     names = {path: _module_name(path) for path, _ in model.named_modules()}
     places = {id(owner.module) for owner in one.owners}
     found = [names[path] for path, module in model.named_modules() if id(module) in places]
-    return [_pattern(name, set(names.values())) for name in dict.fromkeys(found)]
+    return [exact_pattern(name, set(names.values())) for name in dict.fromkeys(found)]
 
 
 def _module_name(path: str) -> str:
     """The name of a module without the wrapper of torch.compile; of a parametrization, that of its module."""
     return uncompiled_name(path.partition(".parametrizations")[0])
-
-
-def _pattern(name: str, modules: Iterable[str]) -> str:
-    """The name as a regular expression: itself, where that matches it and nothing else."""
-    try:
-        found = [other for other in modules if re.fullmatch(name, other)]
-    except re.error:
-        found = []
-    return name if found == [name] else re.escape(name)

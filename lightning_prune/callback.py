@@ -9,11 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import RenderableType
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callers import builder, listed_beside
-from lightning_prune.checkpoint import ForeignWeights, plain_state_dict
+from lightning_prune.checkpoint import ForeignWeights
 from lightning_prune.class_names import is_a
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
@@ -23,14 +23,14 @@ from lightning_prune.fit_checks import (
     refuse_second_pruner,
     refuse_twins,
     warn_if_abrupt,
+    warn_if_missed,
     warn_if_too_short,
     warn_if_untrained,
-    warn_if_unused,
 )
-from lightning_prune.hook_mask import hooked_names
+from lightning_prune.last_layer import LastLayerWatch
 from lightning_prune.locks import check_lock, lock, unlock
 from lightning_prune.masking import Masking
-from lightning_prune.monitors import TargetGate
+from lightning_prune.monitors import TargetGate, check_gate
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, check_choices
 from lightning_prune.report import SparsityReport
@@ -149,10 +149,11 @@ class MagnitudePruningCallback(Callback):
         self.export_error: ExportError | None = None
         self._is_fitting = False
         self._is_training = False
-        self._first_step = 0
+        self._may_be_written = False  # the weights, by the module's own hooks before the first batch
         self._timeline = Timeline()
         self._gate: TargetGate | None = None
         self._foreign: ForeignWeights | None = None
+        self._last_layer: LastLayerWatch | None = None
         self._restored: dict[str, Any] | None = None  # a state that came before on_train_start
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
         # what the last fit left, until this one trains
@@ -206,6 +207,7 @@ class MagnitudePruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what can be checked before anything is loaded, and step in front of the checkpoint callbacks."""
+        self._foreign = ForeignWeights(pl_module)
         self._is_fitting = stage == "fit"
         if not self._is_fitting:
             return
@@ -216,7 +218,6 @@ class MagnitudePruningCallback(Callback):
         self._before = (self.pruner, self._saved)
         self.pruner, self._restored, self._saved, self._timeline = None, None, {}, Timeline()
         self.export_result = self.export_error = None
-        self._foreign = ForeignWeights(pl_module)
         # a new list: the Trainer is walking over the old one
         others = [one for one in trainer.callbacks if one is not self]  # type: ignore[attr-defined]
         first_checkpoint = next((i for i, one in enumerate(others) if is_a(one, "Checkpoint")), len(others))
@@ -231,7 +232,8 @@ class MagnitudePruningCallback(Callback):
             pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True
         )
         lock(self.config, _FITTING)
-        self.pruner.prepare(inplace=True, keep_zeros=self.keep_zeros)
+        self.pruner.prepare(inplace=True, keep_zeros=self.keep_zeros, optimizers=trainer.optimizers)
+        self.pruner.guard_state_dicts()
         if self.export is not None and self.pruner.is_sharded:
             raise ConfigError(
                 "export needs the whole model in one process, but it is sharded over several (DTensor). Take export "
@@ -241,7 +243,6 @@ class MagnitudePruningCallback(Callback):
         refuse_second_pruner(trainer, self.pruner.plan)
         if self.masking == "hook":
             refuse_averages(trainer)
-        self.pruner.attach_optimizers(*trainer.optimizers)
         self.pruner.find_unattached()  # now, so that step() does not warn of what the next line says
         warn_if_untrained(trainer, self.pruner)
 
@@ -251,8 +252,12 @@ class MagnitudePruningCallback(Callback):
         Only now are the length of the run and its global step known: to ask for the length earlier would load the data
         before its state is restored, and a resumable dataloader would start over.
         """
+        gate = check_gate((self._restored or {}).get(_GATE))
         pruner, run = self._need_pruner(), self._timeline.measure(trainer, pl_module)
         reshard_model(pl_module)  # the sanity check may have left whole weights behind
+        self._may_be_written = self._restored is None
+        if self._may_be_written:
+            pruner.prepare_anew_if_written()
         pruner.resolve(run)
         if self._restored is not None:
             pruner.load_state_dict(self._restored, allow_config_change=self.allow_config_change)
@@ -265,9 +270,9 @@ class MagnitudePruningCallback(Callback):
             warn_if_abrupt(pruner, run)
         is_pruned_now = pruner.update_count > 0  # what was the best before is not as sparse as this
         self._forget_foreign()
-        gate = (self._restored or {}).get(_GATE)
         self._before, self._restored = None, None
-        self._is_training, self._first_step = True, pruner.step_count
+        self._is_training = True
+        self._last_layer = LastLayerWatch(pl_module, pruner.plan)
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
@@ -287,20 +292,29 @@ class MagnitudePruningCallback(Callback):
         pruner = self._need_pruner()
         pruner.reset_optimizers()
         pruner.attach_optimizers(*trainer.optimizers)
+        if self._may_be_written and pruner.prepare_anew_if_written():
+            pruner.resolve(self._timeline.measure(trainer, pl_module))
+            pruner.fast_forward(trainer.global_step)
+        self._may_be_written = False
         pruner.project_if_written()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look no further for the layer that runs last: a backward pass may run earlier ones again."""
+        if self._last_layer is not None:
+            self._last_layer.close()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Zero the gradients of pruned weights before they are clipped."""
-        pruner = self._need_pruner()
-        pruner.mask_gradients(optimizer)
-        if self.masking == "hook" and pruner.step_count == self._first_step:
-            warn_if_unused(optimizer, pruner)
+        self._need_pruner().mask_gradients(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the optimizer steps of this batch, update masks, and log if they changed."""
         pruner = self._need_pruner()
+        if self._last_layer is not None:
+            self._last_layer.warn()
+            self._last_layer = None
         updates = pruner.update_count
         self._follow_run(trainer, pl_module)
         self._count_steps(trainer)
@@ -334,20 +348,15 @@ class MagnitudePruningCallback(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Settle the weights, which an averaging callback may have replaced, and say if the target was missed."""
-        pruner = self._need_pruner()
-        pruner.settle()
+        """Settle the weights, which an averaging callback may have replaced."""
+        self._need_pruner().settle()
         self._mask_averages(trainer)
-        if not pruner.is_at_target and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            last = "" if pruner.last_update_step is None else f" at {pruner.last_update_step}"
-            rank_zero_warn(
-                f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update{last}: "
-                f"sparsity is {pruner.report().sparsity:.1%}, below the target."
-            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the zeros permanent, and export."""
+        """Make the zeros permanent, say if the target was missed, and export."""
         self._finish(trainer)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            warn_if_missed(self._need_pruner())
         if self.show_plan:
             _show(self.report())
         if self.export is not None and trainer.is_global_zero:
@@ -359,22 +368,15 @@ class MagnitudePruningCallback(Callback):
             if self.pruner is not None and self.pruner.is_prepared:
                 self.pruner.undo()
             self.pruner, self._saved = self._before  # what the last fit left is still true
-        self._finish(trainer, is_failed=True)
+        try:
+            self._finish(trainer, is_failed=True)
+        except Exception as error:
+            rank_zero_warn(f"The module could not be left as it should be: {error}")  # what happened is the exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what belongs to this run of the Trainer."""
         self._finish(trainer)
         self._is_fitting, self._restored = False, None
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save pruned weights, and save them under their plain names with ``masking="hook"`` too."""
-        if self.pruner is None or not self.pruner.is_prepared:
-            return
-        self.pruner.project()
-        if self.masking == "hook" and "state_dict" in checkpoint:
-            ours = hooked_names(pl_module)
-            others = {name for name in checkpoint["state_dict"] if name not in ours}
-            checkpoint["state_dict"] = plain_state_dict(checkpoint["state_dict"], keep=others)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""
@@ -460,18 +462,23 @@ class MagnitudePruningCallback(Callback):
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
         self._forget_foreign()
         unlock(self.config)
+        if self._last_layer is not None:
+            self._last_layer.close()
+            self._last_layer = None
         if self._gate is not None:
             self._gate.close()
         self._is_training = False
         if self.pruner is not None and self.pruner.is_prepared:
-            self.pruner.settle()
-            if self._restored is not None:  # no training has begun: what was saved still holds
-                with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
-                    self.pruner.load_state_dict(self._restored)
-                self._saved, self._restored = self._restored, None
-            elif not (is_failed and self.pruner.is_sharded):  # the other processes may not be there to give their parts
-                self._saved = self.state_dict()
-            self.pruner.finalize(inplace=True)
+            try:
+                self.pruner.settle()
+                if self._restored is not None:  # no training has begun: what was saved still holds
+                    with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
+                        self.pruner.load_state_dict(self._restored)
+                    self._saved, self._restored = self._restored, None
+                elif not (is_failed and self.pruner.is_sharded):  # the others may not be there to give their parts
+                    self._saved = self.state_dict()
+            finally:
+                self.pruner.finalize(inplace=True)
         self._gate = None
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,13 +42,13 @@ class ModuleMagnitudePrunerConfig:
         initial_sparsity: Fraction of zeros in [0, 1] that holds from ``prepare`` on.
         target_sparsity: Fraction of zeros in [0, 1] at the end of the schedule. With ``n_m_ratio`` it is ``n / m``.
         granularity: What is zeroed as one: ``"per_scalar"``, ``"per_kernel"`` (rank 3 and more: one input channel of
-            one output channel) or ``"per_channel"`` (rank 3 and more: one output channel).
+            one output channel) or ``"per_channel"`` (rank 2 and more: one output channel, which is a row of Linear).
         block_size: Consecutive output channels zeroed together; at most half of them. 1 is no blocks.
         n_m_ratio: ``(n, m)``: of every ``m`` weights along ``dim``, **n are zero**. Excludes blocks, other
             granularities and an initial sparsity.
         dim: Dimension of the groups of ``m``: 1 (input channels) or 0 (output channels).
         param_name: The parameter of the module that is pruned; a regular expression may match several whole names
-            (``"weight_(ih|hh)_l0"`` of an LSTM, ``"weight|bias"``).
+            (``"weight_.*"`` of an LSTM, ``"weight|bias"``).
 
     Raises:
         ConfigError: A value, or two values together, cannot work. Raised by a later assignment too.
@@ -181,6 +181,9 @@ class MagnitudePrunerConfig:
         module_name_configs: By regular expression that matches the whole name of a module. None leaves it dense.
 
     With no rule at all, ``global_config`` is a default :class:`ModuleMagnitudePrunerConfig`. Values may be dicts.
+
+    A weight that a rule does not fit (n:m without one whole group, blocks of more than half the channels) stays dense
+    under a global rule or one by type, with the reason in the plan; a rule by name that cannot prune it is refused.
 
     Raises:
         ConfigError: A key or a value cannot work; the message starts with its path.

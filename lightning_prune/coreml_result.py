@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from lightning_prune.tables import new_table
+from lightning_prune.tables import DottedText, new_table
 
 __all__ = ["ExportResult", "ExportedLayer"]
 
@@ -123,7 +123,7 @@ class ExportResult:
         """One row a pruned parameter, and one for the whole package."""
         table = new_table(f"Core ML package {self.path.name}")
         table.caption = str(self.path)
-        table.add_column("parameter", overflow="fold")
+        table.add_column("parameter")
         table.add_column("shape", no_wrap=True)
         for column in ("sparsity", "bytes", "dense", "ratio"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -132,7 +132,7 @@ class ExportResult:
             shape = "x".join(map(str, layer.shape))
             stored = layer.stored + (", scaled" if layer.scaled else "")
             sizes = f"{layer.nbytes:,}", f"{layer.dense_nbytes:,}", f"{layer.ratio:.2f}x"
-            table.add_row(layer.name, shape, f"{layer.sparsity:.1%}", *sizes, stored)
+            table.add_row(DottedText(layer.name), shape, f"{layer.sparsity:.1%}", *sizes, stored)
         table.add_section()
         sizes = f"{self.package_bytes:,}", f"{self.dense_package_bytes:,}", f"{self.ratio:.2f}x"
         table.add_row("whole package", "", f"{self.sparsity:.1%}", *sizes, f"by {self.frontend}")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim import Optimizer
 
 from lightning_prune.class_names import is_a
 from lightning_prune.errors import ConfigError
+from lightning_prune.patterns import shared_patterns
 from lightning_prune.plan import PruningPlan
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import ConstantSparsityScheduler, PruningScheduler, TrainingRun
@@ -19,9 +19,9 @@ __all__ = [
     "refuse_second_pruner",
     "refuse_twins",
     "warn_if_abrupt",
+    "warn_if_missed",
     "warn_if_too_short",
     "warn_if_untrained",
-    "warn_if_unused",
 ]
 
 _FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
@@ -61,39 +61,43 @@ def refuse_averages(trainer: Trainer) -> None:
 
 
 def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
-    """Say which weights no optimizer of the Trainer updates, and which are frozen, as those of a teacher are."""
+    """Say which weights no optimizer of the Trainer updates, though they are not frozen."""
     known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
     names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
     if names:
         rank_zero_warn(
-            f"Pruned, but updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is "
-            "not seen. Return their optimizer from configure_optimizers, or leave them out with None."
+            f"Updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is not seen, and "
+            "they stay dense unless a rule names them in full. Return their optimizer from configure_optimizers, or "
+            "leave them out with None."
         )
-    frozen = [name for name, one in pruner.parameters().items() if not one.requires_grad]
-    will_thaw = any(is_a(callback, "BaseFinetuning") for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if frozen and not will_thaw:
-        module = frozen[0].split(".")[0]
+
+
+def warn_if_missed(pruner: MagnitudePruner) -> None:
+    """Say at the end of a fit what is not as sparse as it was meant to be."""
+    left = pruner.untrained
+    if left:
+        modules = dict.fromkeys(map(_module_of, left))
+        others = {_module_of(name) for name in pruner.parameters()} - set(modules)
+        pattern = "|".join(shared_patterns(modules, others))
         rank_zero_warn(
-            f"Pruned, but frozen, and as long as they are no training makes up for it: {', '.join(frozen)}. Leave a "
-            f'teacher, a target network or a metric out with module_name_configs: {{"{module}.*": None}}.'
+            f"Not pruned to the target, since no optimizer trained them or they were frozen at their updates: "
+            f"{', '.join(left)}. To leave them dense on purpose, write "
+            f'module_name_configs: {{"{pattern}": None}}; to prune them all the same, name each in full there.'
         )
-
-
-def warn_if_unused(optimizer: Optimizer, pruner: MagnitudePruner) -> None:
-    """Say which weights got no gradient behind their hooks: most often a function reads them past the forward."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    if all(one.grad is None for one in parameters):  # the batch was left out
+    if pruner.is_at_target:
         return
-    known = {id(one) for one in parameters}
-    names = [
-        name for name, one in pruner.parameters().items() if id(one) in known and one.requires_grad and one.grad is None
-    ]
-    if names:
-        rank_zero_warn(
-            f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
-            "only through the forward of its own module. If another module or a function reads it, use "
-            'masking="resident".'
-        )
+    last = "" if pruner.last_update_step is None else f" at {pruner.last_update_step}"
+    rank_zero_warn(
+        f"Training ended after {pruner.step_count} optimizer steps, before the last pruning update{last}: "
+        f"sparsity is {pruner.report().sparsity:.1%}, below the target."
+    )
+
+
+def _module_of(parameter: str) -> str:
+    """Name of the module that a parameter belongs to, also behind a parametrization."""
+    return (
+        parameter.split(".parametrizations.")[0] if ".parametrizations." in parameter else parameter.rpartition(".")[0]
+    )
 
 
 def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:

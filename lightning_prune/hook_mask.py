@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from typing_extensions import override
 
 from lightning_prune.errors import ConfigError, LifecycleError
-from lightning_prune.held_mask import HeldMask
+from lightning_prune.held_mask import HeldMask, watch_gradient
 from lightning_prune.mask_products import apply_mask, ones, put_pruned, select_pruned
 from lightning_prune.masks import mask_shape
-from lightning_prune.plan import Owner, PrunedParameter
+from lightning_prune.plan import Owner, PrunedParameter, is_compiled
 from lightning_prune.sharding import is_sharded
+from lightning_prune.state_guards import PlainNames, drop_guards
 
-__all__ = ["HookMask", "hooked_names", "remove_hooks"]
+__all__ = ["HookMask", "find_unused", "hooked_names", "remove_hooks"]
 
 
 class HookMask(HeldMask):
@@ -35,6 +37,17 @@ class HookMask(HeldMask):
         self._last_mask = mask
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.attach(owner.module, mask)
+        self._gradient_hooks = watch_gradient(
+            self.parameter, ("register_post_accumulate_grad_hook", self._note_gradient)
+        )
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        self.got_gradient = True
+
+    @property
+    def was_used(self) -> bool:
+        """Whether a forward has made the pruned weight for training, as far as it can be seen, or it has a gradient."""
+        return self.parameter.grad is not None or any(hook.has_run for hook in self._hooks)
 
     @property
     def mask(self) -> Tensor:  # type: ignore[override]
@@ -79,8 +92,19 @@ class HookMask(HeldMask):
     @override
     def detach(self) -> None:
         apply_mask(self.parameter, self.mask)
+        for handle in self._gradient_hooks:
+            handle.remove()
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.detach(owner.module)
+
+    @override
+    def guard_state_dict(self) -> None:
+        for owner in self._owners:
+            PlainNames(owner.attribute).attach(owner.module)
+
+    @override
+    def take_writes(self) -> None:
+        """Nothing to do: the dense weights are the parameter itself."""
 
     @override
     def pruned_values(self) -> Tensor | None:
@@ -112,8 +136,22 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
             f'{one.rule}: masking="hook" cannot prune {one.name}: nn.MultiheadAttention reads it without a forward. '
             + advice
         )
-    is_computed_from = name.endswith("_v") and f"{name[:-2]}_g" in module._parameters  # weight_norm
-    is_computed_from |= any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    if one.gain is not None:
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: it is one of two parameters that a weight norm makes '
+            f"the weight of, and a hook masks one. {advice}"
+        )
+    if not _has_forward(module):
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} has no forward of its own, '
+            f"in which a hook could mask it. {advice}"
+        )
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+        raise ConfigError(
+            f'{one.rule}: masking="hook" cannot prune {one.name}: its forward writes to the weight, to keep max_norm. '
+            + advice
+        )
+    is_computed_from = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     if is_computed_from or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
         raise ConfigError(
             f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a '
@@ -124,6 +162,32 @@ def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
             raise ConfigError(
                 f'{one.rule}: masking="hook" needs the name {taken}, which the module uses itself. {advice}'
             )
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module defines what it computes; containers and a LightningModule without a forward do not."""
+    if "forward" in vars(module):
+        return True
+    owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    return owner is not nn.Module and owner.__name__ != "LightningModule"
+
+
+def find_unused(masks: Mapping[str, HeldMask], model: nn.Module) -> list[str] | None:
+    """Find hook masks whose weights no forward has used in training, though others were, and no gradient came.
+
+    Args:
+        masks: Masks by parameter name.
+        model: The whole model.
+
+    Returns:
+        Their names; None where nothing at all was trained yet, as far as can be seen.
+    """
+    hooks = {name: mask for name, mask in masks.items() if isinstance(mask, HookMask)}
+    has_gradients = any(one.grad is not None for one in model.parameters())
+    has_run = any(mask.was_used for mask in hooks.values())
+    if not has_gradients and (not has_run or any(map(is_compiled, model.modules()))):
+        return None
+    return [name for name, mask in hooks.items() if mask.parameter.requires_grad and not mask.was_used]
 
 
 def _renamed(parameters: dict[str, nn.Parameter | None], old: str, new: str) -> dict[str, nn.Parameter | None]:
@@ -138,6 +202,7 @@ class _MaskedForward(prune.BasePruningMethod):
     """
 
     PRUNING_TYPE = "unstructured"
+    has_run = False  # in a forward that is trained; under a compiler it cannot be seen
 
     def __init__(self, name: str) -> None:
         self._tensor_name = name
@@ -155,6 +220,8 @@ class _MaskedForward(prune.BasePruningMethod):
         orig: Tensor = getattr(module, f"{self._tensor_name}_orig")
         mask: Tensor = getattr(module, f"{self._tensor_name}_mask")
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not is_traced and not self.has_run:
+            self.has_run = torch.is_grad_enabled()
         if not is_traced and self._converted is not None:
             known, version, factor = self._converted
             is_same = known is mask and version == mask._version
@@ -184,14 +251,17 @@ class _MaskedForward(prune.BasePruningMethod):
         module.register_buffer(f"{name}_mask", mask)
         self.show(module)
         module.register_forward_pre_hook(self)
-        module.register_forward_hook(_CutGraph(name))
+        # also after a forward that raised: torch.utils.checkpoint ends those that it repeats by an exception
+        module.register_forward_hook(_CutGraph(name), always_call=True)
         module.pruning_method = self  # type: ignore[assignment]  # where scripts for Core ML Tools look for it
 
     def detach(self, module: nn.Module) -> None:
         """Take them off again, and give the parameter its name back; as far as nothing else has done so."""
         name = self._tensor_name
         _drop_hooks(module._forward_pre_hooks, name)
-        _drop_hooks(module._forward_hooks, name)
+        for key in _drop_hooks(module._forward_hooks, name):
+            module._forward_hooks_always_called.pop(key, None)
+        drop_guards(module, name)
         module.__dict__.pop(name, None)
         module._parameters = _renamed(module._parameters, f"{name}_orig", name)
         module._buffers.pop(f"{name}_mask", None)
@@ -208,10 +278,12 @@ class _MaskedForward(prune.BasePruningMethod):
         module._forward_pre_hooks = hooks
 
 
-def _drop_hooks(hooks: dict[int, Any], name: str) -> None:
-    """Delete the hooks that serve one parameter, whose name the hooks of this file hold."""
-    for key in [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]:
+def _drop_hooks(hooks: dict[int, Any], name: str) -> list[int]:
+    """Delete the hooks that serve one parameter, whose name the hooks of this file hold; give their keys."""
+    keys = [key for key, hook in hooks.items() if getattr(hook, "_tensor_name", None) == name]
+    for key in keys:
         del hooks[key]
+    return keys
 
 
 class _CutGraph:
@@ -235,8 +307,9 @@ def hooked_names(model: nn.Module) -> set[str]:
 
 
 def remove_hooks(model: nn.Module) -> None:
-    """Finalize every module that carries a hook of :class:`HookMask`, also in a copy of a prepared model."""
+    """Finalize every module that carries hooks of a mask, also in a copy of a prepared model."""
     for module in model.modules():
+        drop_guards(module)
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, _MaskedForward):
                 name = hook._tensor_name

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from lightning_prune.checkpoint import plain_state_dict
@@ -20,7 +19,8 @@ from lightning_prune.errors import CheckpointError, ExportError
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
-from lightning_prune.tables import new_table
+from lightning_prune.tables import DottedText, new_table
+from lightning_prune.weight_norm import computed_weights
 
 __all__ = [
     "Inspection",
@@ -102,7 +102,7 @@ class Inspection:
         """Table for a terminal."""
         table = new_table(f"{self.kind} {self.path.name}")
         is_package = any(one.stored != "dense" for one in self.tensors)
-        table.add_column("tensor", overflow="fold")
+        table.add_column("tensor")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)
         for heading in ("sparsity", "bytes"):
@@ -110,7 +110,7 @@ class Inspection:
         table.add_column("stored" if is_package else "sparse", justify="left" if is_package else "right")
         for one in self.tensors:
             table.add_row(
-                Text(one.name),
+                DottedText(one.name),
                 "x".join(map(str, one.shape)),
                 one.structure,
                 f"{one.sparsity:.2%}",
@@ -131,6 +131,8 @@ class Inspection:
 def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> Inspection:
     """Look into a file of weights; nothing in it is executed.
 
+    A weight behind a weight norm is listed as it is computed, in place of its ``g`` and ``v``.
+
     Args:
         path: A Lightning checkpoint, a state dict, ``.safetensors``, or an ``.mlpackage``.
         all_tensors: List vectors and integers too, not only floating weights of rank 2 and more.
@@ -142,7 +144,12 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     path = home(path)
     if path.suffix == ".mlpackage":
         return _inspect_package(path, all_tensors=all_tensors)
-    kind, tensors, notes = read_tensors(path)
+    kind, stored, notes = read_tensors(path)
+    tensors = computed_weights(stored)
+    if len(tensors) < len(stored):
+        notes.append(
+            f"{len(stored) - len(tensors)} weights are computed by a weight norm from the g and v in the file."
+        )
     listed = {name: one for name, one in tensors.items() if all_tensors or _is_weight(one)}
     others = sum(one.numel() for name, one in tensors.items() if name not in listed and one.is_floating_point())
     summaries = tuple(_summarize(name, one) for name, one in listed.items() if one.numel())
@@ -159,12 +166,13 @@ def report_of(path: str | os.PathLike[str]) -> SparsityReport:
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The floating tensors of rank 2 and more of a checkpoint, by name.
+    """The floating tensors of rank 2 and more of a checkpoint, by name; those behind a weight norm as it computes them.
 
     Raises:
         CheckpointError: As :func:`read_tensors`; or there are none.
     """
-    weights = {name: one for name, one in read_tensors(path)[1].items() if _is_weight(one) and one.numel()}
+    tensors = computed_weights(read_tensors(path)[1])
+    weights = {name: one for name, one in tensors.items() if _is_weight(one) and one.numel()}
     if not weights:
         raise CheckpointError(f"{path} holds no weights of rank 2 or more.")
     return weights

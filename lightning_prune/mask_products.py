@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lightning_prune.sharding import local_part
 
-__all__ = ["apply_in_place", "apply_mask", "ones", "put_pruned", "select_pruned", "split"]
+__all__ = ["apply_mask", "keep_in_place", "multiply_in_place", "ones", "put_pruned", "select_pruned", "split"]
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _CHUNK = 1 << 19  # elements worked on at once: a pass over several tensors stays in the cache, and 16 threads share it
 
@@ -43,25 +45,35 @@ def put_pruned(dense: Tensor, mask: Tensor, values: Tensor | None) -> None:
 def split(dense: Tensor, mask: Tensor, stash: Tensor) -> None:
     """Split ``dense`` in place into what the mask keeps (stays in ``dense``) and what it prunes (goes to ``stash``).
 
-    ``dense - dense * mask`` is exactly the pruned part, and taking that off ``dense`` leaves +0.0, never -0.0.
+    The product with the mask is taken of the numbers' bits, so that an infinite weight is kept or pruned like any other
+    and a zero is +0.0, never -0.0.
     """
-    for factor, weight, pruned in _passes(mask, dense, stash):
+    for factor, weight, pruned in _passes(mask, _bits(dense), _bits(stash)):
         torch.addcmul(weight, weight, factor, value=-1, out=pruned)
         weight.sub_(pruned)
 
 
-def apply_in_place(tensor: Tensor, mask: Tensor, *, zero_is_positive: bool = True) -> None:
-    """``tensor *= mask``; adds +0.0 where a weight is written, so that no zero is -0.0."""
+def keep_in_place(tensor: Tensor, mask: Tensor) -> None:
+    """Keep a tensor where the mask is 1 and write +0.0 where it is 0, whatever it holds there; see :func:`split`."""
+    for factor, piece in _passes(mask, _bits(tensor)):
+        piece.mul_(factor)
+
+
+def multiply_in_place(tensor: Tensor, mask: Tensor) -> None:
+    """``tensor *= mask``, by the arithmetic of floats: what is not finite does not become a number."""
     for factor, piece in _passes(mask, tensor):
         piece.mul_(factor)
-        if zero_is_positive:
-            piece.add_(0.0)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The memory of a tensor of floats as integers of the same size."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def _passes(mask: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The mask as numbers of the tensors' dtype, and the tensors: piece by piece, or whole where no piece fits all.
 
-    One conversion and a product of floats are three times as fast as a product of floats and bytes.
+    One conversion and a product of two tensors of one dtype are three times as fast as a product with bytes.
     """
     dtype = tensors[0].dtype
     chunks = _chunks(mask, *tensors)

@@ -4,7 +4,8 @@
   forward pre-hook makes ``weight``.
 * :class:`~lightning_prune.resident_mask.ResidentMask`: ``weight`` stays the Parameter and always is the pruned weight.
   What was pruned away lies in a stash beside it, and is put back only while an optimizer steps
-  (:class:`~lightning_prune.optimizer_link.OptimizerLink`).
+  (:class:`~lightning_prune.optimizer_link.OptimizerLink`). A weight behind a weight norm has two of them
+  (:class:`~lightning_prune.normed_mask.NormedMask`).
 
 Both train bit-equal networks. These are the only files that touch the inside of modules and optimizers.
 """
@@ -15,6 +16,7 @@ from typing import Literal
 
 from lightning_prune.held_mask import HeldMask
 from lightning_prune.hook_mask import HookMask
+from lightning_prune.normed_mask import NormedMask
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.resident_mask import ResidentMask
 
@@ -29,4 +31,6 @@ def attach_mask(one: PrunedParameter, masking: Masking) -> HeldMask:
     Raises:
         ConfigError: The module reads this parameter in a way that a forward hook cannot see.
     """
-    return HookMask(one) if masking == "hook" else ResidentMask(one)
+    if masking == "hook":
+        return HookMask(one)
+    return ResidentMask(one) if one.gain is None else NormedMask(one, one.gain)

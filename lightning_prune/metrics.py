@@ -36,6 +36,7 @@ from lightning_prune.macs import count_macs
 from lightning_prune.report import stored_bytes
 from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
 from lightning_prune.values import as_whole
+from lightning_prune.weight_norm import normed_names, normed_weight
 
 __all__ = [
     "BlockSparsity",
@@ -58,7 +59,7 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the parameters that a network computes with, each once.
 
     A parameter that is held apart from its mask is given with the mask applied and under its plain name, a parametrized
-    one as its parametrization computes it. Of a sharded parameter, the shard of this process.
+    one, or one behind a weight norm, as it is computed. Of a sharded parameter, the shard of this process.
 
     Example:
         >>> layer = torch.nn.utils.prune.l1_unstructured(nn.Linear(2, 2, bias=False), "weight", 0.5)
@@ -75,6 +76,12 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 is_spectral = type(steps[0]).__name__ == "_SpectralNorm"
                 value = steps.original if is_spectral else getattr(child, key)
                 yield f"{prefix}.{key}".lstrip("."), value.detach()
+        for key, (gain, direction) in normed_names(child).items():
+            g, v = child._parameters.get(gain), child._parameters.get(direction)
+            if g is not None and v is not None:  # and not masked by another library
+                if id(v) not in seen:
+                    yield f"{prefix}.{key}".lstrip("."), normed_weight(v, g)
+                seen |= {id(g), id(v)}
         for key, parameter in child._parameters.items():
             if parameter is None or id(parameter) in seen:
                 continue

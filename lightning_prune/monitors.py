@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lightning_prune.class_names import is_a
 from lightning_prune.errors import CheckpointError
 
-__all__ = ["TargetGate"]
+__all__ = ["TargetGate", "check_gate"]
 
 _CHECK = "_run_early_stopping_check"  # of EarlyStopping; called wherever in the loop it looks at its metric
 
@@ -39,7 +39,7 @@ class TargetGate:
         self._is_validated = False
         self._held: list[Any] = []
         if state is not None:
-            self._opened_in, self._is_validated = _checked(state)
+            self._opened_in, self._is_validated = state["opened_in"], state["is_validated"]
             return
         self._held = [one for one in _find(trainer, "EarlyStopping") if hasattr(one, _CHECK)]
         for stopper in self._held:
@@ -108,6 +108,19 @@ class TargetGate:
         return forgotten
 
 
+def check_gate(state: Any) -> Mapping[str, Any] | None:
+    """Check the state of an open gate, or None where there was none.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if state is None:
+        return None
+    if not isinstance(state, Mapping) or type(state.get("opened_in")) is not int or "is_validated" not in state:
+        raise CheckpointError("The state of the monitors is damaged: it must hold the epoch in which they were freed.")
+    return {"opened_in": state["opened_in"], "is_validated": bool(state["is_validated"])}
+
+
 class _Held:
     """The check of one EarlyStopping, without its effect as long as a gate is closed; each pruner has one."""
 
@@ -127,15 +140,6 @@ def _is_lost(stopper: Any, trainer: Any) -> bool:
     """Whether the metric is not finite; one beyond a threshold may recover from the last update."""
     current = trainer.callback_metrics.get(stopper.monitor)
     return bool(stopper.check_finite and current is not None and not torch.isfinite(current))
-
-
-def _checked(state: Any) -> tuple[int, bool]:
-    values = (state.get("opened_in"), state.get("is_validated")) if isinstance(state, Mapping) else ()
-    if [type(value) for value in values] != [int, bool]:
-        raise CheckpointError(
-            f"The state of the monitors is damaged: it must hold an epoch and a bool, got {state!r:.200}."
-        )
-    return values  # type: ignore[return-value]
 
 
 def _forget_plateaus(trainer: Any) -> None:

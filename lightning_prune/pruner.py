@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, get_args
@@ -20,14 +20,14 @@ from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
 from lightning_prune.errors import ConfigError, LifecycleError, PruningError
 from lightning_prune.held_mask import HeldMask
-from lightning_prune.hook_mask import hooked_names, remove_hooks
+from lightning_prune.hook_mask import find_unused, hooked_names, remove_hooks
 from lightning_prune.magnitudes import holds_nan
-from lightning_prune.mask_products import apply_mask
 from lightning_prune.masking import Masking, attach_mask
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.metadata import register_coreml_metadata
 from lightning_prune.optimizer_link import OptimizerLink
 from lightning_prune.plan import SUPPORTED_MODULES, PrunedParameter, PruningPlan, plan_pruning, uncompiled_name
+from lightning_prune.reach import warn_of_dense
 from lightning_prune.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
 from lightning_prune.resident_mask import ResidentMask
 from lightning_prune.rounds import Rounds
@@ -42,10 +42,13 @@ from lightning_prune.shard_masks import (
 from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
 from lightning_prune.sparsity import count_zeros
 from lightning_prune.values import as_whole
+from lightning_prune.weight_norm import copy_module
 
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
 
 Scope = Literal["layer", "global"]
+_LOOKS = 3  # steps, at most, at which weights are looked for that nothing uses
+_WAITS = "nothing trains it: it waits until an optimizer does"
 _NEARLY = 0.99  # of its target, which a schedule that cannot tell its end may never meet
 
 
@@ -61,11 +64,18 @@ class _Layer:
     sparsity: float = 0.0  # that its schedule asks for; with scope="global" it may have more or less
     floor: float = 0.0
     measured: LayerSparsity | None = None
+    is_behind: bool = False  # an update has left it out, since nothing trains it
+    is_continued: bool = False  # its mask is that of another library's checkpoint, and holds until the next update
 
     @property
     def target_sparsity(self) -> float:
         """Fraction of zeros at the end of the schedule."""
         return self.plan.config.target_sparsity
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is dense, and stays so until something trains it."""
+        return self.is_behind and self.sparsity == 0.0
 
     def resolved(self, run: TrainingRun, step_count: int) -> PruningScheduler:
         """Give the schedule in steps; where the run is another than it was thought to be, from the next step on."""
@@ -138,8 +148,13 @@ class MagnitudePruner:
         self._plan: PruningPlan | None = None
         self._layers: list[_Layer] = []
         self._groups: list[tuple[PruningScheduler, list[_Layer]]] = []
+        self._optimizers: list[Optimizer] = []
+        self._only_trained = self._is_guarded = False
+        self._start: tuple[bool, list[int]] | None = None  # keep_zeros, and the fingerprints of what prepare() left
         self._links: list[OptimizerLink] = []
         self._unattached: list[HeldMask] | None = None  # not looked for yet
+        self._looks = 0 if masking == "hook" else _LOOKS  # for weights that nothing uses
+        self._has_told = False  # of what stays dense
         self._is_finalized = False
         self._track_changes = track_changes
         self._changes: MaskChanges | None = None
@@ -184,7 +199,13 @@ class MagnitudePruner:
         """What is pruned, by which rule, and what is not and why."""
         if self._plan is None:
             return plan_pruning(self._model, self._config)
-        return self._plan
+        waiting = [layer.plan for layer in self._layers if layer.is_waiting]
+        return self._plan.without(waiting, _WAITS) if waiting else self._plan
+
+    @property
+    def untrained(self) -> list[str]:
+        """Names of the parameters that the last update of their schedule left out, since nothing trains them."""
+        return [layer.plan.name for layer in self._layers if layer.is_behind]
 
     @property
     def schedules(self) -> dict[str, PruningScheduler]:
@@ -199,7 +220,7 @@ class MagnitudePruner:
     @property
     def last_update_step(self) -> int | None:
         """Step after which no mask changes; None if a schedule cannot tell."""
-        lasts = [scheduler.last_update_step for scheduler, _ in self._groups]
+        lasts = [scheduler.last_update_step if scheduler.is_resolved else None for scheduler, _ in self._groups]
         known = [last for last in lasts if last is not None]
         return max(known) if known and len(known) == len(lasts) else None
 
@@ -207,9 +228,9 @@ class MagnitudePruner:
     def is_at_target(self) -> bool:
         """Whether the last update is made; if a schedule cannot tell which is the last, whether it pruned enough."""
         return all(
-            self._step_count >= scheduler.last_update_step
-            if scheduler.last_update_step is not None
-            else all(one.sparsity >= _NEARLY * one.target_sparsity for one in layers)
+            all(one.sparsity >= _NEARLY * one.target_sparsity for one in layers)
+            if not scheduler.is_resolved or scheduler.last_update_step is None
+            else self._step_count >= scheduler.last_update_step
             for scheduler, layers in self._groups
         )
 
@@ -221,7 +242,14 @@ class MagnitudePruner:
         """The Parameters that are pruned, as an optimizer knows them, by the names that they have without pruning."""
         return {layer.plan.name: layer.held.parameter for layer in self._layers}
 
-    def prepare(self, inplace: bool = False, *, run: TrainingRun | None = None, keep_zeros: bool = False) -> nn.Module:
+    def prepare(
+        self,
+        inplace: bool = False,
+        *,
+        run: TrainingRun | None = None,
+        keep_zeros: bool = False,
+        optimizers: Iterable[Optimizer] | None = None,
+    ) -> nn.Module:
         """Attach masks, at the initial sparsity.
 
         Args:
@@ -230,6 +258,9 @@ class MagnitudePruner:
             keep_zeros: Start from the sparsity that a weight has already, from an earlier pruning, where that is higher
                 than ``initial_sparsity``. A weight with more zeros than its target asks for was initialised so, and is
                 not meant.
+            optimizers: What trains the model; they are attached, see :meth:`attach_optimizers`. A weight that none of
+                them trains, or that is frozen, then waits: it is left out of updates, and catches up at the next one
+                after it is trained. One that a rule names in full does not wait. Needs ``inplace``.
 
         Returns:
             The model to train. Its parameters are the same objects, in the same order, if ``inplace``.
@@ -240,8 +271,14 @@ class MagnitudePruner:
         """
         if self._layers:
             raise LifecycleError("prepare() was called before. Make a new MagnitudePruner to prune again.")
-        model = self._model if inplace else copy.deepcopy(self._model)
+        if optimizers is not None and not inplace:
+            raise ConfigError("optimizers train the model itself, not a copy of it. Write prepare(inplace=True, ...).")
+        self._optimizers, self._only_trained = list(optimizers or ()), optimizers is not None
+        model = self._model if inplace else copy_module(self._model)
         plan = plan_pruning(model, self._config)
+        if not self._has_told:  # what is prepared anew is told of already
+            warn_of_dense(plan, self._config)
+        self._has_told = True
         layers: list[_Layer] = []
         shardings = find_shardings([one.parameter for one in plan])
         present = [0.0] * len(shardings)
@@ -254,7 +291,7 @@ class MagnitudePruner:
             for one, sharding, zeros in zip(plan, shardings, present, strict=True):
                 start = max(one.config.initial_sparsity, zeros)
                 layers.append(_Layer(one, attach_mask(one, self._masking), start, one.config.schedule, sharding))
-            first = [layer for layer in layers if layer.initial_sparsity > 0]
+            first = [layer for layer in self._trained_among(layers) if layer.initial_sparsity > 0]
             # zeros that are there already stay where they are: they are not ranked with the weights of other layers
             self._update([(layer, layer.initial_sparsity) for layer in first], "layer" if any(present) else self._scope)
             if self._scope == "global" and any(present):
@@ -263,11 +300,62 @@ class MagnitudePruner:
             if run is not None:
                 self.resolve(run)
             _measure_sharded(layers)
+            self.attach_optimizers(*self._optimizers)
         except BaseException:
             self._take_off(layers)
             raise
+        self._start = (keep_zeros, self._fingerprints())
         self._unprepared, self._model = self._model, model
         return model
+
+    def prepare_anew_if_written(self) -> bool:
+        """Choose the masks of :meth:`prepare` again if something else has written to the weights since.
+
+        Weights that are loaded after ``prepare`` are pruned by their own magnitudes then, not by those of what they
+        have replaced. Before the first step, of a model that was prepared in place.
+
+        Returns:
+            Whether it did; schedules in units of a run are then to be resolved again.
+        """
+        self._need_prepared("prepare_anew_if_written")
+        if self._start is None or not self._any_process(self._start[1] != self._fingerprints()):
+            return False
+        optimizers, (keep_zeros, _), is_guarded = self._optimizers, self._start, self._is_guarded
+        waits = self._only_trained
+        for layer in self._layers:
+            layer.held.take_writes()
+        self.undo()
+        self.prepare(inplace=True, keep_zeros=keep_zeros, optimizers=optimizers if waits else None)
+        if is_guarded:
+            self.guard_state_dicts()
+        self.attach_optimizers(*optimizers)
+        return True
+
+    def _note_start(self) -> None:
+        """Remember the weights that training will start from."""
+        self._start = None if self._start is None else (self._start[0], self._fingerprints())
+
+    def _fingerprints(self) -> list[int]:
+        return [layer.held.fingerprint() for layer in self._layers]
+
+    def _any_process(self, is_true: bool) -> bool:
+        """Whether it is true in any of the processes that hold parts of the weights."""
+        sharded = [layer for layer in self._layers if layer.sharding is not None][:1]
+        tasks = [(layer.sharding, _is_anywhere(is_true, layer.held.mask.device)) for layer in sharded]
+        return any(run_together(tasks)) if tasks else is_true
+
+    def guard_state_dicts(self) -> None:
+        """Let every state dict of the model have pruned weights under plain names, until the model is finalized.
+
+        With ``masking="hook"`` it has ``weight_orig`` and ``weight_mask`` otherwise, as with Core ML Tools.
+
+        Raises:
+            LifecycleError: The model is not prepared.
+        """
+        self._need_prepared("guard_state_dicts")
+        self._is_guarded = True
+        for layer in self._layers:
+            layer.held.guard_state_dict()
 
     def undo(self) -> None:
         """Take the masks off and put back what they pruned away: as if :meth:`prepare` had not been called.
@@ -284,11 +372,10 @@ class MagnitudePruner:
         self._step_count, self._update_count, self._changes = 0, 0, None
 
     def _take_off(self, layers: list[_Layer]) -> None:
-        for link in self._links:
-            link.remove()
-        for layer in layers:
-            layer.held.undo()
+        removals = [*(link.remove for link in self._links), *(layer.held.undo for layer in layers)]
         self._plan, self._layers, self._groups, self._links = None, [], [], []
+        self._start, self._is_guarded = None, False
+        _do_all(removals)
 
     def resolve(self, run: TrainingRun) -> None:
         """Write the schedules that are in units of a training run (fractions, epochs) as steps.
@@ -307,17 +394,19 @@ class MagnitudePruner:
         self._groups = _group_by_schedule(self._layers)
 
     def attach_optimizers(self, *optimizers: Optimizer) -> None:
-        """Tell resident masks which optimizers train the model; with ``masking="hook"`` this does nothing.
+        """Tell which optimizers train the model. Resident masks need them; hooks do without.
 
         Raises:
             ConfigError: An optimizer is not a :class:`torch.optim.Optimizer`.
             LifecycleError: The model is not prepared.
         """
         self._need_prepared("attach_optimizers")
-        known = {id(link.optimizer) for link in self._links}
-        new = [one for one in optimizers if id(one) not in known]
+        self._optimizers += [one for one in optimizers if not any(one is known for known in self._optimizers)]
+        linked = {id(link.optimizer) for link in self._links}
+        new = [one for one in optimizers if id(one) not in linked]
         if new and self._masking == "resident":
-            masks = [layer.held for layer in self._layers if isinstance(layer.held, ResidentMask)]
+            parts = [part for layer in self._layers for part in layer.held.parts()]
+            masks = [part for part in parts if isinstance(part, ResidentMask)]
             self._links += [OptimizerLink(one, masks) for one in new]
             self._unattached = None
 
@@ -328,31 +417,37 @@ class MagnitudePruner:
             Names of these parameters; none that is frozen, and none with ``masking="hook"``.
         """
         attached = {id(mask) for link in self._links for mask in link}
-        left = [layer for layer in self._layers if self._masking == "resident" and id(layer.held) not in attached]
-        left = [layer for layer in left if layer.held.parameter.requires_grad]
+        left = [
+            layer
+            for layer in self._layers
+            if self._masking == "resident"
+            and any(part.parameter.requires_grad and id(part) not in attached for part in layer.held.parts())
+        ]
         self._unattached = [layer.held for layer in left]
         return [layer.plan.name for layer in left]
 
     def step(self) -> None:
         """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
 
+        Warns once where what is pruned away cannot be trained: resident masks that know no optimizer of a weight, and
+        weights behind a hook that no forward has used at the first step.
+
         Raises:
-            LifecycleError: The model is not prepared, or resident masks know no optimizer.
+            LifecycleError: The model is not prepared.
             PruningError: A weight holds NaN; its mask stays as it was, and the step is not counted.
         """
         if not self._layers or self._is_finalized:
             self._need_prepared("step")
-        if self._masking == "resident" and not self._links:
-            raise LifecycleError(
-                'step() with masking="resident" needs to know the optimizers. '
-                "Call pruner.attach_optimizers(optimizer) after prepare()."
-            )
         if self._unattached is None:
             self._warn_of_unattached()
+        if self._looks < _LOOKS:
+            self._warn_of_unused()
         for held in self._unattached or ():
             held.project_if_written()
         self.reset_optimizers()
         self._step_count += 1
+        if self._only_trained:
+            self._make_up()
         due = []
         for group in self._groups:
             if group[0].is_due(self._step_count):
@@ -377,10 +472,16 @@ class MagnitudePruner:
         if step_count < self._step_count:
             raise ConfigError(f"step_count must be at least {self._step_count}, the steps made, got {step_count}.")
         first, self._step_count = self._step_count + 1, step_count
-        self._catch_up(first, self._layers)
+        holding = [layer for layer in self._layers if layer.is_continued and not self._has_ended(layer.schedule)]
+        behind = [layer for layer in self._layers if not any(layer is other for other in holding)]
+        self._catch_up(first, self._trained_among(behind))
+        self._note_start()
 
     def restore_dense(self, dense: Mapping[str, Tensor]) -> None:
         """Put back, behind the masks, what another pruning library had pruned away.
+
+        The zeros that it left are the mask, which holds until the next update of the schedule. That goes on as the
+        configuration says, and not from these zeros on.
 
         Args:
             dense: Weights before masking, by parameter name; other names are ignored.
@@ -390,15 +491,17 @@ class MagnitudePruner:
             if weight is not None and tuple(weight.shape) == layer.plan.shape:
                 if layer.sharding is not None:
                     weight = weight[layer.sharding.box.within(layer.sharding.whole)]
-                layer.held.restore(weight[layer.held.mask.expand(weight.shape).cpu() == 0])
+                layer.held.restore_dense(weight)
+                layer.initial_sparsity = layer.plan.config.initial_sparsity
+                layer.floor, layer.is_continued = min(layer.sparsity, layer.target_sparsity), layer.sparsity > 0.0
+        self._note_start()
 
     def mask_copy(self, model: nn.Module) -> None:
         """Apply the masks to a copy of the model that has the same names, compiled or not, in place."""
         named = model.named_parameters(remove_duplicate=False)
         parameters = {uncompiled_name(name): parameter for name, parameter in named}
-        for name, mask in self.masks().items():
-            if name in parameters:
-                apply_mask(parameters[name], mask)
+        for layer in self._layers:
+            layer.held.mask_copy(layer.plan.name, parameters)
 
     def reset_optimizers(self) -> None:
         """Take the dense weights away from an optimizer whose step raised and was caught."""
@@ -470,7 +573,9 @@ class MagnitudePruner:
                 self._detach()
         else:
             self._need_copy(target)
-            target = target if inplace else copy.deepcopy(target)
+            if self.is_prepared:
+                self.settle()  # a forward that was interrupted leaves a weight with its graph, which has no copy
+            target = target if inplace else copy_module(target)
             remove_hooks(target)
             self.mask_copy(target)
         if coreml_metadata:
@@ -482,20 +587,28 @@ class MagnitudePruner:
         return target
 
     def report(self) -> SparsityReport:
-        """Count the zeros of the masks, layer by layer.
+        """Count the zeros of the masks, layer by layer; of those that wait to be trained none.
 
         Raises:
-            LifecycleError: The model was never prepared.
+            LifecycleError: The model was never prepared, or an update of a sharded model failed, so that the processes
+                could not count together.
         """
         if not self._layers:
             raise LifecycleError("report() needs a prepared model. Call prepare() first.")
-        for layer in self._layers:
-            if layer.measured is None:
-                layer.measured = measure_layer(layer.plan, layer.held.mask)
-        measured = [layer.measured for layer in self._layers if layer.measured is not None]
+        self._measure()
+        shown = [layer for layer in self._layers if not layer.is_waiting]
+        measured = [layer.measured for layer in shown if layer.measured is not None]
+        if len(measured) < len(shown):
+            raise LifecycleError("report() cannot count the zeros of a sharded model whose last update failed.")
         if self._scope == "global":  # no layer has a target of its own
             measured = [replace(one, target_sparsity=None) for one in measured]
         return SparsityReport(measured)
+
+    def _measure(self) -> None:
+        """Count the zeros of all masks that lie wholly in this process."""
+        for layer in self._layers:
+            if layer.measured is None and layer.sharding is None:
+                layer.measured = measure_layer(layer.plan, layer.held.mask)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the step count, the masks and the pruned-away values as plain numbers and tensors.
@@ -533,13 +646,13 @@ class MagnitudePruner:
             boxes=[None if layer.sharding is None else layer.sharding.box for layer in self._layers],
             allow_config_change=allow_config_change,
         )
-        self._step_count = step_count
+        self._step_count, self._start = step_count, None
         for layer, saved in zip(self._layers, states, strict=True):
             layer.held.mask.copy_(saved.mask)
             layer.held.restore(saved.pruned_values)
             layer.initial_sparsity, layer.sparsity = saved.initial_sparsity, saved.sparsity
             layer.floor = min(saved.sparsity, layer.target_sparsity) if saved.is_other_rule else saved.floor
-            layer.measured = None
+            layer.measured, layer.is_behind = None, layer.is_behind and saved.sparsity == 0.0
             if saved.schedule is not None:
                 layer.schedule = saved.schedule
         self._groups = _group_by_schedule(self._layers)
@@ -549,7 +662,7 @@ class MagnitudePruner:
         step = self._step_count
         asked: list[tuple[_Layer, float]] = []
         for scheduler, layers in groups:
-            for layer in layers:
+            for layer in self._trained_among(layers):
                 sparsity = max(layer.floor, float(scheduler.compute_sparsity(step, layer.sparsity, layer)))
                 if sparsity != layer.sparsity or scheduler.reselects(step):
                     asked.append((layer, sparsity))
@@ -559,6 +672,35 @@ class MagnitudePruner:
         for scheduler, layers in groups:
             self._release_if_done(scheduler, layers)
             _measure_sharded(layers)
+
+    def _trained_among(self, layers: list[_Layer]) -> list[_Layer]:
+        """Layers that an optimizer trains, of those that are due; the others wait, and are noted."""
+        if not self._only_trained:
+            return layers
+        known = {
+            id(one) for optimizer in self._optimizers for group in optimizer.param_groups for one in group["params"]
+        }
+        for layer in layers:
+            held = layer.held
+            is_trained = held.parameter.requires_grad or held.got_gradient  # some are frozen for a part of each batch
+            layer.is_behind = not (layer.plan.is_named or (is_trained and id(held.parameter) in known))
+            held.got_gradient = False
+        return [layer for layer in layers if not layer.is_behind]
+
+    def _make_up(self) -> None:
+        """Prune what was left out of the last update of its schedule, and is trained by now."""
+        late = [
+            layer
+            for layer in self._layers
+            if layer.is_behind and layer.held.parameter.requires_grad and self._has_ended(layer.schedule)
+        ]
+        trained = self._trained_among(late) if late else []
+        if trained:
+            self._catch_up(1, trained)
+
+    def _has_ended(self, schedule: PruningScheduler) -> bool:
+        last = schedule.last_update_step
+        return last is not None and self._step_count > last
 
     def _update(self, asked: list[tuple[_Layer, float]], scope: Scope | None = None) -> None:
         """Compute the masks of layers anew, at the sparsities that are asked of them."""
@@ -610,11 +752,29 @@ class MagnitudePruner:
 
     def _warn_of_unattached(self) -> None:
         names = self.find_unattached()
-        if names:
+        if names and not self._links:
+            warnings.warn(
+                'step() with masking="resident" knows no optimizer. That is right where a network is pruned without '
+                "training. If it is trained, what was pruned away is not trained with it: call "
+                "pruner.attach_optimizers(optimizer) after prepare().",
+                stacklevel=3,
+            )
+        elif names:
             warnings.warn(
                 f"Pruned, but updated by no attached optimizer: {', '.join(names)}. They stay pruned, but what was "
                 "pruned away is not trained. Give their optimizer to attach_optimizers(); one that was made before "
                 "prepare() copied the model trains the original.",
+                stacklevel=3,
+            )
+
+    def _warn_of_unused(self) -> None:
+        names = find_unused({layer.plan.name: layer.held for layer in self._layers}, self._model)
+        self._looks = self._looks + 1 if names is None else _LOOKS
+        if names:
+            warnings.warn(
+                f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
+                "only through the forward of its own module. If another module or a function reads it, use "
+                'masking="resident".',
                 stacklevel=3,
             )
 
@@ -624,7 +784,8 @@ class MagnitudePruner:
         return [
             layer.plan.name
             for layer in self._layers
-            if layer.sharding is None and id(layer.held.parameter) not in there  # FSDP2 swaps parameters all the time
+            if layer.sharding is None  # FSDP2 swaps parameters all the time
+            and any(id(part.parameter) not in there for part in layer.held.parts())
         ]
 
     def _need_copy(self, model: nn.Module) -> None:
@@ -654,7 +815,7 @@ class MagnitudePruner:
         return {**self.__dict__, "_links": [], "_unattached": None}
 
     def _detach(self) -> None:
-        self.report()  # stays readable afterwards
+        self._measure()  # so that a report stays readable afterwards
         replaced = self._find_replaced()
         if replaced:
             warnings.warn(
@@ -662,11 +823,9 @@ class MagnitudePruner:
                 f"{', '.join(replaced)}: it may be dense.",
                 stacklevel=3,
             )
-        for link in self._links:
-            link.remove()
-        for layer in self._layers:
-            layer.held.detach()
+        removals = [*(link.remove for link in self._links), *(layer.held.detach for layer in self._layers)]
         self._links, self._is_finalized = [], True
+        _do_all(removals)
 
     def _need_prepared(self, method: str) -> None:
         if self._is_finalized:
@@ -683,6 +842,18 @@ def check_choices(masking: str, scope: str) -> None:
         if value not in get_args(known):
             allowed = " or ".join(f'"{one}"' for one in get_args(known))
             raise ConfigError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def _is_anywhere(is_true: bool, device: torch.device) -> Rounds[bool]:
+    """Whether something is true in one of the processes."""
+    return bool((yield torch.tensor([int(is_true)], device=device)).item())
+
+
+def _do_all(actions: list[Callable[[], None]]) -> None:
+    """Do each of them, whatever becomes of the others; the first error is raised at the end."""
+    with ExitStack() as stack:
+        for action in actions:
+            stack.callback(action)
 
 
 def _need_single_weights(plan: PruningPlan) -> None:
@@ -739,7 +910,7 @@ def _share_schedule(layers: list[_Layer]) -> None:
 
 def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:
     """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
-    weight, config = local_part(one.parameter), one.config
+    weight, config = local_part(one.weight), one.config
     if sharding is None:
         groups = prod(mask_shape(one.shape, granularity=config.granularity))
         zeros = zero_groups(weight, granularity=config.granularity, block_size=config.block_size)
@@ -771,7 +942,6 @@ def _update(layer: _Layer, asked: float, sparsity: float, track_changes: bool) -
     }
     out = held.mask.view(torch.bool)
     before = out.clone() if track_changes else out
-    layer.measured = None
     try:
         if layer.sharding is None:
             compute_mask(held.dense(), sparsity, **rule, out=out)
@@ -779,6 +949,7 @@ def _update(layer: _Layer, asked: float, sparsity: float, track_changes: bool) -
             yield from compute_shard_mask(held.dense(), sparsity, layer.sharding, **rule, out=out)
     except PruningError as error:
         raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
+    layer.measured = None
     held.settle()  # at once, while this layer is in the processor's cache
     layer.sparsity = asked
     return (yield from _count_changes(layer, before, out)) if track_changes else (0, 0)

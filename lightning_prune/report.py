@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
-from lightning_prune.tables import as_text, new_table
+from lightning_prune.tables import DottedText, as_text, new_table
 
 __all__ = ["LayerSparsity", "MaskChanges", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
 
@@ -78,12 +77,12 @@ class LayerSparsity:
     @property
     def sparsity(self) -> float:
         """Fraction of weights that are zero."""
-        return self.zeros / self.weights
+        return self.zeros / self.weights if self.weights else 0.0
 
     @property
     def structured_sparsity(self) -> float:
         """Fraction of output channels that are all zero; a channel counts by its weights where layers are summed."""
-        return self.zero_channel_weights / self.weights
+        return self.zero_channel_weights / self.weights if self.weights else 0.0
 
     @property
     def block2_sparsity(self) -> float | None:
@@ -175,7 +174,7 @@ def describe_structure(tensor: Tensor, *, shape: tuple[int, ...] | None = None) 
     if mask.ndim < 2:
         return "per_scalar"
     if zero_channels(mask) * (numel // mask.shape[0]) == zeros:
-        return "per_channel" if mask.ndim > 2 else _with_block("per_channel", mask, zeros)
+        return _with_block("per_channel", mask, zeros)
     has_kernels = prod(mask.shape[2:]) > 1
     if has_kernels and (zero_kernels(mask) or 0) * (numel // (mask.shape[0] * mask.shape[1])) == zeros:
         return _with_block("per_kernel", mask, zeros)
@@ -317,14 +316,14 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough."""
         table = new_table("Sparsity")
-        table.add_column("layer", overflow="fold")
+        table.add_column("layer")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)
         for heading in ("target", "sparsity", "zeros / weights"):
             table.add_column(heading, justify="right", no_wrap=True)
         for one in self.layers:
             table.add_row(
-                Text(one.name or "(root)"),
+                DottedText(one.name or "(root)"),
                 "x".join(map(str, one.shape)),
                 one.structure,
                 "" if one.target_sparsity is None else f"{one.target_sparsity:.1%}",

@@ -10,11 +10,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.held_mask import HeldMask
-from lightning_prune.mask_products import apply_in_place, apply_mask, ones, put_pruned, select_pruned, split
+from lightning_prune.held_mask import HeldMask, watch_gradient
+from lightning_prune.mask_products import (
+    apply_mask,
+    keep_in_place,
+    multiply_in_place,
+    ones,
+    put_pruned,
+    select_pruned,
+    split,
+)
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sharding import bit_sum, is_sharded, local_part
+from lightning_prune.state_guards import ProjectFirst, drop_guards
 
 __all__ = ["ResidentMask"]
 
@@ -33,6 +42,7 @@ class ResidentMask(HeldMask):
 
     def __init__(self, one: PrunedParameter) -> None:
         self.parameter = one.parameter
+        self._owners = one.owners
         shape = mask_shape(tuple(local_part(self.parameter).shape), granularity=one.config.granularity)
         self.mask = ones(self.parameter, shape)
         self._stash: Tensor | None = None
@@ -44,9 +54,9 @@ class ResidentMask(HeldMask):
         self.was_written = False
         self._probe: tuple[Tensor, ...] | None = None
         self._masked_gradient: tuple[int, int] | None = None
-        self._gradient_hook = self._watch_gradient(one)
+        self._gradient_hooks = self._watch_gradient(one)
 
-    def _watch_gradient(self, one: PrunedParameter) -> Any:
+    def _watch_gradient(self, one: PrunedParameter) -> list[Any]:
         parameter = self.parameter
         for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
             if isinstance(getattr(hook, "__self__", None), ResidentMask):
@@ -54,11 +64,11 @@ class ResidentMask(HeldMask):
                     f"{one.rule}: {one.name} is pruned already, by another pruner. One parameter can have one pruner: "
                     "finalize the other one, or leave this module out with None."
                 )
-        is_trained = parameter.requires_grad
-        parameter.requires_grad_(True)  # a frozen parameter takes no hook, but may be unfrozen later
-        handle = parameter.register_post_accumulate_grad_hook(self._mask_gradient_of)  # type: ignore[no-untyped-call]
-        parameter.requires_grad_(is_trained)
-        return handle
+        return watch_gradient(
+            parameter,
+            ("register_post_accumulate_grad_hook", self._mask_gradient_of),
+            ("register_hook", self._mask_graph_of),
+        )
 
     @property
     def may_rest(self) -> bool:
@@ -80,7 +90,7 @@ class ResidentMask(HeldMask):
         """Zero a tensor of the shape of the parameter where the parameter is pruned."""
         self._follow_device()
         with torch.no_grad():
-            apply_in_place(local_part(tensor), self.mask)
+            keep_in_place(local_part(tensor), self.mask)
 
     def fold(self) -> None:
         """Put what was pruned away back into the parameter."""
@@ -117,7 +127,7 @@ class ResidentMask(HeldMask):
                         self._stash = torch.zeros_like(weight)
                 split(weight, self.mask, self._stash)
             else:
-                apply_in_place(weight, self.mask)
+                keep_in_place(weight, self.mask)
 
     @override
     def dense(self) -> Tensor:
@@ -152,7 +162,20 @@ class ResidentMask(HeldMask):
     def detach(self) -> None:
         self.release()
         apply_mask(self.parameter, self.mask)
-        self._gradient_hook.remove()
+        for handle in self._gradient_hooks:
+            handle.remove()
+        for owner in self._owners:
+            drop_guards(owner.module, owner.attribute)
+
+    @override
+    def guard_state_dict(self) -> None:
+        for owner in self._owners:
+            ProjectFirst(owner.attribute, self.project).attach(owner.module)
+
+    @override
+    def take_writes(self) -> None:
+        if self._stash is not None and bool(local_part(self.parameter)[self._stash != 0].any()):
+            self._stash = None
 
     @override
     def pruned_values(self) -> Tensor | None:
@@ -175,7 +198,7 @@ class ResidentMask(HeldMask):
                 self._stash = torch.zeros_like(local_part(self.parameter))
                 put_pruned(self._stash, self.mask, values)
             if self._is_masking:
-                apply_in_place(local_part(self.parameter), self.mask)
+                keep_in_place(local_part(self.parameter), self.mask)
 
     def _is_untouched(self, stash: Tensor) -> bool:
         """Whether nothing has written to the weight since it was masked; some writes PyTorch does not count."""
@@ -190,11 +213,21 @@ class ResidentMask(HeldMask):
             return  # masked as it was accumulated, and not written since
         self._follow_device()
         with torch.no_grad():
-            apply_in_place(local_part(gradient), self.mask, zero_is_positive=False)
+            multiply_in_place(local_part(gradient), self.mask)
         self._masked_gradient = (id(gradient), gradient._version)
 
     def _mask_gradient_of(self, parameter: Tensor) -> None:
+        self.got_gradient, gradient = True, self.parameter.grad
+        if gradient is not None and gradient.requires_grad:  # masked by the next method, and part of a graph
+            self._masked_gradient = (id(gradient), gradient._version)
         self.mask_gradient()
+
+    def _mask_graph_of(self, gradient: Tensor) -> Tensor | None:
+        """Mask a gradient that will be differentiated itself, with its graph: ``backward(create_graph=True)``."""
+        if not torch.is_grad_enabled() or not self._is_masking or is_sharded(gradient):
+            return None
+        self._follow_device()
+        return gradient * self.mask.to(gradient.dtype)
 
     def _follow_device(self) -> None:
         """Follow a model that was moved or cast after it was prepared."""

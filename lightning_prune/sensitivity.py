@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from lightning_prune.allocation import module_patterns
@@ -23,11 +22,12 @@ from lightning_prune.plan import PrunedParameter, plan_pruning
 from lightning_prune.schedules import PruningScheduler
 from lightning_prune.selection import pruned_count
 from lightning_prune.sparsity import count_zeros
-from lightning_prune.tables import as_text, new_table
+from lightning_prune.tables import DottedText, as_text, new_table
 from lightning_prune.values import as_fraction, plain_list, plain_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from lightning_prune.weight_norm import prune_normed
 
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
 
@@ -170,13 +170,13 @@ class Sensitivity:
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook: the change of the score, layer by layer."""
         table = new_table("Change of the score, one layer pruned")
-        table.add_column("layer", overflow="fold")
+        table.add_column("layer")
         table.add_column("weights", justify="right", no_wrap=True)
         for asked in self._asked:
             table.add_column(f"{100 * asked:g}%", justify="right", no_wrap=True)
         for one in self.layers:
             changes = [f"{score - self.baseline:+.4g}" for score in one.scores.values()]
-            table.add_row(Text(one.name or "(root)"), f"{one.weights:,}", *changes)
+            table.add_row(DottedText(one.name or "(root)"), f"{one.weights:,}", *changes)
         better = "Higher" if self.higher_is_better else "Lower"
         table.caption = f"The score without pruning is {self.baseline:.6g}.\n{better} is better."
         return table
@@ -283,10 +283,11 @@ def _rule(
 @contextmanager
 def _pruned(one: PrunedParameter, sparsity: float) -> Iterator[float]:
     """One parameter pruned for a while; gives the sparsity that its mask reaches."""
-    parameter, rule = one.parameter.detach(), one.config
-    before = parameter.clone()
+    rule, gain = one.config, one.gain_parameter
+    trained = [part.detach() for part in (one.parameter, gain) if part is not None]
+    before = [part.clone() for part in trained]
     mask = compute_mask(
-        parameter,
+        one.weight.detach(),
         sparsity,
         granularity=rule.granularity,
         block_size=rule.block_size,
@@ -294,10 +295,14 @@ def _pruned(one: PrunedParameter, sparsity: float) -> Iterator[float]:
         dim=rule.dim,
     )
     try:
-        parameter.masked_fill_(~mask, 0.0)
+        if gain is None:
+            trained[0].masked_fill_(~mask, 0.0)
+        else:
+            prune_normed(trained[0], trained[1], mask)
         yield count_zeros(mask, shape=one.shape) / one.numel
     finally:
-        parameter.copy_(before)
+        for part, kept in zip(trained, before, strict=True):
+            part.copy_(kept)
 
 
 @contextmanager

@@ -316,7 +316,7 @@ def bit_sum(tensor: Tensor) -> int:
     """
     if tensor.numel() == 0:
         return 0
-    bits = tensor.detach().view(FORMATS[tensor.dtype].integer)
+    bits = (tensor if tensor.ndim else tensor.view(1)).detach().view(FORMATS[tensor.dtype].integer)
     rows = max(1, _CHUNK * len(bits) // bits.numel())  # summed in int64, of which no whole copy is made
     return sum(int(piece.sum(dtype=torch.int64)) for piece in torch.split(bits, rows))
 

@@ -24,7 +24,7 @@ _HEAD = """\
 # scheduler          begin, end and frequency of the updates: an int is optimizer steps, a float a fraction of the
 #                    training run, "2 epochs" epochs; or update_steps: [100, 200], or begin_step: 100 for one shot
 # target_sparsity    fraction of zeros at the end, in [0, 1]
-# granularity        what is zeroed as one: per_scalar, per_kernel or per_channel (the last two for convolutions)
+# granularity        what is zeroed as one: per_scalar, per_kernel (convolutions alone) or per_channel (rows of Linear)
 # block_size         consecutive output channels that are zeroed together; 1 is none
 # n_m_ratio          [2, 4]: of every 4 weights along dim, 2 are zero; in place of target_sparsity
 """

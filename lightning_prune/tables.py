@@ -3,12 +3,64 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.style import StyleType
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["as_text", "new_table"]
+__all__ = ["DottedText", "as_text", "break_lines", "new_table"]
+
+
+class DottedText:
+    """Text of a cell in which names stand: what is too long for a line goes on in the next after a space or a dot.
+
+    Nothing in it is markup.
+
+    Args:
+        text: The text.
+        style: How it looks.
+    """
+
+    def __init__(self, text: str, style: StyleType = "") -> None:
+        self.text, self.style = text, style
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Between the longest part that is not broken and all on one line."""
+        least = max(map(cell_len, re.findall(r"[^ .]+\.?", self.text)), default=0)
+        return Measurement(least, cell_len(self.text)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The text in lines."""
+        yield Text("\n".join(break_lines(self.text, options.max_width)), self.style, overflow="fold")
+
+
+def break_lines(text: str, width: int) -> list[str]:
+    """Break a text into lines at spaces, and a word that is too long for a line after a dot, or where the line ends.
+
+    Example:
+        >>> break_lines("tied to encoder.layers.0.weight", 16)
+        ['tied to', 'encoder.layers.', '0.weight']
+    """
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if cell_len(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for part in re.findall(r"[^.]+\.*|\.+", word):
+            if lines[-1] and cell_len(lines[-1] + part) > width:
+                lines.append("")
+            whole, rest = divmod(len(part), max(1, width))  # longer than a line: wherever the line ends
+            cut = (part[index * width : (index + 1) * width] for index in range(whole + bool(rest)))
+            lines[-1:] = [lines[-1] + part] if whole == 0 else [lines[-1] + next(cut), *cut]
+    return lines
 
 
 def new_table(title: str) -> Table:

@@ -78,9 +78,13 @@ def assert_plain(model: nn.Module) -> None:
     for module in model.modules():
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
+        assert not module._forward_hooks_always_called
+        assert not module._state_dict_hooks
+        assert not module._state_dict_pre_hooks
         assert not module._load_state_dict_pre_hooks
     for parameter in model.parameters():
         assert not parameter._post_accumulate_grad_hooks
+        assert not parameter._backward_hooks
     assert list(model.state_dict()) == list(ToyModule().state_dict())
 
 

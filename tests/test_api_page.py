@@ -17,7 +17,7 @@ INNER = {
     "lightning_prune.macs": {"LayerMACs"},
     "lightning_prune.masks": {"Granularity", "group_dims", "mask_shape"},
     "lightning_prune.metrics": {"mask_changes", "weights_of"},
-    "lightning_prune.plan": {"uncompiled_name"},
+    "lightning_prune.plan": {"is_compiled", "uncompiled_name"},
     "lightning_prune.report": {"measure_layer"},
     "lightning_prune.sensitivity": {"LayerSensitivity"},
     "lightning_prune.strategies": {"check_strategy"},

@@ -305,7 +305,10 @@ def test_a_frequency_that_leaves_few_updates_is_told_of(tmp_path):
     ("config", "message"),
     [
         ({"module_name_configs": {"fc3": {}}}, "matches no module of the model. Did you mean 'fc"),
-        ({"global_config": {"granularity": "per_channel"}}, "needs a weight of rank 3 or more"),
+        (
+            {"module_name_configs": {"fc1": {"granularity": "per_kernel"}}},
+            "needs a weight of rank 3 or more, got rank 2 in fc1.weight",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_fails_before_training(tmp_path, config, message):

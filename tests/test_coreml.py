@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from rich.console import Console
 from torch import nn
 
 import lightning_prune.coreml as coreml_module
+from lightning_prune import MagnitudePruner
 from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.mil import read_package, walk
@@ -375,6 +377,24 @@ def test_weight_norm_is_exported_as_the_weight_that_it_makes(target):
         v.mul_(keep)
     result = CoreMLExport(target, X).save(model, masks={"conv.parametrizations.weight.original1": keep})
     assert [(layer.name, layer.zeros) for layer in result.layers] == [("conv.weight", int((~keep).sum()))]
+
+
+@pytest.mark.parametrize("style", ["old", "new"])
+def test_rows_that_a_weight_norm_lost_are_zeros_of_the_package(target, style):
+    model = Small()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old style is deprecated
+        (nn.utils if style == "old" else nn.utils.parametrizations).weight_norm(model.conv)
+        with torch.no_grad():
+            (model.conv.weight_g if style == "old" else model.conv.parametrizations.weight.original0)[0] = 1e-3
+    rule = {"target_sparsity": 0.5, "initial_sparsity": 0.5}
+    pruner = MagnitudePruner(model, {"module_name_configs": {"conv": rule}}, masking="resident")
+    pruner.prepare(inplace=True)
+    pruner.finalize(inplace=True)
+    (mask,) = pruner.masks().values()
+    assert not mask[0].any()
+    (layer,) = CoreMLExport(target, X).save(model, masks=pruner.masks()).layers
+    assert (layer.name, layer.zeros) == ("conv.weight", int((~mask).sum()))
 
 
 def test_a_parameter_that_the_outputs_do_not_depend_on_is_reported(target):

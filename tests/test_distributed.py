@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -23,12 +24,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+import lightning_prune.pruner
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningError
 from lightning_prune.allocation import allocate
 from lightning_prune.masks import compute_mask, mask_shape
 from lightning_prune.rounds import alone
 from lightning_prune.shard_masks import compute_shard_mask
-from lightning_prune.sharding import find_shardings, run_together
+from lightning_prune.sharding import find_shardings, local_part, run_together
+from lightning_prune.state_guards import ProjectFirst
 from lightning_prune.strategies import check_strategy
 
 RULES = {
@@ -454,6 +457,31 @@ def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, w
         assert result["report"] == expected["report"]
 
 
+def rows_of_linear() -> MagnitudePruningCallback:
+    rule = {**RULES["global_config"], "granularity": "per_channel"}
+    blocks = {**rule, "block_size": 2, "target_sparsity": 0.5}
+    names = {"conv": None, "fc2": blocks}
+    return MagnitudePruningCallback(
+        {"module_type_configs": {"Linear": rule}, "module_name_configs": names}, show_plan=False
+    )
+
+
+def sharded_run_of_rows(folder, world):
+    return whole(*fsdp(folder, pruning=rows_of_linear(), world=world))
+
+
+def test_rows_of_sharded_linear_layers_are_pruned_as_those_of_whole_ones(tmp_path):
+    expected = whole(*single(tmp_path, pruning=rows_of_linear()))
+    assert {name: tuple(mask.shape) for name, mask in expected["masks"].items()} == {
+        "fc1.weight": (32, 1),
+        "fc2.weight": (5, 1),
+    }
+    assert expected["report"][0]["zero_channels"] == 24
+    results = launch(sharded_run_of_rows, 2, tmp_path, 2)
+    assert_same(results[0], expected)
+    assert all(result["report"] == expected["report"] for result in results)
+
+
 class ParallelToy(ShardedToy):
     """The same network with its linear layers cut over a mesh of tensor parallelism, and sharded over the rest."""
 
@@ -615,14 +643,24 @@ def test_a_strategy_that_derives_from_a_tested_one_is_tested():
         check_strategy(type("OtherStrategy", (), {})())
 
 
+class ShardedNorm(ShardedToy):
+    def __init__(self):
+        super().__init__()
+        torch.nn.utils.parametrizations.weight_norm(self.fc1)
+
+
 def sharded_export_and_hook(folder):
     messages = []
-    for arguments in ({"export": folder / "model.mlpackage"}, {"masking": "hook"}):
+    for kind, arguments in (
+        (ShardedToy, {"export": folder / "model.mlpackage"}),
+        (ShardedToy, {"masking": "hook"}),
+        (ShardedNorm, {}),
+    ):
         callback = MagnitudePruningCallback(RULES, show_plan=False, **arguments)
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         trainer = make_trainer(folder, callbacks=[callback], strategy=strategy, devices=2, max_epochs=1)
         try:
-            trainer.fit(ShardedToy(), make_loader(2))
+            trainer.fit(kind(), make_loader(2))
         except ConfigError as error:
             messages.append(str(error))
     return messages
@@ -630,16 +668,17 @@ def sharded_export_and_hook(folder):
 
 def test_what_cannot_be_done_with_shards_is_refused_before_training(tmp_path):
     pytest.importorskip("coremltools")
-    for export, hook in launch(sharded_export_and_hook, 2, tmp_path):
+    for export, hook, norm in launch(sharded_export_and_hook, 2, tmp_path):
         assert export.startswith("export needs the whole model in one process")
         assert 'Write masking="resident"' in hook
+        assert "rows of a weight norm that is sharded over processes" in norm
 
 
 # Odd moments
 
 
 class Fail(Callback):
-    """One rank fails, or is killed, in the middle of training."""
+    """One rank fails, is killed, or has a weight of NaN, in the middle of training or of an update."""
 
     def __init__(self, how):
         self.how = how
@@ -648,6 +687,13 @@ class Fail(Callback):
         if trainer.global_rank == 1 and trainer.global_step == 5:
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "killed in an update":
+                lightning_prune.pruner.compute_shard_mask = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+                return
+            if self.how == "nan":
+                with torch.no_grad():
+                    local_part(pl_module.fc1.weight).view(-1)[0] = math.nan
+                return
             raise RuntimeError("one rank fails")
 
 
@@ -666,8 +712,25 @@ def odd_moment(folder, how, is_sharded):
         fit(folder, saver, Fail(how), strategy=strategy, devices=2, model=model, enable_checkpointing=True)
     except Exception as error:
         hooks = sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
-        return type(error).__name__, hooks
+        guards = [hook for module in model.modules() for hook in module._state_dict_pre_hooks.values()]
+        hooks += sum(isinstance(hook, ProjectFirst) for hook in guards)
+        return type(error).__name__, hooks, str(error)
     return None
+
+
+@pytest.mark.slow
+def test_a_nan_at_an_update_of_shards_is_the_error_that_all_processes_give(tmp_path):
+    for kind, hooks, text in launch(odd_moment, 2, tmp_path, "nan", True, timeout=60):
+        assert (kind, hooks) == ("PruningError", 0)
+        assert re.match(r"\w+\.weight cannot be pruned: NaN", text)  # a step has spread it
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_in_an_update_ends_the_other_with_the_true_error(tmp_path):
+    first, second = launch(odd_moment, 2, tmp_path, "killed in an update", True, timeout=60, raises=False)
+    assert first[:2] in (("RuntimeError", 0), ("DistBackendError", 0), ("DistNetworkError", 0))
+    assert "expanded size" not in first[2]
+    assert isinstance(second, WorkerError)
 
 
 @pytest.mark.slow
@@ -678,6 +741,6 @@ def test_a_rank_that_is_lost_ends_the_others_with_an_error_and_the_run_resumes(t
     first, second = launch(odd_moment, 2, tmp_path, how, is_sharded, timeout=60, raises=False)
     assert first[0] in ("RuntimeError", "DistBackendError", "DistNetworkError")
     assert first[1] == 0, "a plain module is left"
-    assert isinstance(second, WorkerError) if how == "killed" else second == ("RuntimeError", 0)
+    assert isinstance(second, WorkerError) if how == "killed" else second[:2] == ("RuntimeError", 0)
     for one in launch(ddp_resume, 2, tmp_path, tmp_path / "saved" / STEP):
         assert_same(one, expected)

@@ -237,9 +237,113 @@ def test_biases_are_pruned_where_a_rule_names_them(masking):
 
 def test_a_structure_that_vectors_have_not_is_refused():
     rule = {**RULE, "param_name": "bias"}
-    with pytest.raises(ConfigError, match="0.bias has shape .10,., but what this rule prunes has rank 2 or more"):
-        MagnitudePruner(nn.Sequential(nn.Linear(8, 10)), {"global_config": {**rule, "n_m_ratio": (2, 4)}}).prepare()
-    with pytest.raises(ConfigError, match='"per_channel" needs a weight of rank 3 or more'):
-        MagnitudePruner(
-            nn.Sequential(nn.Conv2d(8, 10, 3)), {"global_config": {**rule, "granularity": "per_channel"}}
-        ).prepare()
+    for structure, message in (
+        ({"n_m_ratio": (2, 4)}, "2:4 zeros need a weight of rank 2 or more, got rank 1"),
+        ({"granularity": "per_channel"}, '"per_channel" needs a weight of rank 2 or more, got rank 1'),
+    ):
+        for rules in ({"module_name_configs": {"0": {**rule, **structure}}}, {"global_config": {**rule, **structure}}):
+            with pytest.raises(ConfigError, match=message):
+                MagnitudePruner(nn.Sequential(nn.Conv2d(8, 10, 3)), rules).prepare()
+
+
+class Holder(nn.Module):
+    """Holds a weight that others read."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+
+class Head(LightningModule):
+    """Has a weight of its own, and no forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def training_step(self, batch, batch_idx):
+        return (batch[0].flatten(1)[:, :8] @ self.weight).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("module", "parameter", "why"),
+    [
+        (nn.ParameterList([torch.randn(8, 8)]), "0", "ParameterList has no forward of its own"),
+        (nn.ParameterDict({"key": torch.randn(8, 8)}), "key", "ParameterDict has no forward of its own"),
+        (Holder(), "weight", "Holder has no forward of its own"),
+        (Head(), "weight", "Head has no forward of its own"),
+        (nn.Embedding(8, 8, max_norm=1.0), "weight", "its forward writes to the weight, to keep max_norm"),
+        (nn.EmbeddingBag(8, 8, max_norm=1.0), "weight", "its forward writes to the weight, to keep max_norm"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_what_a_hook_cannot_follow_is_refused_and_resident_masks_take_it(module, parameter, why):
+    config = {"module_name_configs": {"": {"param_name": parameter}}}
+    with pytest.raises(ConfigError, match=f'{why}.* Write masking="resident"'):
+        MagnitudePruner(module, config).prepare(inplace=True)
+    assert len(MagnitudePruner(module, config, masking="resident").prepare(inplace=True).state_dict()) == 1
+
+
+def test_an_embedding_that_keeps_a_norm_trains_with_resident_masks():
+    model = nn.Sequential(nn.Embedding(12, 8, max_norm=0.5), nn.Flatten(), nn.Linear(40, 3))
+    rules = {"module_type_configs": {"Embedding": RULE}}
+    train(model, rules, lambda: (torch.randint(0, 12, (4, 5)),))
+    assert float(model[0](torch.arange(12)).detach().norm(dim=1).max()) <= 0.5 + 1e-6
+
+
+def test_a_forward_that_an_object_has_of_its_own_is_one():
+    model = Holder()
+    model.forward = lambda inputs: inputs @ model.weight
+    MagnitudePruner(model, {"module_name_configs": {"": {}}}).prepare(inplace=True)
+
+
+class ReadsPast(nn.Module):
+    """One weight is read by a function; one is part of a network that is trained later."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.read, self.frozen = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, inputs):
+        hidden = nn.functional.linear(self.body(inputs), self.read.weight.detach())
+        return nn.functional.linear(hidden, self.frozen.weight)
+
+
+@pytest.mark.parametrize("is_zeroed_before", [True, False])
+def test_a_weight_that_is_read_past_its_hook_is_told_of_once_at_the_first_step(is_zeroed_before):
+    model = ReadsPast()
+    pruner = MagnitudePruner(model, {"global_config": RULE})
+    pruner.prepare(inplace=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step():
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+        if is_zeroed_before:
+            optimizer.zero_grad()
+        pruner.step()
+
+    with pytest.warns(
+        UserWarning, match=r"No gradient at the first optimizer step: read.weight\. .*resident"
+    ) as caught:
+        step()
+    assert len(caught) == 1
+    step()
+
+
+def test_networks_that_take_turns_are_not_told_of():
+    model = nn.ModuleDict({"generator": nn.Linear(8, 8), "critic": nn.Linear(8, 1)})
+    pruner = MagnitudePruner(model, {"global_config": RULE})
+    pruner.prepare(inplace=True)
+    for turn in ("critic", "generator", "critic"):
+        fake = model["generator"](torch.randn(4, 8))
+        model["critic"](fake.detach() if turn == "critic" else fake).mean().backward()
+        pruner.step()
+
+
+def test_steps_without_any_training_are_not_told_of():
+    pruner = MagnitudePruner(nn.Sequential(nn.Linear(8, 8)), {"global_config": RULE})
+    pruner.prepare(inplace=True)
+    for _ in range(5):
+        pruner.step()
+    assert pruner.report().sparsity == 0.5

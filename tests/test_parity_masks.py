@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_prune import MagnitudePruner
+from lightning_prune.config import load_config
 from lightning_prune.masks import Granularity, magnitude_mask, n_m_mask
 
 SHAPES = [
@@ -83,6 +85,38 @@ def test_channels_of_a_linear_layer_are_rows_not_scalars(peer: Any) -> None:
     assert torch.equal(
         magnitude_mask(weight, 0.5, granularity="per_kernel"), peer.magnitude_ranked_mask(weight, 0.5, 1, "per_kernel")
     )
+
+
+def test_per_channel_prunes_rows_of_linear_where_theirs_turns_into_per_scalar_in_silence(coremltools: Any) -> None:
+    config = {"global_config": {"scheduler": {"begin_step": 0}, "granularity": "per_channel"}}
+    theirs = coremltools.optimize.torch.pruning
+    layers = []
+    for pruner, kind in ((theirs.MagnitudePruner, theirs.MagnitudePrunerConfig), (MagnitudePruner, load_config)):
+        torch.manual_seed(0)
+        make = kind.from_dict if kind is not load_config else kind
+        prepared = pruner(torch.nn.Sequential(torch.nn.Linear(6, 8)), make(config))
+        prepared.prepare(inplace=True)
+        prepared.step()
+        layers.append(prepared.finalize(inplace=True)[0])
+    empty = [int((layer.weight == 0).all(1).sum()) for layer in layers]
+    assert empty == [0, 4]
+    assert [int((layer.weight == 0).sum()) for layer in layers] == [24, 24]
+
+
+def test_n_m_of_a_global_rule_leaves_dense_what_has_no_whole_group(coremltools: Any) -> None:
+    config = {"global_config": {"scheduler": {"begin_step": 0}, "n_m_ratio": [2, 4]}}
+    theirs = coremltools.optimize.torch.pruning
+    models = [torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1)) for _ in range(2)]
+    peer = theirs.MagnitudePruner(models[0], theirs.MagnitudePrunerConfig.from_dict(config))
+    peer.prepare(inplace=True)
+    peer.step()
+    peer.finalize(inplace=True)
+    ours = MagnitudePruner(models[1], config)
+    with pytest.warns(UserWarning, match="1 layer stays dense"):
+        ours.prepare(inplace=True)
+    ours.step()
+    ours.finalize(inplace=True)
+    assert [[int((layer.weight == 0).sum()) for layer in model] for model in models] == [[4, 8], [0, 8]]
 
 
 def test_among_equal_weights_of_an_n_m_group_the_first_are_kept(peer: Any) -> None:

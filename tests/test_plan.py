@@ -1,9 +1,12 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePrunerConfig, plan_pruning
+from lightning_prune.tables import as_text, break_lines
 
 
 def plan(model: nn.Module, **levels: object):
@@ -79,12 +82,18 @@ def test_what_is_no_model_is_refused():
         ({"module_type_configs": {nn.LSTM: {}}}, 'module_type_configs\\["LSTM"\\] matches no module'),
         ({"module_name_configs": {"act": {}}}, 'has no parameter "weight". It has none of its own'),
         ({"module_name_configs": {"head": {"param_name": "wieght"}}}, 'no parameter "wieght". Did you mean .weight'),
-        ({"global_config": {"granularity": "per_channel"}}, "per_channel.* needs a weight of rank 3 or more"),
+        (
+            {"module_name_configs": {"head": {"granularity": "per_kernel"}}},
+            'granularity: "per_kernel" needs a weight of rank 3 or more, got rank 2 in head.weight',
+        ),
         ({"module_name_configs": {"conv": {"block_size": 5}}}, "block_size must be at most half the output channels"),
-        ({"module_name_configs": {"conv": {"n_m_ratio": (1, 4)}}}, "1:4 zeros along dim 1 prunes nothing"),
+        (
+            {"module_name_configs": {"conv": {"n_m_ratio": (1, 4)}}},
+            "1:4 zeros need at least 4 channels along dim 1, got 3",
+        ),
         (
             {"module_name_configs": {"head": {"param_name": "bias", "n_m_ratio": (1, 2)}}},
-            "shape \\(5,\\), but .* rank 2",
+            "rank 2 or more, got rank 1 in head.bias, whose shape is \\(5,\\)",
         ),
         ({"module_type_configs": {"Linear": None}}, "prunes nothing of this model"),
     ],
@@ -111,9 +120,9 @@ def test_all_layers_that_do_not_fit_are_named_at_once():
     )
     with pytest.raises(
         ConfigError,
-        match=r'2:4 zeros along dim 1 prunes nothing of "1".* Nor do the rules fit 2\. .*{"1": None, "2": None}',
+        match=r'at least 3 channels along dim 1, got 1 in 1.weight.* Nor do the rules fit 2\. .*{"1": None, "2": None}',
     ):
-        plan(model, global_config={"n_m_ratio": (2, 4)})
+        plan(model, module_name_configs={".*": {"n_m_ratio": (2, 4)}})
 
 
 def test_a_name_within_a_wrapped_model_is_proposed():
@@ -242,3 +251,242 @@ def test_the_advice_for_a_container_works(name, advice):
         plan(model, module_name_configs={name: {}})
     pattern = str(found.value).rpartition("['")[2].partition("']")[0].replace("\\\\", "\\")
     assert len(plan(model, module_name_configs={pattern: {}})) == 1
+
+
+NET_OF_ALL_SORTS = {
+    "stem": nn.Conv2d(3, 8, 3),
+    "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+    "body": nn.Conv2d(8, 8, 3),
+    "small": nn.Linear(8, 5),
+    "head": nn.Linear(8, 16),
+}
+
+
+@pytest.mark.parametrize("level", ["global_config", "module_type_configs"])
+@pytest.mark.parametrize(
+    ("rule", "dense"),
+    [
+        (
+            {"n_m_ratio": (2, 4)},
+            {
+                "stem": "n_m_ratio: 2:4 zeros need at least 4 channels along dim 1, got 3",
+                "depthwise": "n_m_ratio: 2:4 zeros need at least 4 channels along dim 1, got 1",
+            },
+        ),
+        (
+            {"n_m_ratio": (4, 8), "dim": 0},
+            {"small": "n_m_ratio: 4:8 zeros need at least 8 channels along dim 0, got 5"},
+        ),
+        ({"block_size": 3}, {"small": "block_size must be at most half the output channels, got 3 for 5"}),
+        (
+            {"granularity": "per_kernel"},
+            dict.fromkeys(["small", "head"], 'granularity: "per_kernel" needs a weight of rank 3 or more, got rank 2'),
+        ),
+        ({"granularity": "per_channel"}, {}),
+    ],
+)
+def test_a_rule_for_many_leaves_dense_what_it_does_not_fit_and_warns_once(level, rule, dense):
+    model = nn.ModuleDict(NET_OF_ALL_SORTS)
+    rules = rule if level == "global_config" else {"Conv2d": rule, "Linear": rule}
+    found = plan(model, **{level: rules})  # which says so, and does not warn
+    assert {one.name: one.reason.partition(".")[2] for one in found.skipped if one.cause == "misfit"} == dense
+    assert [one.label for one in found] == [name for name in model if name not in dense]
+    pruner = MagnitudePruner(model, {level: rules})
+    if not dense:
+        pruner.prepare()
+        return
+    with pytest.warns(UserWarning, match="as the rule does not fit: ") as caught:
+        pruner.prepare()
+    (text,) = (str(one.message) for one in caught)
+    assert text.startswith(f"{len(dense)} layer{'s stay' if len(dense) > 1 else ' stays'} dense (")
+    assert all(f"({name}" in text or f", {name}" in text for name in dense)
+    MagnitudePruner(model, {level: rules, "module_name_configs": dict.fromkeys(dense)}).prepare()  # as it advises
+
+
+def test_a_rule_that_fits_nothing_prunes_nothing_and_says_why():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+    with pytest.raises(ConfigError, match=r"prunes nothing .* 1 \(Conv2d\): global_config.n_m_ratio: 1:2 zeros need"):
+        plan(model, global_config={"n_m_ratio": (1, 2)})
+
+
+def test_a_parameter_that_a_rule_does_not_fit_has_a_row_beside_the_one_that_it_prunes():
+    found = plan(nn.Sequential(nn.Linear(8, 4)), global_config={"param_name": "weight|bias", "n_m_ratio": (2, 4)})
+    assert [one.name for one in found] == ["0.weight"]
+    assert [(one.name, one.cause) for one in found.skipped] == [("0.bias", "misfit")]
+
+
+def test_a_rule_by_name_prunes_what_channels_there_are():
+    (one,) = plan(nn.Sequential(nn.Conv2d(3, 4, 1)), module_name_configs={"0": {"n_m_ratio": (2, 4)}})
+    assert one.target_zeros == 4  # one of three: the missing fourth goes first
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (
+            {"global_config": {"param_name": "weigth"}},
+            r'global_config.param_name: no parameter "weigth" .*: body \(Linear\). Did you mean \'weight\'',
+        ),
+        (
+            {"module_type_configs": {"LSTM": {"param_name": "weight_ih_10"}}},
+            r'module_type_configs\["LSTM"\].param_name: no parameter .*: lstm \(LSTM\). Did you mean \'weight_ih_l0\'',
+        ),
+        ({"module_type_configs": {"LSTM": {}}}, "LSTM.* Did you mean 'weight_ih_l0' or 'weight_hh_l0'"),
+        (
+            {"module_type_configs": {"LSTM": {"param_name": "kernel"}}},
+            "LSTM.* They have weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0",
+        ),
+        ({"module_name_configs": {"l.*": {"param_name": "weight_hh"}}}, "Did you mean 'weight_hh_l0'"),
+        ({"global_config": {"param_name": "bias_"}}, "Did you mean 'bias'"),
+    ],
+)
+def test_a_parameter_that_is_in_no_module_of_a_rule_is_refused(levels, message):
+    model = nn.ModuleDict({"body": nn.Linear(8, 8), "lstm": nn.LSTM(8, 8), "head": nn.Linear(8, 4)})
+    names = {**levels.get("module_name_configs", {}), "head": {"target_sparsity": 0.5}}
+    with pytest.raises(ConfigError, match=message):
+        plan(model, **{**levels, "module_name_configs": names})
+
+
+def test_a_rule_by_type_may_find_its_parameter_in_some_modules_only():
+    model = nn.ModuleList([nn.LSTM(8, 8, proj_size=4), nn.LSTM(8, 8)])
+    found = plan(model, module_type_configs={"LSTM": {"param_name": "weight_hr_l0"}})
+    assert [one.name for one in found] == ["0.weight_hr_l0"]
+    assert found.skipped[-1].name == "1"
+    assert found.skipped[-1].reason == 'it has no parameter "weight_hr_l0"'
+
+
+def test_parameters_that_no_rule_reaches_in_a_module_that_is_pruned_are_rows():
+    model = nn.ModuleDict({"lstm": nn.LSTM(8, 8, proj_size=4, bidirectional=True)})
+    found = plan(model, module_name_configs={"lstm": {"param_name": "weight_(ih|hh)_l\\d"}})
+    assert [one.label for one in found] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    dense = ["weight_hr_l0", "weight_ih_l0_reverse", "weight_hh_l0_reverse", "weight_hr_l0_reverse"]
+    assert [one.name for one in found.skipped] == [f"lstm.{name}" for name in dense]
+    assert {one.reason for one in found.skipped} == {
+        'module_name_configs["lstm"].param_name "weight_(ih|hh)_l\\d" does not match it'
+    }
+    every = plan(model, module_name_configs={"lstm": {"param_name": "weight_.*"}})  # as the guide has it
+    assert (len(every), every.skipped, every.dense_weights) == (6, (), 0)
+
+
+class Opaque(torch.Tensor):
+    """A tensor as quantized ones are: with a dtype that is not that of its values, and few operations."""
+
+    @staticmethod
+    def __new__(cls, tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, tensor.shape, dtype=tensor.dtype)
+
+    def __repr__(self):
+        return "Opaque()"
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return Opaque(args[0])
+        raise NotImplementedError(function)
+
+
+def with_weight(weight: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: with_weight(torch.zeros(8, 8, dtype=torch.int8)), "is of torch.int8"),
+        (lambda: with_weight(torch.zeros(8, 8, dtype=torch.complex64)), "is of torch.complex64"),
+        (lambda: with_weight(torch.zeros(8, 8).to(torch.float8_e4m3fn)), "is of torch.float8_e4m3fn"),
+        (lambda: with_weight(torch.eye(8).to_sparse()), "is of layout torch.sparse_coo"),
+        (lambda: with_weight(Opaque(torch.zeros(8, 8))), "is a Opaque, which has operations of its own"),
+        (lambda: torch.jit.script(nn.Linear(8, 8)), "is compiled by torch.jit"),
+        (lambda: torch.jit.trace(nn.Linear(8, 8), torch.zeros(1, 8)), "is compiled by torch.jit"),
+    ],
+    ids=["int8", "complex", "float8", "sparse", "subclass", "scripted", "traced"],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* (is|are) deprecated.*:DeprecationWarning")
+def test_what_is_no_plain_weight_is_refused_with_a_setting_that_works(make, what):
+    model = nn.ModuleDict({"base": nn.Sequential(make(), make()), "odd": make(), "head": nn.Linear(8, 8)})
+    for masking in ("hook", "resident"):
+        with pytest.raises(ConfigError, match=what) as caught:
+            MagnitudePruner(model, masking=masking).prepare(inplace=True)
+        text = str(caught.value)
+        assert "\n" not in text
+        assert len(text) < 400
+    advice = text.partition("module_name_configs=")[2].rpartition(".")[0]
+    assert advice == r'{"base\\..*": None, "odd": None}'
+    found = plan(model, global_config={}, module_name_configs={"base\\..*": None, "odd": None})
+    assert [one.label for one in found] == ["head"]
+
+
+def test_a_subclass_of_parameter_that_only_carries_a_tag_is_pruned():
+    class Tagged(nn.Parameter):
+        pass
+
+    model = nn.Sequential(nn.Linear(8, 8))
+    model[0].weight = Tagged(torch.randn(8, 8))
+    assert [one.name for one in plan(model)] == ["0.weight"]
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.ParameterList([torch.randn(16, 8) for _ in range(3)]), nn.Parameter(torch.randn(8, 16))
+
+
+def little_warning(model: nn.Module, config: dict) -> str | None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        MagnitudePruner(model, config, masking="resident").prepare()
+    texts = [str(one.message) for one in caught]
+    assert len(texts) < 2
+    return texts[0] if texts else None
+
+
+def test_less_than_half_of_a_model_is_told_of_with_what_to_write():
+    model = nn.ModuleDict({"experts": Experts(), "embed": nn.Embedding(4, 8), "head": nn.Linear(8, 4)})
+    text = little_warning(model, {"global_config": {}})
+    assert text is not None
+    assert text.startswith("Little gets pruned: the rules reach 32 of 576 weights of rank 2 and more (5.6%)")
+    assert "They do not reach ParameterList (384), Experts (128), Embedding (32)." in text
+    assert r'"ParameterList" with param_name="\\d+", "Experts" with param_name="down", "Embedding"' in text
+    every = {"ParameterList": {"param_name": "\\d+"}, "Experts": {"param_name": "down"}, "Embedding": {}}
+    assert plan(model, global_config={}, module_type_configs=every).dense_weights == 0
+    assert '{"ParameterList": None, "Experts": None, "Embedding": None}' in text
+    assert little_warning(model, {"global_config": {}, "module_type_configs": dict.fromkeys(every)}) is None
+
+
+def test_who_names_what_is_pruned_is_not_told_of_the_rest():
+    model = nn.ModuleDict({"embed": nn.Embedding(40, 8), "body": nn.Linear(8, 8), "head": nn.Linear(8, 4)})
+    assert little_warning(model, {"module_name_configs": {"head": {}}}) is None
+    assert little_warning(model, {"module_type_configs": {"Linear": {}}}) is None
+    assert little_warning(model, {"global_config": {}, "module_name_configs": {"embed": None}}) is None
+    model["head"] = nn.Linear(8, 33)  # half of all
+    assert little_warning(model, {"global_config": {}}) is None
+
+
+def test_what_a_rule_does_not_fit_is_told_of_once():
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.Linear(8, 800))
+    text = little_warning(model, {"global_config": {"granularity": "per_kernel"}})
+    assert text is not None
+    assert text.startswith("1 layer stays dense (6,400 weights), as the rule does not fit")
+
+
+def test_long_names_break_at_dots():
+    inner = nn.ModuleDict({"self_attention_of_the_decoder": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))})
+    model = nn.ModuleDict({"encoder_of_sentences": nn.ModuleDict({"layers": nn.ModuleDict({"0": inner})})})
+    table = as_text(plan(model), width=100)
+    assert [line.split()[0] for line in table.splitlines()[4:6]] == [
+        "encoder_of_sentences.layers.0.",
+        "self_attention_of_the_decoder.0",
+    ]
+    assert max(map(len, as_text(plan(model), width=80).splitlines())) <= 80
+    assert break_lines("a.bcdefg.h", 5) == ["a.", "bcdef", "g.h"]
+    assert break_lines("", 5) == [""]
+
+
+def test_a_layer_of_which_the_plan_knows_a_tie_in_a_module_that_is_pruned_too_has_all_its_places():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.register_parameter("other", first.weight)
+    one, _ = plan(nn.Sequential(first, second))
+    assert [(place.module, place.attribute) for place in one.owners] == [(first, "weight"), (second, "other")]

@@ -20,6 +20,9 @@ from lightning_prune import (
     PruningError,
     PruningScheduler,
 )
+from lightning_prune.allocation import allocate
+from lightning_prune.metrics import ChannelSparsity
+from lightning_prune.sensitivity import sensitivity
 
 # 0.73 of no layer, at no update, is a whole number of weights: there Core ML Tools' float32 count may be off by one
 CUBIC = {"scheduler": {"update_steps": [3, 5, 7, 9]}, "target_sparsity": 0.73}
@@ -245,12 +248,26 @@ def test_any_wrong_order_says_what_to_call():
         pruner.step()
     resident = MagnitudePruner(nn.Linear(4, 4), masking="resident")
     resident.prepare()
-    with pytest.raises(LifecycleError, match=r"Call pruner.attach_optimizers\(optimizer\)"):
-        resident.step()
     with pytest.raises(ConfigError, match='masking must be "hook" or "resident"'):
         MagnitudePruner(nn.Linear(4, 4), masking="hooks")
     with pytest.raises(ConfigError, match="must be a torch.optim.Optimizer .* got int"):
         resident.attach_optimizers(3)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameter"),
+    [(nn.LSTM(8, 8), "weight_hh_l0"), (nn.MultiheadAttention(8, 2), "in_proj_weight"), (nn.Linear(8, 8), "weight")],
+    ids=["LSTM", "attention", "Linear"],
+)
+def test_pruning_once_without_an_optimizer_warns_once_and_goes_on(model, parameter):
+    pruner = MagnitudePruner(model, {"module_name_configs": {"": {"param_name": parameter}}}, masking="resident")
+    pruner.prepare(inplace=True)
+    with pytest.warns(UserWarning, match=r"knows no optimizer.*call pruner.attach_optimizers\(optimizer\)"):
+        pruner.step()
+    pruner.step()
+    pruner.finalize(inplace=True)
+    weight = getattr(model, parameter)
+    assert int((weight == 0).sum()) == weight.numel() // 2
 
 
 def test_a_prepare_that_fails_leaves_the_model_as_it_was():
@@ -904,13 +921,45 @@ def test_a_state_is_restored_over_writes_that_are_not_counted(write):
         assert torch.equal(parameter, weights[name]), name
 
 
+def test_rows_of_linear_layers_are_pruned_by_their_norms_in_every_part_of_the_library():
+    rule = {"scheduler": {"update_steps": [1, 2, 3]}, "target_sparsity": 0.5, "granularity": "per_channel"}
+    outcomes = []
+    for masking in ("hook", "resident"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        pruner = MagnitudePruner(model, {"global_config": rule}, masking=masking)
+        pruner.prepare(inplace=True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        pruner.attach_optimizers(optimizer)
+        for step in range(4):
+            if step == 2:  # as a run that is resumed
+                pruner.load_state_dict(pruner.state_dict())
+            optimizer.zero_grad()
+            model(torch.ones(2, 6)).square().sum().backward()
+            optimizer.step()
+            pruner.step()
+        assert [tuple(mask.shape) for mask in pruner.masks().values()] == [(8, 1), (4, 1)]
+        assert [one.structure for one in pruner.plan] == ["per_channel"] * 2
+        assert [(one.target_zeros, one.numel) for one in pruner.plan] == [(24, 48), (16, 32)]
+        report = pruner.report()
+        assert [(one.zeros, one.zero_channels) for one in report.layers] == [(24, 4), (16, 2)]
+        outcomes.append([one.detach().clone() for one in pruner.finalize(inplace=True).parameters()])
+    assert all(map(torch.equal, *outcomes))
+    metric = ChannelSparsity()
+    metric.update(model)
+    assert float(metric.compute()) == 0.5
+    spread = allocate(model, 0.5, "erdos_renyi_kernel", config={"global_config": rule})
+    assert all(zeros % size == 0 for zeros, size in zip(spread.zeros.values(), (6, 8), strict=True))
+    found = sensitivity(model, lambda _: 0.0, [0.25], config={"global_config": rule}, progress=False)
+    assert [list(one.sparsities.values()) for one in found.layers] == [[0.25]] * 2
+
+
 @pytest.mark.parametrize("masking", ["hook", "resident"])
 def test_a_copy_of_everything_trains_as_the_original(masking):
     run = Run(RULES["per_scalar"], masking=masking, optimizer="adamw").train(6)
     other = copy.deepcopy(run)
     if masking == "resident":
-        with pytest.raises(LifecycleError, match=r"Call pruner.attach_optimizers\(optimizer\)"):
-            other.pruner.step()
+        assert other.pruner.find_unattached() == list(other.pruner.masks())
         other.pruner.attach_optimizers(other.optimizer)
     assert other.train(8).losses == run.train(8).losses
     assert_equal_states(other.finalize(), run.finalize())

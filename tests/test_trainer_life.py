@@ -35,9 +35,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import CheckpointError, ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningScheduler
 from lightning_prune.checkpoint import convert_checkpoint
+from lightning_prune.monitors import check_gate
 
 WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
 OPTIMIZERS = {
@@ -280,6 +282,72 @@ def test_checkpoints_from_elsewhere_open_and_continue(tmp_path, coremltools, kin
         convert_checkpoint(tmp_path / "foreign.ckpt", tmp_path / "converted.ckpt")
 
 
+@pytest.mark.parametrize("kind", ["coremltools", "torch", "hook"])
+@pytest.mark.parametrize("method", ["validate", "test", "predict"])
+def test_checkpoints_from_elsewhere_are_opened_outside_a_fit_too(tmp_path, coremltools, kind, method):
+    class Predicts(ToyModule):
+        def predict_step(self, batch, batch_idx):
+            self.seen = self.fc1.weight.detach().clone()
+            return self.seen
+
+        validation_step = test_step = predict_step
+
+    state = foreign_state(kind, coremltools)
+    trainer = make_trainer(tmp_path)
+    trainer.strategy.connect(ToyModule())
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    torch.save({**load(tmp_path / "plain.ckpt"), "state_dict": state}, tmp_path / "foreign.ckpt")
+    model = Predicts()
+    trainer = make_trainer(tmp_path, callbacks=[MagnitudePruningCallback(rules())])
+    getattr(trainer, method)(model, make_loader(1), ckpt_path=tmp_path / "foreign.ckpt", weights_only=True)
+    assert torch.equal(model.seen, state["fc1.weight_orig"] * state["fc1.weight_mask"])
+    assert_plain(model)
+
+
+@pytest.mark.parametrize("masking", ["resident", "hook"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5])
+def test_a_fit_that_continues_a_foreign_run_amid_its_schedule_keeps_its_mask_until_the_next_update(
+    tmp_path, masking, sparsity
+):
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    model = ToyModule()
+    trainer.fit(model, make_loader())
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    torch_prune.random_unstructured(model.fc1, "weight", sparsity)
+    state = model.state_dict()
+    torch.save({**load(tmp_path / "plain.ckpt"), "state_dict": state}, tmp_path / "foreign.ckpt")
+    zeros = state["fc1.weight_mask"] == 0
+    seen = {}
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen[trainer.global_step] = pl_module.fc1.weight.detach() == 0
+
+    config = {
+        "global_config": None,
+        "module_name_configs": {"fc1": {"scheduler": {"update_steps": [1, 4, 7, 10, 13]}, "target_sparsity": 0.75}},
+    }
+    callback = MagnitudePruningCallback(config, masking=masking, show_plan=False)
+    trainer = make_trainer(tmp_path, max_epochs=2, callbacks=[callback, Look()])
+    trainer.fit(ToyModule(), make_loader(), ckpt_path=tmp_path / "foreign.ckpt")
+    for step in (8, 9):
+        assert torch.equal(seen[step], zeros)
+    on_the_curve = 0.75 - 0.75 * 0.25**3  # of the schedule as it is written, not of one that starts from these zeros
+    assert float(seen[11].float().mean()) == pytest.approx(on_the_curve, abs=1e-3)
+    assert float(seen[13].float().mean()) == 0.75
+
+
+def test_a_foreign_mask_below_the_target_is_not_kept_when_no_update_is_left(tmp_path):
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    model = ToyModule()
+    trainer.fit(model, make_loader())
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    torch_prune.l1_unstructured(model.fc1, "weight", 0.3)
+    torch.save({**load(tmp_path / "plain.ckpt"), "state_dict": model.state_dict()}, tmp_path / "foreign.ckpt")
+    _, model, _ = fit(tmp_path, config=rules(steps=(2, 4, 6)), ckpt_path=tmp_path / "foreign.ckpt")
+    assert sparsity_of(model.fc1.weight) == 0.75
+
+
 @pytest.mark.parametrize("is_converted", [False, True])
 @pytest.mark.parametrize("masking", ["resident", "hook"])
 def test_an_optimizer_that_counted_pruned_weights_behind_their_biases_goes_on(tmp_path, masking, is_converted):
@@ -348,7 +416,8 @@ def test_a_restart_with_nothing_left_to_do_loses_nothing(tmp_path, masking):
     with pytest.warns(UserWarning, match="will end below|before the last pruning update"):
         first, _, trainer = run(12)
     trainer.save_checkpoint(tmp_path / "first.ckpt")
-    again, model, trainer = run(12, tmp_path / "first.ckpt")
+    with pytest.warns(UserWarning, match="before the last pruning update at 22: sparsity is 65.6%"):
+        again, model, trainer = run(12, tmp_path / "first.ckpt")
     trainer.save_checkpoint(tmp_path / "again.ckpt")
     assert_plain_and_usable(model)
     assert again.report() == first.report()
@@ -368,7 +437,8 @@ def test_a_restart_with_nothing_left_to_do_and_other_rules_ends_as_well(tmp_path
     trainer = run(rules(0.5))[2]
     trainer.save_checkpoint(tmp_path / "first.ckpt")
     longer = {"global_config": {"scheduler": {"begin": 0.0, "end": 0.8}, "target_sparsity": 0.75}}
-    callback, model, _ = run(longer, allow_config_change=True)
+    with pytest.warns(UserWarning, match="before the last pruning update: sparsity is 50.0%, below the target"):
+        callback, model, _ = run(longer, allow_config_change=True)
     assert sparsity_of(model.fc1.weight) == 0.5
     assert callback.state_dict()["step_count"] == 16
 
@@ -584,6 +654,12 @@ def test_a_resumed_run_holds_a_plateau_as_long_as_one_never_stopped(tmp_path, at
     assert "step" not in ours, "nothing of ours is saved with the schedule"
 
 
+@pytest.mark.parametrize("state", [3, {}, {"opened_in": "3", "is_validated": True}, {"opened_in": 3}])
+def test_a_damaged_state_of_the_monitors_is_refused(state):
+    with pytest.raises(CheckpointError, match="The state of the monitors is damaged"):
+        check_gate(state)
+
+
 class Creeping(PruningScheduler):
     """A user's schedule, which cannot tell its end."""
 
@@ -702,6 +778,51 @@ def test_sigterm_leaves_a_plain_module(tmp_path):
     with pytest.raises(SIGTERMException):
         fit(tmp_path, Terminates(), model=model)
     assert_plain_and_usable(model)
+
+
+def test_a_model_that_a_finished_trainer_does_not_train_is_told_of(tmp_path):
+    callback, _, trainer = fit(tmp_path, validate=False)
+    second = ToyModule()
+    with pytest.warns(UserWarning, match="ended after 0 optimizer steps, before the last pruning update at 8"):
+        trainer.fit(second, make_loader())
+    assert sparsity_of(second.fc1.weight) == 0.0
+    assert_plain_and_usable(second)
+
+
+def test_a_clean_up_that_fails_does_not_hide_what_happened(tmp_path, monkeypatch):
+    class Breaks(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 5:
+                monkeypatch.setattr(MagnitudePruner, "settle", lambda self: 1 / 0)
+                raise RuntimeError("the true error")
+
+    model = ToyModule()
+    with (
+        pytest.warns(UserWarning, match="could not be left as it should be: division by zero"),
+        pytest.raises(RuntimeError, match="the true error"),
+    ):
+        fit(tmp_path, Breaks(), model=model)
+    assert_plain_and_usable(model)
+
+
+def test_gradient_checkpointing_leaves_a_model_with_hooks_that_can_be_copied():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.out = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.out(checkpoint(self.body, x, use_reentrant=False))
+
+    pruner = MagnitudePruner(Net(), rules(0.5, steps=(1, 3)))
+    model = pruner.prepare()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        model(torch.randn(4, 16)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+        copy.deepcopy(model)
+    assert sparsity_of(pruner.finalize().body[0].weight) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -935,19 +1056,6 @@ def test_the_epoch_that_weight_averaging_adds_is_no_part_of_the_schedule(tmp_pat
     callback, _, _ = fit(tmp_path, average, config=config, max_epochs=4)
     assert callback.pruner.last_update_step == 32
     assert callback.report().sparsity == pytest.approx(0.75, abs=1e-3)
-
-
-def test_frozen_networks_inside_the_module_are_told_of(tmp_path):
-    class Distilled(ToyModule):
-        def __init__(self):
-            super().__init__()
-            self.teacher = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
-
-    with pytest.warns(UserWarning, match=r'Pruned, but frozen.*: teacher.0.weight. .*: {"teacher\.\*": None}'):
-        fit(tmp_path, model=Distilled())
-    left_out = {**rules(), "module_name_configs": {"teacher.*": None}}
-    _, model, _ = fit(tmp_path, model=Distilled(), config=left_out)
-    assert model.teacher[0].weight.all()
 
 
 def test_weights_that_are_written_between_epochs_are_pruned_before_the_next_step(tmp_path):
