@@ -154,6 +154,8 @@ def allocate(
     layers = {one.label: one for one in plan_pruning(model, load_config(config))}
     _check_layers(layers.values(), method)
     names = list(layers)
+    if isinstance(exclude, str) or not isinstance(exclude, Iterable):
+        raise ConfigError(f"exclude must be a list of names of layers, got {exclude!r}. Write [{str(exclude)!r}].")
     dense = {name for pattern in exclude for name in _matching(pattern, names, "exclude")}
     dense |= {names[0]} if exclude_first else set()
     dense |= {names[-1]} if exclude_last else set()

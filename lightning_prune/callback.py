@@ -38,6 +38,7 @@ from lightning_prune.sharding import reshard_model
 from lightning_prune.strategies import check_strategy
 from lightning_prune.tables import as_text
 from lightning_prune.timeline import Timeline
+from lightning_prune.values import as_flag
 
 __all__ = ["MagnitudePruningCallback"]
 
@@ -136,14 +137,16 @@ class MagnitudePruningCallback(Callback):
             self._refused, self.export = error, None
         self.masking: Masking = masking
         self.scope: Scope = scope
-        self.log_layers = log_layers
-        self.prog_bar = prog_bar
-        self.keep_zeros = keep_zeros
-        self.show_plan = show_plan
-        self.best_at_target = best_at_target
+        self.log_layers = as_flag("log_layers", log_layers)
+        self.prog_bar = as_flag("prog_bar", prog_bar)
+        self.keep_zeros = as_flag("keep_zeros", keep_zeros)
+        self.show_plan = as_flag("show_plan", show_plan)
+        self.best_at_target = as_flag("best_at_target", best_at_target)
+        if not isinstance(log_prefix, str):
+            raise ConfigError(f'log_prefix must be a text such as "sparsity", got {log_prefix!r}.')
         self.log_prefix = log_prefix
-        self.allow_config_change = allow_config_change
-        self.allow_untested = allow_untested
+        self.allow_config_change = as_flag("allow_config_change", allow_config_change)
+        self.allow_untested = as_flag("allow_untested", allow_untested)
         self.pruner: MagnitudePruner | None = None
         self.export_result: ExportResult | None = None
         self.export_error: ExportError | None = None

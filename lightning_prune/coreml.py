@@ -32,7 +32,7 @@ from lightning_prune.errors import ConfigError, ExportError, PruningError
 from lightning_prune.mil import Package, import_coremltools, read_package
 from lightning_prune.paths import home
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
-from lightning_prune.values import plain_list
+from lightning_prune.values import as_flag, plain_list
 
 __all__ = ["CoreMLExport", "ExportResult"]
 
@@ -109,6 +109,7 @@ class CoreMLExport:
         one_of("io_dtype", self.io_dtype, ("float16", "float32"))
         one_of("frontend", self.frontend, ("auto", *FRONTENDS))
         one_of("on_error", self.on_error, ("warn", "raise"))
+        self.overwrite = as_flag("export.overwrite", self.overwrite)
         if self.compression is not None:
             one_of("compression", self.compression, COMPRESSIONS)
         if self.inputs is not None and self.input_names is not None:

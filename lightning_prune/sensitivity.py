@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from lightning_prune.allocation import module_patterns
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 from lightning_prune.weight_norm import prune_normed
 
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
+
+_NAMES = 24  # columns that names of layers get at least, if they need them
 
 
 @dataclass(frozen=True)
@@ -165,21 +167,32 @@ class Sensitivity:
         return list(self.layers[0].scores)
 
     def __str__(self) -> str:
-        return as_text(self.__rich__())
+        return as_text(self)
 
-    def __rich__(self) -> Table:
-        """Table for a terminal or a notebook: the change of the score, layer by layer."""
-        table = new_table("Change of the score, one layer pruned")
-        table.add_column("layer")
-        table.add_column("weights", justify="right", no_wrap=True)
-        for asked in self._asked:
-            table.add_column(f"{100 * asked:g}%", justify="right", no_wrap=True)
-        for one in self.layers:
-            changes = [f"{score - self.baseline:+.4g}" for score in one.scores.values()]
-            table.add_row(DottedText(one.name or "(root)"), f"{one.weights:,}", *changes)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Table for a terminal or a notebook: the change of the score, layer by layer.
+
+        Sparsities that do not fit beside each other go on in a further table below: a number that is cut is another.
+        """
+        changes = [[f"{score - self.baseline:+.4g}" for score in one.scores.values()] for one in self.layers]
+        headings = [f"{100 * asked:g}%" for asked in self._asked]
+        weights = [f"{one.weights:,}" for one in self.layers]
+        widest = 2 + max(len(cell) for row in (headings, *changes) for cell in row)
+        names = min(_NAMES, max(len(one.name) for one in self.layers))
+        room = options.max_width - names - max(map(len, ("weights", *weights))) - 4
+        tables = -(-len(headings) // max(1, room // widest))
+        size = -(-len(headings) // tables)
+        for start in range(0, len(headings), size):
+            table = new_table("Change of the score, one layer pruned" if start == 0 else "")
+            table.add_column("layer")
+            table.add_column("weights", justify="right", no_wrap=True)
+            for heading in headings[start : start + size]:
+                table.add_column(heading, justify="right", no_wrap=True)
+            for one, count, row in zip(self.layers, weights, changes, strict=True):
+                table.add_row(DottedText(one.name or "(root)"), count, *row[start : start + size])
+            yield table
         better = "Higher" if self.higher_is_better else "Lower"
-        table.caption = f"The score without pruning is {self.baseline:.6g}.\n{better} is better."
-        return table
+        yield Text(f"The score without pruning is {self.baseline:.6g}.\n{better} is better.", style="table.caption")
 
 
 def sensitivity(

@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_prune.errors import ConfigError
 
-__all__ = ["as_fraction", "as_whole", "plain_list", "plain_number", "plain_text", "yaml_hint"]
+__all__ = ["as_flag", "as_fraction", "as_whole", "plain_list", "plain_number", "plain_text", "yaml_hint"]
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d*)?)\s*%\s*")
 _LEADING_ZERO = re.compile(r"[-+]?0\d+")
@@ -86,6 +86,31 @@ def as_fraction(name: str, value: Any) -> float:
             hint = f" Write {number / 100:g} for {number:g} %."
         raise ConfigError(f"{name} must be a fraction in [0, 1], got {value!r}.{hint}")
     return float(number)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False, as Python's or as NumPy's; a text such as ``"no"`` would count as True.
+
+    Args:
+        name: How the user spells it, for the error.
+        value: What the user gave.
+
+    Raises:
+        ConfigError: It is neither.
+
+    Example:
+        >>> as_flag("overwrite", "no")
+        Traceback (most recent call last):
+        ...
+        lightning_prune.errors.ConfigError: overwrite must be True or False, got 'no'. Write False.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or torch, neither of them imported
+        value = value.item()
+    if isinstance(value, bool):
+        return value
+    meant = {"no": False, "off": False, "false": False, "yes": True, "on": True, "true": True}
+    found = meant.get(value.strip().lower()) if isinstance(value, str) else None
+    raise ConfigError(f"{name} must be True or False, got {value!r}.{'' if found is None else f' Write {found}.'}")
 
 
 def as_whole(name: str, value: Any, *, least: int) -> int:

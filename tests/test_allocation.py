@@ -250,6 +250,13 @@ def test_unknown_names_in_the_bounds_of_the_pure_functions_are_refused():
         uniform_zeros(SHAPES, 0.5, maximum={"bdy": 0.5})
 
 
+@pytest.mark.parametrize("exclude", ["10", 5, None])
+def test_what_is_excluded_is_a_list(exclude):
+    """The characters of a text would be taken one by one."""
+    with pytest.raises(ConfigError, match=rf"exclude must be a list of names of layers, got {exclude!r}"):
+        allocate(net(), 0.6, exclude=exclude)
+
+
 def test_patterns_bound_several_layers():
     spread = allocate(net(), 0.6, maximum={"[02]": 0.25})
     assert spread.sparsities["0"] == spread.sparsities["2"] == 0.25

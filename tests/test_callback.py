@@ -6,6 +6,7 @@ import sys
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import POLYNOMIAL, ToyModule, assert_plain, make_loader, make_trainer, sparsity_of
@@ -264,6 +265,17 @@ def test_the_same_pruner_twice_is_refused_when_the_trainer_is_built(tmp_path, is
 
     if is_same:  # a callback of the module takes the place of one of its class
         make_trainer(tmp_path, callbacks=[first], max_epochs=5).fit(Configures(), make_loader(2))
+
+
+@pytest.mark.parametrize("name", ["log_layers", "keep_zeros", "best_at_target", "allow_config_change", "show_plan"])
+def test_a_text_is_no_flag(name):
+    with pytest.raises(ConfigError, match=rf"{name} must be True or False, got 'no'. Write False."):
+        MagnitudePruningCallback(**{name: "no"})
+    with pytest.raises(ConfigError, match=rf"{name} must be True or False, got 1"):
+        MagnitudePruningCallback(**{name: 1})
+    assert getattr(MagnitudePruningCallback(**{name: np.bool_(False)}), name) is False
+    with pytest.raises(ConfigError, match="log_prefix must be a text"):
+        MagnitudePruningCallback(log_prefix=5)
 
 
 def test_schedules_in_units_of_the_run_are_resolved_at_fit_start(tmp_path):

@@ -244,3 +244,30 @@ def test_many_layers_are_drawn_as_a_table():
     figure = plot_sensitivity([0.5, 0.9], scores, baseline=0.9)
     figure.savefig(io.BytesIO())
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(scores)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_no_number_of_the_table_is_cut(width):
+    names = [f"model.backbone.encoder.layers.{index}.self_attention.output_projection" for index in range(2)]
+    asked = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99]
+    layers = tuple(
+        LayerSensitivity(
+            name,
+            123_456_789,
+            {one: 0.9 - one * 1.23456e-4 for one in asked},
+            {one: one for one in asked},
+            ModuleMagnitudePrunerConfig(),
+            (name,),
+        )
+        for name in names
+    )
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(Sensitivity(0.9, layers))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for one in asked:
+        assert text.count(f"{-one * 1.23456e-4:+.4g}") == 2
+        assert text.count(f" {100 * one:g}%") == 1
+    assert text.count("Change of the score") == text.count("Higher is better") == 1
+    assert width < 300 or text.count("weights") == 1
