@@ -33,6 +33,7 @@ from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shard
 from lightning_prune.sharding import Sharding, find_shardings, local_part
 from lightning_prune.sparsity import count_zeros
 from lightning_prune.tables import DottedText, as_text, new_table
+from lightning_prune.values import as_fraction
 
 __all__ = [
     "Allocation",
@@ -149,9 +150,12 @@ def allocate(
     """
     if method not in get_args(Method):
         raise ConfigError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}.")
+    sparsity = as_fraction("sparsity", sparsity)
     layers = {one.label: one for one in plan_pruning(model, load_config(config))}
     _check_layers(layers.values(), method)
     names = list(layers)
+    if isinstance(exclude, str) or not isinstance(exclude, Iterable):
+        raise ConfigError(f"exclude must be a list of names of layers, got {exclude!r}. Write [{str(exclude)!r}].")
     dense = {name for pattern in exclude for name in _matching(pattern, names, "exclude")}
     dense |= {names[0]} if exclude_first else set()
     dense |= {names[-1]} if exclude_last else set()
@@ -267,6 +271,7 @@ def global_zeros(
         >>> global_zeros(weights, 0.5, maximum=1.0), global_zeros(weights, 0.5, maximum=0.75)
         ({'large': 0, 'small': 4}, {'large': 1, 'small': 3})
     """
+    sparsity = as_fraction("sparsity", sparsity)
     shardings = find_shardings(list(weights.values()))
     pieces = {
         name: (local_part(weight), sharding)
@@ -412,11 +417,10 @@ def _count_bounds(
     groups: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """Least and most zeros of each layer in whole groups, and the zeros of all; checked to go together."""
-    if not 0.0 <= sparsity <= 1.0:
-        raise ConfigError(f"sparsity must be a fraction in [0, 1], got {sparsity}.")
+    sparsity = as_fraction("sparsity", sparsity)
     least, most = _named(minimum, sizes, "minimum", 0.0), _named(maximum, sizes, "maximum", 1.0)
     for name in sizes:
-        if not 0.0 <= least[name] <= most[name] <= 1.0:
+        if least[name] > most[name]:
             raise ConfigError(
                 f"{name}: minimum and maximum must be fractions in [0, 1] in this order, "
                 f"got {least[name]} and {most[name]}."
@@ -442,19 +446,21 @@ def _named(bound: Bound, names: Iterable[str], what: str, default: float) -> dic
     """One fraction a layer, from one for all or some by name."""
     names = list(names)
     if not isinstance(bound, Mapping):
-        return dict.fromkeys(names, float(bound))
+        return dict.fromkeys(names, as_fraction(what, bound))
     for name in bound:
         if name not in names:
             raise ConfigError(f'{what}["{name}"] names no layer.{did_you_mean(name, names)}')
-    return {name: bound.get(name, default) for name in names}
+    given = {name: as_fraction(f'{what}["{name}"]', value) for name, value in bound.items()}
+    return {name: given.get(name, default) for name in names}
 
 
 def _per_layer(bound: Bound, names: Sequence[str], what: str, default: float) -> dict[str, float]:
     """As :func:`_named`, where a key may be a regular expression; the first that matches holds."""
     if not isinstance(bound, Mapping):
-        return dict.fromkeys(names, float(bound))
+        return dict.fromkeys(names, as_fraction(what, bound))
     found: dict[str, float] = {}
-    for pattern, value in bound.items():
+    for pattern, given in bound.items():
+        value = as_fraction(f'{what}["{pattern}"]', given)
         for name in _matching(pattern, names, what):
             found.setdefault(name, value)
     return {name: found.get(name, default) for name in names}

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.callers import builder, listed_beside
 from lightning_prune.checkpoint import ForeignWeights
 from lightning_prune.class_names import is_a
 from lightning_prune.config import MagnitudePrunerConfig, load_config
@@ -20,13 +21,16 @@ from lightning_prune.errors import CheckpointError, ConfigError, ExportError, Li
 from lightning_prune.fit_checks import (
     refuse_averages,
     refuse_second_pruner,
+    refuse_twins,
     warn_if_abrupt,
     warn_if_missed,
+    warn_if_too_short,
     warn_if_untrained,
 )
 from lightning_prune.last_layer import LastLayerWatch
+from lightning_prune.locks import check_lock, lock, unlock
 from lightning_prune.masking import Masking
-from lightning_prune.monitors import TargetGate
+from lightning_prune.monitors import TargetGate, check_gate
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, check_choices
 from lightning_prune.report import SparsityReport
@@ -34,11 +38,16 @@ from lightning_prune.sharding import reshard_model
 from lightning_prune.strategies import check_strategy
 from lightning_prune.tables import as_text
 from lightning_prune.timeline import Timeline
+from lightning_prune.values import as_flag
 
 __all__ = ["MagnitudePruningCallback"]
 
 _MOST_MISSED = 10**6  # optimizer steps in a batch that a checkpoint was saved in; each is made up for
-_TIMELINE = "timeline"  # key in the state of the callback, beside those of the pruner's
+_FITTING = (
+    "the fit has begun, and keeps the configuration that it began with. Change it when the fit is over, or stop, "
+    "change it, and resume from a checkpoint with allow_config_change=True."
+)
+_TIMELINE, _GATE = "timeline", "gate"  # keys in the state of the callback, beside those of the pruner's
 
 
 class MagnitudePruningCallback(Callback):
@@ -63,14 +72,17 @@ class MagnitudePruningCallback(Callback):
             its target asks for as many at least. False lets zeros of an initialisation be trained.
         show_plan: Log the plan at the start of fit, and the report at its end.
         best_at_target: Let monitors compare only networks at the target: until the last update EarlyStopping does not
-            end the run, and at that update ModelCheckpoint and EarlyStopping forget the best score so far. Checkpoint
-            files that were the best until then stay where they are.
+            end the run and ReduceLROnPlateau does not lower the learning rate, and at that update both and
+            ModelCheckpoint forget the best score so far. Checkpoint files that were the best until then stay where they
+            are.
         log_prefix: What the names of logged values start with; give a second callback one of its own.
         allow_config_change: Resume from a checkpoint that was pruned by other targets or schedules.
         allow_untested: Run with a strategy that pruning was not tested with; see
             :data:`~lightning_prune.strategies.TESTED_STRATEGIES`.
 
     Attributes:
+        config: The configuration, a :class:`~lightning_prune.config.MagnitudePrunerConfig`: a copy of what was given.
+            It can be changed, but not while a fit runs.
         pruner: The :class:`~lightning_prune.pruner.MagnitudePruner` of the current or last fit; None before.
         export_result: What was exported at the end of fit, or None.
         export_error: The error of a failed export, or None.
@@ -113,21 +125,29 @@ class MagnitudePruningCallback(Callback):
         allow_untested: bool = False,
     ) -> None:
         super().__init__()
-        check_choices(masking, scope)
-        self.config = load_config(config)
+        self._config: MagnitudePrunerConfig
+        self._refused: ConfigError | None = None
+        try:
+            check_choices(masking, scope)
+            self.config = config
+            self.export = _as_export(export)
+        except ConfigError as error:
+            if builder() != "jsonargparse":
+                raise
+            # It would be one line of thirty in an error of LightningCLI; the Trainer, built next, will ask for the key.
+            self._refused, self.export = error, None
         self.masking: Masking = masking
         self.scope: Scope = scope
-        self.export = CoreMLExport(export) if isinstance(export, (str, os.PathLike)) else export
-        if not isinstance(self.export, (CoreMLExport, type(None))):
-            raise ConfigError(f"export must be a CoreMLExport, a path or None, got {shown(export)}.")
-        self.log_layers = log_layers
-        self.prog_bar = prog_bar
-        self.keep_zeros = keep_zeros
-        self.show_plan = show_plan
-        self.best_at_target = best_at_target
+        self.log_layers = as_flag("log_layers", log_layers)
+        self.prog_bar = as_flag("prog_bar", prog_bar)
+        self.keep_zeros = as_flag("keep_zeros", keep_zeros)
+        self.show_plan = as_flag("show_plan", show_plan)
+        self.best_at_target = as_flag("best_at_target", best_at_target)
+        if not isinstance(log_prefix, str):
+            raise ConfigError(f'log_prefix must be a text such as "sparsity", got {shown(log_prefix)}.')
         self.log_prefix = log_prefix
-        self.allow_config_change = allow_config_change
-        self.allow_untested = allow_untested
+        self.allow_config_change = as_flag("allow_config_change", allow_config_change)
+        self.allow_untested = as_flag("allow_untested", allow_untested)
         self.pruner: MagnitudePruner | None = None
         self.export_result: ExportResult | None = None
         self.export_error: ExportError | None = None
@@ -142,6 +162,19 @@ class MagnitudePruningCallback(Callback):
         self._saved: dict[str, Any] = {}  # the state of the last fit, once its masks are gone
         # what the last fit left, until this one trains
         self._before: tuple[MagnitudePruner | None, dict[str, Any]] | None = None
+
+    @property
+    def config(self) -> MagnitudePrunerConfig:
+        """What to prune and how; a new one is taken in any form that the constructor takes."""
+        if self._refused is not None:
+            raise self._refused
+        return self._config
+
+    @config.setter
+    def config(self, config: object) -> None:
+        if "_config" in self.__dict__:
+            check_lock(self._config, "config")
+        self._config = load_config(config)
 
     def plan(self, model: nn.Module) -> PruningPlan:
         """Say what would be pruned of a model, by which rule, and what not and why. Nothing is changed."""
@@ -162,6 +195,15 @@ class MagnitudePruningCallback(Callback):
     @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint: the rules without their values, so that a changed target still finds it."""
+        if not self._is_training:
+            # Lightning asks for all keys when it checks a list of callbacks, and calls no hook of theirs that early.
+            # Its own error would not say what to do.
+            listed = listed_beside("_validate_callbacks_list", "callbacks")
+            refuse_twins([one._key for one in listed if isinstance(one, MagnitudePruningCallback)])
+        return self._key
+
+    @property
+    def _key(self) -> str:
         rules = [*(["global"] if self.config.global_config is not None else [])]
         rules += [key if isinstance(key, str) else key.__name__ for key in self.config.module_type_configs]
         rules += list(self.config.module_name_configs)
@@ -193,6 +235,7 @@ class MagnitudePruningCallback(Callback):
         self.pruner = MagnitudePruner(
             pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True
         )
+        lock(self.config, _FITTING)
         self.pruner.prepare(inplace=True, keep_zeros=self.keep_zeros, optimizers=trainer.optimizers)
         self.pruner.guard_state_dicts()
         if self.export is not None and self.pruner.is_sharded:
@@ -213,6 +256,7 @@ class MagnitudePruningCallback(Callback):
         Only now are the length of the run and its global step known: to ask for the length earlier would load the data
         before its state is restored, and a resumable dataloader would start over.
         """
+        gate = check_gate((self._restored or {}).get(_GATE))
         pruner, run = self._need_pruner(), self._timeline.measure(trainer, pl_module)
         reshard_model(pl_module)  # the sanity check may have left whole weights behind
         self._may_be_written = self._restored is None
@@ -240,19 +284,16 @@ class MagnitudePruningCallback(Callback):
         self._mask_averages(trainer)
         self._check_replicas(trainer)
         is_open = pruner.is_at_target and not is_pruned_now
-        self._gate = TargetGate(trainer) if self.best_at_target and not is_open else None
+        self._gate = None
+        if self.best_at_target and (gate is not None or not is_open):
+            self._gate = TargetGate(trainer, gate if is_open else None)
         if pruner.is_at_target:
             self._open_gate(trainer)
         if self.show_plan:
             _show(pruner.plan)
         if self.show_plan and pruner.report().sparsity:
             rank_zero_info(f"Pruning starts from a sparsity of {pruner.report().sparsity:.1%}.")
-        last = pruner.last_update_step
-        if last is not None and run.total_steps is not None and last > run.total_steps and not run.is_rehearsal:
-            rank_zero_warn(
-                f"The last pruning update is at optimizer step {last}, but this run has {run.total_steps}: it will end "
-                "below the target sparsity. Train longer, or end the schedule earlier, for example with end=0.8."
-            )
+        warn_if_too_short(pruner, run)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Heal a step that raised and was caught, and follow optimizers that were replaced."""
@@ -293,11 +334,16 @@ class MagnitudePruningCallback(Callback):
         pruner.project_if_written()
         if pruner.is_at_target:
             self._open_gate(trainer)
+        if self._gate is not None:
+            self._gate.hold(trainer)
+            self._gate = None if self._gate.is_done else self._gate
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Zero what another callback wrote to pruned weights."""
         if self._is_training:
             self._need_pruner().project()
+        if self._gate is not None:
+            self._gate.start_validation(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log once an epoch, whether or not masks changed."""
@@ -345,7 +391,8 @@ class MagnitudePruningCallback(Callback):
         if self._restored is not None:
             return self._restored
         if self.pruner is not None and self.pruner.is_prepared:
-            return {**self.pruner.state_dict(), _TIMELINE: self._timeline.state_dict()}
+            gate = self._gate.state_dict() if self._gate is not None and self._gate.is_open else None
+            return {**self.pruner.state_dict(), _TIMELINE: self._timeline.state_dict(), _GATE: gate}
         return self._saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -403,8 +450,8 @@ class MagnitudePruningCallback(Callback):
             self._need_pruner().check_replicas()
 
     def _open_gate(self, trainer: Trainer) -> None:
-        if self._gate is not None:
-            forgotten, self._gate = self._gate.open(trainer), None
+        if self._gate is not None and not self._gate.is_open:
+            forgotten = self._gate.open(trainer)
             if forgotten:
                 rank_zero_info(
                     f"The target sparsity is reached: the best checkpoint is chosen anew from here. "
@@ -426,12 +473,13 @@ class MagnitudePruningCallback(Callback):
     def _finish(self, trainer: Trainer, *, is_failed: bool = False) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
         self._forget_foreign()
+        unlock(self.config)
         if self._last_layer is not None:
             self._last_layer.close()
             self._last_layer = None
         if self._gate is not None:
             self._gate.close()
-        self._gate, self._is_training = None, False
+        self._is_training = False
         if self.pruner is not None and self.pruner.is_prepared:
             try:
                 self.pruner.settle()
@@ -443,6 +491,7 @@ class MagnitudePruningCallback(Callback):
                     self._saved = self.state_dict()
             finally:
                 self.pruner.finalize(inplace=True)
+        self._gate = None
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
         export, pruner = self.export, self._need_pruner()
@@ -477,6 +526,14 @@ class MagnitudePruningCallback(Callback):
         if self.pruner is None:
             raise LifecycleError("The callback was not set up by a Trainer. Call trainer.fit(model, callbacks=[...]).")
         return self.pruner
+
+
+def _as_export(export: Any) -> CoreMLExport | None:
+    if isinstance(export, (str, os.PathLike)):
+        return CoreMLExport(export)
+    if not isinstance(export, (CoreMLExport, type(None))):
+        raise ConfigError(f"export must be a CoreMLExport, a path or None, got {export!r}.")
+    return export
 
 
 def _show(renderable: RenderableType) -> None:

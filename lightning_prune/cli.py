@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
@@ -32,19 +33,23 @@ if TYPE_CHECKING:
 __all__ = ["build_parser", "main"]
 
 _BELOW, _INTERRUPTED = 3, 130
+_PICTURES = (".png", ".pdf", ".svg")
+_WIDTH = 80  # columns of a help text
 
 _DESCRIPTION = """\
-Magnitude pruning for PyTorch Lightning: plan it before training, inspect files and export after it.
+Magnitude pruning for PyTorch Lightning: plan it before training, inspect files
+and export after it.
 
-A MODEL is written as package.module:Class, looked for in the current folder too; its constructor arguments are given as
-JSON by --args, or come from the checkpoint of a LightningModule that called save_hyperparameters().
+A MODEL is written as package.module:Class, looked for in the current folder
+too; its constructor arguments are given as JSON by --args, or come from the
+checkpoint of a LightningModule that called save_hyperparameters().
 """
 _EPILOG = """\
 examples:
   lightning-prune init digits:ConvNet --output pruning.yaml
   lightning-prune plan digits:ConvNet --config pruning.yaml --steps 700
   lightning-prune inspect last.ckpt
-  lightning-prune export digits:ConvNet --checkpoint last.ckpt --output digits.mlpackage
+  lightning-prune export digits:ConvNet --checkpoint a.ckpt -o a.mlpackage
 
 exit codes: 0 done, 1 it could not be done, 2 the command is not written right,
             3 inspect --at-least found less, 130 interrupted
@@ -96,17 +101,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of examples."""
+    """Keeps the line breaks of examples; 80 columns are enough for all else."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
+        super().__init__(prog, max_help_position=28, width=_WIDTH)
 
 
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace, Console], int], text: str, examples: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"examples:\n{examples}", formatter_class=_Formatter
+        name,
+        help=text,
+        description=textwrap.fill(text, _WIDTH),
+        epilog=f"examples:\n{examples}",
+        formatter_class=_Formatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=run)
@@ -128,9 +137,9 @@ def _load(options: argparse.Namespace) -> Any:
 def _add_init(commands: Any) -> None:
     examples = (
         "  lightning-prune init digits:ConvNet > pruning.yaml\n"
-        "  lightning-prune init digits:ConvNet --sparsity 0.9 --dense head.2 --output pruning.yaml\n"
+        "  lightning-prune init digits:ConvNet --sparsity 0.9 --dense head -o prune.yaml\n"
         "  lightning-prune init digits:ConvNet --sparsity 0.9 --spread erdos_renyi_kernel\n"
-        "  lightning-prune init digits:ConvNet --checkpoint last.ckpt --sparsity 0.9 --spread global\n"
+        "  lightning-prune init digits:ConvNet --checkpoint last.ckpt --spread global\n"
     )
     text = "Write a configuration for a model, as YAML with comments, to be edited."
     parser = _command(commands, "init", _run_init, text, examples)
@@ -169,6 +178,7 @@ def _run_init(options: argparse.Namespace, out: Console) -> int:
         _plain(out, text.rstrip("\n"))
     else:
         _refuse_existing(options.output, overwrite=options.overwrite)
+        _need_folder(options.output)
         options.output.write_text(text, encoding="utf-8")
         _plain(out, f"Wrote {options.output}")
     return 0
@@ -200,7 +210,7 @@ def _count(text: str) -> int:
 def _add_plan(commands: Any) -> None:
     examples = (
         "  lightning-prune plan digits:ConvNet --config pruning.yaml\n"
-        "  lightning-prune plan digits:ConvNet --config pruning.yaml --steps 700 --plot plan.png\n"
+        "  lightning-prune plan digits:ConvNet -c pruning.yaml --steps 700 --plot a.png\n"
         "  lightning-prune plan digits:ConvNet --config pruning.yaml --format json\n"
     )
     text = "Say what a configuration prunes of a model, by which rule, and what not and why."
@@ -225,6 +235,8 @@ def _run_plan(options: argparse.Namespace, out: Console) -> int:
 
     if options.plot is not None and options.steps is None:
         raise ConfigError("--plot draws sparsity over steps, so it needs the length of the run. Write --steps 1000.")
+    if options.plot is not None:
+        _check_picture("--plot", options.plot)
     plan = plan_pruning(_load(options), load_config(options.config))
     run = TrainingRun(options.steps, options.steps_per_epoch)
     curve = plan_curves(plan, run)["all layers"] if options.steps else {}
@@ -258,7 +270,7 @@ def _add_inspect(commands: Any) -> None:
     examples = (
         "  lightning-prune inspect last.ckpt\n"
         "  lightning-prune inspect digits.mlpackage\n"
-        "  lightning-prune inspect last.ckpt --at-least 0.75 --format json   # exit code 3 if it is less\n"
+        "  lightning-prune inspect last.ckpt --at-least 0.75   # exit code 3 if less\n"
     )
     text = "Show sparsity, structure and bytes of each weight in a checkpoint, state dict, safetensors or .mlpackage."
     parser = _command(commands, "inspect", _run_inspect, text, examples)
@@ -289,9 +301,10 @@ def _run_inspect(options: argparse.Namespace, out: Console) -> int:
 
 def _add_export(commands: Any) -> None:
     examples = (
-        "  lightning-prune export digits:ConvNet --checkpoint last.ckpt --output digits.mlpackage\n"
-        "  lightning-prune export torchvision.models:resnet18 --checkpoint r18.pt --output r18.mlpackage \\\n"
-        "      --input-shape 1,3,224,224 --compression int8 --target iOS18\n"
+        "  lightning-prune export digits:ConvNet --checkpoint a.ckpt -o a.mlpackage\n"
+        "  lightning-prune export torchvision.models:resnet18 --checkpoint r18.pt \\\n"
+        "      -o r18.mlpackage --input-shape 1,3,224,224 --compression int8 \\\n"
+        "      --target iOS18\n"
     )
     text = "Turn a checkpoint into a Core ML package with sparse weights, and verify what was written."
     parser = _command(commands, "export", _run_export, text, examples)
@@ -321,7 +334,10 @@ def _run_export(options: argparse.Namespace, out: Console) -> int:
             f"{type(model).__name__} has no example_input_array, so the shape of an input must be said. "
             "Write --input-shape 1,3,224,224, once for each input."
         )
-    inputs = None if options.input_shape is None else tuple(torch.zeros(shape) for shape in options.input_shape)
+    try:
+        inputs = None if options.input_shape is None else tuple(torch.zeros(shape) for shape in options.input_shape)
+    except (RuntimeError, OverflowError) as error:  # of more memory than there is
+        raise ConfigError(f"--input-shape must fit into memory: {str(error).splitlines()[0]}") from error
     export = CoreMLExport(
         options.output,
         inputs,
@@ -363,6 +379,7 @@ def _run_convert(options: argparse.Namespace, out: Console) -> int:
 
     if options.source.exists():  # a wrong source is the first thing to say
         _refuse_existing(options.target, overwrite=options.overwrite)
+        _need_folder(options.target)
     converted = convert_checkpoint(options.source, options.target, overwrite=options.overwrite)
     for name, sparsity in converted.items():
         _plain(out, f"{name}: {sparsity:.2%} zero")
@@ -388,6 +405,7 @@ def _add_plot(commands: Any) -> None:
 
 
 def _run_plot(options: argparse.Namespace, out: Console) -> int:
+    _check_picture("--output", options.output)
     draw = {"sparsity": _draw_log, "layers": _draw_layers, "weights": _draw_weights, "mask": _draw_mask}
     _save(draw[options.what](options), options.output, out)
     return 0
@@ -464,13 +482,22 @@ def _refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{path} exists. Write to another path, or add --overwrite.")
 
 
+def _need_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {str(path.parent)!r}. Make it first.")
+
+
+def _check_picture(option: str, path: Path) -> None:
+    """Before anything is drawn: matplotlib adds an ending of its own where there is none."""
+    if path.suffix.lower() not in _PICTURES:
+        write = "" if path.suffix.strip(".") else f" Write {str(path).rstrip('.') + '.png'!r}."
+        endings = f"{', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}"
+        raise ConfigError(f"{option} must end in {endings}, got {str(path)!r}.{write}")
+    _need_folder(path)
+
+
 def _save(figure: Figure, path: Path, out: Console, *, quiet: bool = False) -> None:
-    if not path.suffix:  # matplotlib would write to another name than the one asked for
-        raise ConfigError(f"--output or --plot must end in .png, .pdf or .svg, got {str(path)!r}.")
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:  # an ending that matplotlib does not know
-        raise ConfigError(f"--output or --plot must end in .png, .pdf or .svg, got {str(path)!r}. ({error})") from error
+    figure.savefig(path, dpi=150)
     if not quiet:
         _plain(out, f"Wrote {path}")
 

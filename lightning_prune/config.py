@@ -19,6 +19,7 @@ import yaml
 from torch import nn
 
 from lightning_prune.errors import ConfigError, one_line, shown
+from lightning_prune.locks import check_lock, unlocked_state
 from lightning_prune.masks import Granularity
 from lightning_prune.matching import check_pattern, fullmatch
 from lightning_prune.schedules import (
@@ -27,11 +28,12 @@ from lightning_prune.schedules import (
     PolynomialDecayScheduler,
     PruningScheduler,
 )
+from lightning_prune.values import as_fraction, plain_list, plain_number, plain_text, yaml_hint
 from lightning_prune.yaml_text import load_yaml
 
 __all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "did_you_mean", "load_config"]
 
-_DECIMAL = re.compile(r"[01]?\.?\d*")
+_RATIO = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*")
 _Leaf = TypeVar("_Leaf", bound="ModuleMagnitudePrunerConfig")
 
 
@@ -81,15 +83,20 @@ class ModuleMagnitudePrunerConfig:
             settle["scheduler"] = _build_scheduler(self.scheduler)
         if self.n_m_ratio is not None:
             settle["n_m_ratio"] = _pair(self.n_m_ratio)
+        for name in ("initial_sparsity", "target_sparsity"):
+            settle[name] = as_fraction(name, getattr(self, name))
+        for name in ("block_size", "dim"):
+            settle[name] = plain_number(getattr(self, name))
+        for name in ("granularity", "param_name"):
+            settle[name] = plain_text(getattr(self, name))
         self._check_values()
         self._check_together()
-        settle["initial_sparsity"] = float(self.initial_sparsity)
-        settle["target_sparsity"] = float(self.target_sparsity)
         if self.n_m_ratio is not None:
             settle["target_sparsity"] = self.n_m_ratio[0] / self.n_m_ratio[1]
         settle["_is_checked"] = True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        check_lock(self, name)
         if self.__dict__.get("_is_checked"):
             if name not in self.__dataclass_fields__:
                 raise ConfigError(f"{name} is not a setting.{did_you_mean(name, self.__dataclass_fields__)}")
@@ -100,30 +107,29 @@ class ModuleMagnitudePrunerConfig:
         else:
             super().__setattr__(name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return unlocked_state(self)
+
     def _check_values(self) -> None:
         if not isinstance(self.scheduler, PruningScheduler):
             raise ConfigError(
                 f"scheduler must be a PruningScheduler or a dict of its arguments, got {shown(self.scheduler)}. "
                 "Write PolynomialDecayScheduler(update_steps=[...])."
             )
-        for name in ("initial_sparsity", "target_sparsity"):
-            _check_fraction(name, getattr(self, name))
         allowed = get_args(Granularity)
         if self.granularity not in allowed:
             raise ConfigError(f"granularity must be one of {', '.join(allowed)}, got {shown(self.granularity)}.")
-        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 1:
+        if type(self.block_size) is not int or self.block_size < 1:
             raise ConfigError(
                 f"block_size must be a whole number of output channels of at least 1, got {shown(self.block_size)}. "
-                "Write 1 for no blocks."
+                f"Write 1 for no blocks.{yaml_hint(self.block_size)}"
             )
-        if self.dim not in (0, 1) or isinstance(self.dim, bool):
-            raise ConfigError(f"dim must be 0 (output channels) or 1 (input channels), got {shown(self.dim)}.")
-        try:
-            check_pattern(self.param_name)
-        except ConfigError as error:
+        if type(self.dim) is not int or self.dim not in (0, 1):
             raise ConfigError(
-                f'param_name must be the name of a parameter such as "weight", got {shown(self.param_name)}: {error}.'
-            ) from error
+                f"dim must be 0 (output channels) or 1 (input channels), a whole number, got {shown(self.dim)}."
+                f"{yaml_hint(self.dim)}"
+            )
+        _check_pattern(self.param_name, 'param_name must be the name of a parameter such as "weight"')
 
     def _check_together(self) -> None:
         if self.n_m_ratio is None:
@@ -215,12 +221,16 @@ class MagnitudePrunerConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check a level whenever it is set."""
+        check_lock(self, name)
         check = {"global_config": _build_rule, "module_type_configs": _type_rules, "module_name_configs": _name_rules}
         if name in check:
             value = check[name](value, name)
         elif type(self) is MagnitudePrunerConfig:
             raise ConfigError(f"{name} is not a level.{did_you_mean(name, check)}")
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return unlocked_state(self)
 
     def set_global(self, global_config: _Rule | Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Set the rule for supported modules that no other rule matches; returns self."""
@@ -366,25 +376,48 @@ def _key(key: object) -> str:
     return key if isinstance(key, str) and len(key) <= 100 else shown(key)
 
 
-def _check_fraction(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        percent = isinstance(value, (int, float)) and 1 < value <= 100
-        hint = f" Write {value / 100:g} for {value:g} %." if percent else " Write 0.75 for 75 %."
-        if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
-            hint = " It is a text: write the number without quotes."
-        raise ConfigError(f"{name} must be a fraction in [0, 1], got {shown(value)}.{hint}")
+def _check_pattern(value: Any, must: str) -> None:
+    """Refuse what is no regular expression of names."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{must}, a text, got {shown(value)}. {_quoted(value)}")
+    try:
+        check_pattern(value)
+    except ConfigError as error:
+        raise ConfigError(f"{must}, got {shown(value)}: {error}.") from error
+
+
+def _quoted(value: object) -> str:
+    """How to write as a text what YAML has made something else of."""
+    if isinstance(value, bool):
+        made = "yes, on and true" if value else "no, off and false"
+        return f'YAML makes {value} of {made}: write it in quotes, "{made.partition(",")[0]}".'
+    if isinstance(value, (int, float)):
+        return f'Write it in quotes, "{value}".'
+    return 'Write it in quotes, such as "fc1".'
 
 
 def _pair(ratio: Any) -> tuple[int, int]:
-    is_pair = isinstance(ratio, (list, tuple)) and len(ratio) == 2
-    if not is_pair or any(isinstance(number, bool) or not isinstance(number, int) for number in ratio):
-        raise ConfigError(f"n_m_ratio must be two whole numbers (n, m), got {shown(ratio)}. Write (2, 4).")
-    n, m = ratio
+    pair = plain_list(ratio)
+    if not isinstance(pair, list) or len(pair) != 2 or any(type(number) is not int for number in pair):
+        raise ConfigError(f"n_m_ratio must be two whole numbers (n, m), got {shown(ratio)}. {_ratio_hint(ratio)}")
+    n, m = pair
     if not 1 <= n < m:
         raise ConfigError(
             f"n_m_ratio must have 1 <= n < m, where n of every m weights are zero, got {shown((n, m))}. Write (2, 4)."
         )
     return n, m
+
+
+def _ratio_hint(ratio: object) -> str:
+    """What to write for a ratio that was not written as a list."""
+    written = _RATIO.fullmatch(ratio) if isinstance(ratio, str) else None
+    n, m = divmod(ratio, 60) if type(ratio) is int else (0, 0)
+    if written:
+        n, m = int(written.group(1)), int(written.group(2))
+    if not 1 <= n < m:
+        return "Write (2, 4)."
+    in_yaml = f"YAML makes {60 * n + m} of {n}:{m}, a number in base 60: write" if m < 60 else "Write"
+    return f"{in_yaml} [{n}, {m}]."
 
 
 def _build_rule(rule: Any, path: str) -> _Rule:
@@ -417,11 +450,8 @@ def _name_rules(rules: Any, level: str) -> dict[str, _Rule]:
     built: dict[str, _Rule] = {}
     for key, rule in _as_mapping(rules, level).items():
         path = f'{level}["{_key(key)}"]'
-        try:
-            check_pattern(key)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: the name must be a regular expression, got {shown(key)}: {error}.") from error
-        built[key] = _build_rule(rule, path)
+        _check_pattern(key, f"{path}: the name must be a regular expression")
+        built[plain_text(key)] = _build_rule(rule, path)
     return built
 
 
@@ -490,8 +520,12 @@ def _describe_scheduler(scheduler: PruningScheduler) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A value as YAML can write it; a long regular tuple of steps as the text of a range."""
+    value = plain_text(plain_number(value))
+    if isinstance(value, Mapping):
+        return {plain_text(plain_number(key)): _plain(item) for key, item in value.items()}
     if not isinstance(value, tuple):
-        return value
+        items = plain_list(value)
+        return [_plain(item) for item in items] if isinstance(items, list) else value
     if len(value) > 3 and all(isinstance(number, int) for number in value):
         steps = range(value[0], value[-1] + 1, max(1, value[1] - value[0]))
         if tuple(steps) == value:
@@ -499,8 +533,21 @@ def _plain(value: Any) -> Any:
     return list(value)
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves texts of what YAML 1.1 takes for octal numbers (``0100``) and numbers in base 60 (``2:4``)."""
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int | str:
+        """A decimal number, or the text of one in another base that does not say so, for the check that follows."""
+        text = str(self.construct_scalar(node))
+        is_meant = ":" not in text and not re.match(r"[-+]?0[0-9_]", text)
+        return self.construct_yaml_int(node) if is_meant else text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
+
+
 def _read_yaml(source: str | os.PathLike[str] | IO[str]) -> Any:
-    values = load_yaml(source)
+    values = load_yaml(source, loader=_Loader)
     if values is None:
         raise ConfigError("The YAML configuration is empty. Write {} to prune every supported module by half.")
     return values

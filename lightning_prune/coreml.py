@@ -32,6 +32,7 @@ from lightning_prune.files import put_in_place, writing_to
 from lightning_prune.mil import Package, import_coremltools, read_package
 from lightning_prune.paths import home
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
+from lightning_prune.values import as_flag, plain_list
 
 __all__ = ["CoreMLExport", "ExportResult"]
 
@@ -98,15 +99,18 @@ class CoreMLExport:
     convert_kwargs: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.path = path = located(self.path)
+        if not isinstance(self.path, (str, os.PathLike)):
+            raise ConfigError(f"export.path must be a path that ends in .mlpackage, got {self.path!r}.")
+        given, path = self.path, located(self.path)
         if path.suffix != ".mlpackage":
-            raise ConfigError(
-                f"export.path must end in .mlpackage, got {str(path)!r}. Write {str(path.with_suffix('.mlpackage'))!r}."
-            )
+            better = str(path.with_suffix(".mlpackage")) if path.name else str(path / "model.mlpackage")
+            raise ConfigError(f"export.path must end in .mlpackage, got {os.fspath(given)!r}. Write {better!r}.")
+        self.path = path
         one_of("compute_precision", self.compute_precision, ("float16", "float32"))
         one_of("io_dtype", self.io_dtype, ("float16", "float32"))
         one_of("frontend", self.frontend, ("auto", *FRONTENDS))
         one_of("on_error", self.on_error, ("warn", "raise"))
+        self.overwrite = as_flag("export.overwrite", self.overwrite)
         if self.compression is not None:
             one_of("compression", self.compression, COMPRESSIONS)
         if self.inputs is not None and self.input_names is not None:
@@ -318,7 +322,7 @@ class CoreMLExport:
             "convert_to": "mlprogram",
             "inputs": self.input_types(ct, standalone, dtype),
             "outputs": None if labels is not None else self.output_types(ct, standalone, dtype),
-            "classifier_config": None if labels is None else ct.ClassifierConfig(list(labels)),
+            "classifier_config": None if labels is None else ct.ClassifierConfig(list(plain_list(labels))),
             "minimum_deployment_target": self.target(ct),
             "compute_precision": getattr(ct.precision, self.compute_precision.upper()),
             "pass_pipeline": pipeline(ct, fold_norms=fold_norms),

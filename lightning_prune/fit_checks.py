@@ -12,12 +12,30 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.patterns import shared_patterns
 from lightning_prune.plan import PruningPlan
 from lightning_prune.pruner import MagnitudePruner
-from lightning_prune.schedules import TrainingRun
+from lightning_prune.schedules import ConstantSparsityScheduler, PruningScheduler, TrainingRun
 
-__all__ = ["refuse_averages", "refuse_second_pruner", "warn_if_abrupt", "warn_if_missed", "warn_if_untrained"]
+__all__ = [
+    "refuse_averages",
+    "refuse_second_pruner",
+    "refuse_twins",
+    "warn_if_abrupt",
+    "warn_if_missed",
+    "warn_if_too_short",
+    "warn_if_untrained",
+]
 
 _FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
 _ROOM = 20  # optimizer steps of a run in which there is room for more
+
+
+def refuse_twins(keys: Sequence[str]) -> None:
+    """Refuse two pruning callbacks of which Lightning could not tell the states apart: they have the same rules."""
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(
+                f"The Trainer has {keys.count(key)} pruning callbacks with the same rules, {key}: one parameter can "
+                "have one pruner. Give it one of them, and write all rules into its configuration."
+            )
 
 
 def refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
@@ -106,3 +124,29 @@ def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:
             f"{rule}.scheduler makes {updates} in this run, at optimizer steps {', '.join(map(str, steps))}: so much "
             f"at once costs accuracy. {advice}"
         )
+
+
+def warn_if_too_short(pruner: MagnitudePruner, run: TrainingRun) -> None:
+    """Say which schedules in steps end after the run does, and what to write in each."""
+    if run.is_rehearsal or run.total_steps is None:
+        return
+    written = {one.rule: one.config.schedule for one in pruner.plan}
+    rules = {one.rule: pruner.schedules[one.name] for one in pruner.plan}
+    late = {rule: last for rule, one in rules.items() if (last := one.last_update_step or 0) > run.total_steps}
+    for rule, last in late.items():
+        rank_zero_warn(
+            f"{rule}.scheduler: the last pruning update is at optimizer step {last}, but this run has "
+            f"{run.total_steps}: it will end below the target sparsity. Train longer, or "
+            f"{_earlier(written[rule], run.total_steps)}."
+        )
+
+
+def _earlier(schedule: PruningScheduler, total: int) -> str:
+    """What to write in a schedule that ends after the run, so that it ends in time."""
+    if isinstance(schedule, ConstantSparsityScheduler):
+        return f"write an earlier begin_step: at most {total}, or 0.5 for the middle of the run"
+    if getattr(schedule, "end", None) is not None:
+        return "write an earlier end, for example end=0.8"
+    if getattr(schedule, "update_steps", None) is not None:
+        return f"let update_steps end at {total} or before, or write begin and end as fractions of the run"
+    return f"let {type(schedule).__name__} end at step {total} or before"

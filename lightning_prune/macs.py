@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -159,9 +159,9 @@ def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
     def place(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return (), {name: place(value) for name, value in inputs.items()}
-    return tuple(place(value) for value in (inputs if isinstance(inputs, (tuple, list)) else (inputs,))), {}
+    return tuple(place(value) for value in (inputs if isinstance(inputs, Sequence) else (inputs,))), {}
 
 
 @contextmanager

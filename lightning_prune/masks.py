@@ -15,6 +15,7 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.magnitudes import mask_to_write
 from lightning_prune.n_m import n_m_mask
 from lightning_prune.selection import keep_largest, pruned_count
+from lightning_prune.values import as_fraction, as_whole
 
 __all__ = [
     "Granularity",
@@ -82,8 +83,8 @@ def compute_mask(
     """
     if n_m_ratio is None:
         return magnitude_mask(weight, sparsity, granularity=granularity, block_size=block_size, out=out)
-    group_size = n_m_ratio[1]
-    num_zeros = pruned_count(group_size, _fraction(sparsity))
+    group_size = as_whole("n_m_ratio[1]", n_m_ratio[1], least=1)
+    num_zeros = pruned_count(group_size, as_fraction("sparsity", sparsity))
     if num_zeros == 0:
         return magnitude_mask(weight, sparsity, out=out)
     return n_m_mask(weight, num_zeros, group_size, dim=dim, out=out)
@@ -128,11 +129,10 @@ def magnitude_mask(
         [[1, 0], [0, 0]]
     """
     weight = weight.detach()
-    if block_size < 1:
-        raise ConfigError(f"block_size must be at least 1, got {block_size}.")
+    block_size = as_whole("block_size", block_size, least=1)
     out = mask_to_write(weight, mask_shape(tuple(weight.shape), granularity=granularity), out)
     groups = out.numel()
-    pruned = pruned_count(groups, _fraction(sparsity))
+    pruned = pruned_count(groups, as_fraction("sparsity", sparsity))
     if pruned in (0, groups) or not weight.numel():
         return out.fill_(pruned < groups)
     if block_size == 1 and groups == weight.numel():
@@ -140,12 +140,6 @@ def magnitude_mask(
     lengths = weight.shape[: group_dims(weight.ndim, granularity)]
     keep_blocks(weight, min(block_size, lengths[0]), pruned, out.view(lengths))
     return out
-
-
-def _fraction(sparsity: float) -> float:
-    if not 0.0 <= sparsity <= 1.0:
-        raise ConfigError(f"sparsity must be a fraction in [0, 1], got {sparsity}.")
-    return sparsity
 
 
 def group_dims(rank: int, granularity: Granularity) -> int:

@@ -35,6 +35,7 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.macs import count_macs
 from lightning_prune.report import stored_bytes
 from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
+from lightning_prune.values import as_whole
 from lightning_prune.weight_norm import normed_names, normed_weight
 
 __all__ = [
@@ -257,8 +258,7 @@ class BlockSparsity(_ZeroFraction):
     """
 
     def __init__(self, block_size: int = 2, **kwargs: Any) -> None:
-        if block_size < 1:
-            raise ConfigError(f"block_size must be at least 1, got {block_size}.")
+        block_size = as_whole("block_size", block_size, least=1)
         super().__init__(f"blocks_of_{block_size}", 2, kwargs)
         self.block_size = block_size
 
@@ -286,6 +286,8 @@ class NMAdherence(_ZeroFraction):
     """
 
     def __init__(self, num_zeros: int = 2, group_size: int = 4, *, dim: int = 1, **kwargs: Any) -> None:
+        num_zeros, group_size = as_whole("num_zeros", num_zeros, least=0), as_whole("group_size", group_size, least=0)
+        dim = as_whole("dim", dim, least=0)
         if not 1 <= num_zeros < group_size or dim not in (0, 1):
             raise ConfigError(
                 "NMAdherence needs 1 <= num_zeros < group_size and dim 0 or 1, "

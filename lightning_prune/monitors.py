@@ -1,19 +1,22 @@
 """Best means best at target: monitors must not compare a network before its last pruning update with one after it.
 
-Until the last update EarlyStopping does not stop the run, and at that update ModelCheckpoint and EarlyStopping forget
-the best score so far. No file is deleted, and no setting of the user is changed.
+Until the last update EarlyStopping does not stop the run and ReduceLROnPlateau does not lower the learning rate, and at
+that update both and ModelCheckpoint forget the best score so far. No file is deleted, and no setting of the user is
+changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_prune.class_names import is_a
+from lightning_prune.errors import CheckpointError
 
-__all__ = ["TargetGate"]
+__all__ = ["TargetGate", "check_gate"]
 
 _CHECK = "_run_early_stopping_check"  # of EarlyStopping; called wherever in the loop it looks at its metric
 
@@ -23,15 +26,53 @@ class TargetGate:
 
     Args:
         trainer: Its EarlyStopping callbacks are held from now on: they take back a stop for which they have asked, but
-            not one of a diverged run.
+            not one of a diverged run. Its ReduceLROnPlateau schedulers are held by :meth:`hold`.
+        state: Of a gate that was open already when :meth:`state_dict` was taken.
+
+    Attributes:
+        is_done: Whether nothing is left to do.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, state: Mapping[str, Any] | None = None) -> None:
+        self.is_done = False
+        self._opened_in: int | None = None  # the epoch
+        self._is_validated = False
+        self._held: list[Any] = []
+        if state is not None:
+            self._opened_in, self._is_validated = state["opened_in"], state["is_validated"]
+            return
         self._held = [one for one in _find(trainer, "EarlyStopping") if hasattr(one, _CHECK)]
         for stopper in self._held:
             if not isinstance(stopper.__dict__.get(_CHECK), _Held):
                 setattr(stopper, _CHECK, _Held(stopper))
             stopper.__dict__[_CHECK].gates.append(self)
+        self.hold(trainer)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the target is reached."""
+        return self._opened_in is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know of an open gate, to forget when this one would have."""
+        return {"opened_in": self._opened_in, "is_validated": self._is_validated}
+
+    def hold(self, trainer: Any) -> None:
+        """Call after each batch until all is done: a ReduceLROnPlateau that knows no best score lowers nothing.
+
+        Lightning steps it once between two batches, and whatever score it is shown is the best that it knows. It is
+        not wrapped: what hangs on it is saved in checkpoints. It is held until the epoch of the last update is over,
+        whose means are of both networks, and until a validation has replaced what was logged before.
+        """
+        _forget_plateaus(trainer)
+        is_over = self._opened_in is not None and trainer.current_epoch > self._opened_in
+        self.is_done = is_over and (self._is_validated or not trainer.enable_validation)
+
+    def start_validation(self, trainer: Any) -> None:
+        """Call when a validation starts: at the target its score is the first."""
+        if self.is_open:
+            _forget_plateaus(trainer)
+            self._is_validated = True
 
     def close(self) -> None:
         """Call if the run ends before its last update: leaves no trace."""
@@ -49,6 +90,8 @@ class TargetGate:
             Paths of the checkpoints that were the best before; they stay where they are.
         """
         self.close()
+        self._opened_in = trainer.current_epoch
+        _forget_plateaus(trainer)
         for stopper in _find(trainer, "EarlyStopping"):
             stopper.wait_count = 0
             stopper.stopped_epoch = 0
@@ -63,6 +106,19 @@ class TargetGate:
             saver.kth_best_model_path = ""
             saver.kth_value = torch.tensor(torch.inf if saver.mode == "min" else -torch.inf)
         return forgotten
+
+
+def check_gate(state: Any) -> Mapping[str, Any] | None:
+    """Check the state of an open gate, or None where there was none.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if state is None:
+        return None
+    if not isinstance(state, Mapping) or type(state.get("opened_in")) is not int or "is_validated" not in state:
+        raise CheckpointError("The state of the monitors is damaged: it must hold the epoch in which they were freed.")
+    return {"opened_in": state["opened_in"], "is_validated": bool(state["is_validated"])}
 
 
 class _Held:
@@ -84,6 +140,24 @@ def _is_lost(stopper: Any, trainer: Any) -> bool:
     """Whether the metric is not finite; one beyond a threshold may recover from the last update."""
     current = trainer.callback_metrics.get(stopper.monitor)
     return bool(stopper.check_finite and current is not None and not torch.isfinite(current))
+
+
+def _forget_plateaus(trainer: Any) -> None:
+    for config in trainer.lr_scheduler_configs:
+        for plateau in _plateaus(config.scheduler):
+            plateau.best = plateau.mode_worse
+            plateau.num_bad_epochs = 0
+
+
+def _plateaus(scheduler: object, seen: frozenset[int] = frozenset()) -> Iterator[Any]:
+    """A ReduceLROnPlateau, and those that a scheduler holds, as one of a warm-up does."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        yield scheduler
+        return
+    for value in vars(scheduler).values() if hasattr(scheduler, "__dict__") else ():
+        for held in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(held, LRScheduler) and id(held) not in seen:
+                yield from _plateaus(held, seen | {id(scheduler), id(held)})
 
 
 def _find(trainer: Any, name: str) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from lightning_prune.magnitudes import (
     mask_to_write,
     nan_error,
 )
+from lightning_prune.values import as_whole
 
 __all__ = ["n_m_mask"]
 
@@ -64,12 +65,14 @@ def n_m_mask(weight: Tensor, num_zeros: int, group_size: int, *, dim: int = 1, o
         [[1, 0, 0, 1, 1, 1]]
     """
     weight = weight.detach()
-    if weight.ndim < 2 or dim not in (0, 1):
+    num_zeros, group_size = as_whole("num_zeros", num_zeros, least=0), as_whole("group_size", group_size, least=1)
+    dim = as_whole("dim", dim, least=0)
+    if weight.ndim < 2 or dim > 1:
         raise ConfigError(
             f"n:m sparsity needs a weight of shape (C_out, C_in, *K) and dim 0 or 1, "
             f"got shape {tuple(weight.shape)} and dim {dim}."
         )
-    if not 0 <= num_zeros <= group_size or group_size < 1:
+    if num_zeros > group_size:
         raise ConfigError(f"num_zeros must be from 0 to group_size, got {num_zeros} zeros of {group_size}.")
     out = mask_to_write(weight, tuple(weight.shape), out)
     if num_zeros in (0, group_size):

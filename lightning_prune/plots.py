@@ -1,7 +1,8 @@
 """Figures: schedules, layers, weights, masks and trade-offs, as matplotlib figures that the caller saves or shows.
 
 No figure belongs to a window: call ``savefig``, or return it as the last value of a notebook cell. Colours are those of
-Okabe and Ito, which colour-blind readers can tell apart; lines differ in their markers too.
+Okabe and Ito, which colour-blind readers can tell apart; lines differ in their markers too, and lines that lie upon
+each other are drawn in dashes of all their colours.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_prune.errors import ConfigError, first_names, shown
+from lightning_prune.overlaps import Curve, show_overlaps
 from lightning_prune.plan import PrunedParameter, PruningPlan
 from lightning_prune.report import SparsityReport, describe_structure
 from lightning_prune.schedules import TrainingRun
@@ -70,11 +72,14 @@ def plot_sparsity(
     if layers:
         axes.plot([], [], linewidth=0.8, color="0.65", label=f"{len(layers)} layers")
     lines = [(label, values) for label, values in curves.items() if label not in layers]
+    drawn = []
     for color, marker, (label, values) in zip(_cycle(_COLORS), _cycle(_MARKERS), lines, strict=False):
         axes.step(steps, values, where="post", label=_letters(label), linewidth=2, color=color)
+        drawn.append(Curve(steps, values, color, is_step=True))
         if len(steps) <= 60:
             axes.plot(steps, values, marker, color=color, markersize=4)
     _finish_sparsity(axes, target)
+    show_overlaps(axes, drawn)
     return figure
 
 
@@ -98,17 +103,19 @@ def plot_plan(
     curves = plan_curves(plan, run)
     figure, axes = _new_figure()
     whole = curves.pop("all layers")
+    drawn = []
     if 1 < len(curves) < _MOST_LINES:
         for color, (label, curve) in zip(_COLORS[1:], curves.items(), strict=False):
-            axes.step(
-                [*curve], [*curve.values()], where="post", label=_letters(label), linewidth=1.2, color=color, alpha=0.9
-            )
+            axes.step([*curve], [*curve.values()], where="post", label=_letters(label), linewidth=1.6, color=color)
+            drawn.append(Curve([*curve], [*curve.values()], color, 1.6, is_step=True))
     axes.step([*whole], [*whole.values()], where="post", label="all layers, planned", linewidth=2.5, color=_BLUE)
+    drawn.append(Curve([*whole], [*whole.values()], _BLUE, 2.5, is_step=True))
     if actual:
         axes.plot(
             [*actual], [*actual.values()], "o", label="all layers, measured", markersize=5, color="black", mfc="none"
         )
     _finish_sparsity(axes, max(whole.values()))
+    show_overlaps(axes, drawn)
     return figure
 
 
@@ -133,7 +140,7 @@ def plan_curves(plan: PruningPlan, run: TrainingRun | int) -> dict[str, dict[int
         >>> {step: round(sparsity, 3) for step, sparsity in curves["all layers"].items()}
         {0: 0.0, 20: 0.7, 30: 0.8, 40: 0.8}
     """
-    run = TrainingRun(run) if isinstance(run, int) else run
+    run = run if isinstance(run, TrainingRun) else TrainingRun(run)
     if run.total_steps is None:
         raise ConfigError("run must have a known length to draw it. Write TrainingRun(total_steps=1000).")
     layers: dict[str, list[PrunedParameter]] = {}
@@ -307,10 +314,12 @@ def plot_tradeoff(
         raise ConfigError(f"sparsities must be fractions in [0, 1) to be drawn, got {ticks}.")
     if dense is not None:
         axes.axhline(dense, color="black", linestyle="--", linewidth=1, label=f"dense, {dense:.4g}")
+    drawn = []
     for color, marker, (label, curve) in zip(_cycle(_COLORS), _cycle(_MARKERS), curves.items(), strict=False):
         points = sorted((1 - sparsity, np.atleast_1d(np.asarray(values, float))) for sparsity, values in curve.items())
         density, means = [x for x, _ in points], [float(values.mean()) for _, values in points]
         axes.plot(density, means, marker=marker, color=color, label=label, linewidth=2, markersize=6)
+        drawn.append(Curve(density, means, color))
         for x, values in points:
             if values.size > 1:
                 axes.plot([x, x], [values.min(), values.max()], "_-", color=color, linewidth=1.2, markersize=9)
@@ -319,6 +328,7 @@ def plot_tradeoff(
     axes.set_title(f"{metric[:1].upper()}{metric[1:]} against sparsity", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    show_overlaps(axes, drawn)
     return figure
 
 
@@ -345,9 +355,11 @@ def plot_sensitivity(
     axes.axhline(baseline, color="black", linestyle="--", linewidth=1, label=f"unchanged, {baseline:.4g}")
     is_log = max(sparsities) < 1
     places = [1 - one for one in sparsities] if is_log else sparsities
+    drawn = []
     for color, marker, (label, values) in zip(_COLORS, _MARKERS, scores.items(), strict=False):
         label = _shorten(label or "(root)")
         axes.plot(places, values, marker=marker, color=color, label=label, linewidth=2, markersize=6)
+        drawn.append(Curve(places, values, color))
     axes.set(xlabel="sparsity of the one layer that is pruned", ylabel=metric)
     axes.set_title("Sensitivity to pruning, layer by layer", loc="left")
     if is_log:
@@ -356,6 +368,7 @@ def plot_sensitivity(
         axes.set_xticks(sparsities, [f"{100 * one:g}%" for one in sparsities])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
+    show_overlaps(axes, drawn)
     return figure
 
 

@@ -42,6 +42,7 @@ from lightning_prune.shard_masks import (
 from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
 from lightning_prune.sparsity import count_zeros
 from lightning_prune.state_values import MOST_STEPS
+from lightning_prune.values import as_whole
 from lightning_prune.weight_norm import copy_module
 
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
@@ -480,6 +481,7 @@ class MagnitudePruner:
             LifecycleError: The model is not prepared.
         """
         self._need_prepared("fast_forward")
+        step_count = as_whole("step_count", step_count, least=0)
         if step_count < self._step_count:
             raise ConfigError(f"step_count must be at least {self._step_count}, the steps made, got {step_count}.")
         if step_count > MOST_STEPS:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from lightning_prune.errors import ConfigError, shown
+from lightning_prune.values import plain_list, plain_number, plain_text, yaml_hint
 
 __all__ = [
     "ConstantSparsityScheduler",
@@ -28,7 +30,6 @@ __all__ = [
 ]
 
 _RANGE = re.compile(r"\s*range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?,?\s*\)\s*")
-_NUMBER = re.compile(r"\s*\d+(?:\.\d*)?\s*")
 _EPOCHS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:ep|epochs?)\s*")
 
 # Where no distance of updates is given: at most so many steps, and so near that there are so many updates.
@@ -74,6 +75,18 @@ class TrainingRun:
     is_manual: bool = False
     epoch_ends: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check the lengths."""
+        for name in ("total_steps", "steps_per_epoch"):
+            value = plain_number(getattr(self, name))
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ConfigError(
+                    f"{name} must be a number of optimizer steps above 0, or None where it is not known, got {value!r}."
+                )
+            object.__setattr__(self, name, round(value) if name == "total_steps" else value)
+
     def to_steps(self, moment: Moment, name: str) -> int:
         """Turn a moment of the run into optimizer steps.
 
@@ -89,6 +102,7 @@ class TrainingRun:
             >>> run.to_steps(7, "begin"), run.to_steps(0.25, "begin"), run.to_steps("2 epochs", "begin")
             (7, 250, 200)
         """
+        moment = _check_moment(moment, name)
         if isinstance(moment, int):
             return moment
         if isinstance(moment, float):
@@ -256,7 +270,10 @@ class _SteppedScheduler(PruningScheduler):
             return prev_sparsity
         progress = index / (len(self._index) - 1) if len(self._index) > 1 else 1.0
         initial, target = config.initial_sparsity, config.target_sparsity
-        return target + (initial - target) * self.remaining(progress)
+        if progress == 0.0:  # the sum below may differ from it by rounding
+            return initial
+        sparsity = target + (initial - target) * self.remaining(progress)
+        return min(max(sparsity, min(initial, target)), max(initial, target))
 
     @cached_property
     def _index(self) -> dict[int, int]:
@@ -368,10 +385,13 @@ class PolynomialDecayScheduler(_SteppedScheduler):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        if isinstance(self.power, bool) or not isinstance(self.power, (int, float)) or not 0 < self.power < math.inf:
+        power = plain_number(self.power)
+        if isinstance(power, bool) or not isinstance(power, (int, float)) or not 0 < power <= sys.float_info.max:
             raise ConfigError(
                 f"power must be a number above 0, got {shown(self.power)}. Write 3 for the cubic, 1 for linear."
+                f"{yaml_hint(self.power)}"
             )
+        object.__setattr__(self, "power", power)
 
     def remaining(self, progress: float) -> float:
         """``(1 - progress) ** power``."""
@@ -417,7 +437,7 @@ class ConstantSparsityScheduler(PruningScheduler):
 
     def __post_init__(self) -> None:
         """Check the value."""
-        _check_moment(self.begin_step, "begin_step")
+        object.__setattr__(self, "begin_step", _check_moment(self.begin_step, "begin_step"))
 
     def compute_sparsity(self, step_count: int, prev_sparsity: float, config: SparsityBounds) -> float:
         """Give the target from ``begin_step`` on."""
@@ -470,15 +490,18 @@ def _parse_steps(value: Any) -> tuple[int, ...]:
         if len(bounds) == 3 and bounds[2] == 0:
             raise ConfigError(f"update_steps has a range whose step is 0: {shown(value)}. Write a step of at least 1.")
         value = range(*bounds)
-    elif hasattr(value, "tolist"):  # a tensor or an array, without importing either library
-        value = value[: _MOST_UPDATES + 1].tolist() if getattr(value, "ndim", 0) else value.tolist()
-    if not isinstance(value, Iterable):
+    elif getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
+        value = value[: _MOST_UPDATES + 1]  # of which not more is made than there may be
+    value = plain_list(value)
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
         raise ConfigError(f"update_steps must be a list of optimizer steps, got {shown(value)}. Write [100, 200, 300].")
-    steps = _within_bounds(value, "update_steps")
+    steps = tuple(plain_number(step) for step in _within_bounds(value, "update_steps"))
     for step in steps:
-        if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
+        is_whole = type(step) is int or (isinstance(step, float) and step.is_integer())
+        if not is_whole or step < 0:
             raise ConfigError(
                 f"update_steps must hold whole optimizer steps of at least 0, got {shown(step)} in {shown(value)}."
+                f"{yaml_hint(step)}"
             )
     steps = tuple(int(step) for step in steps)
     if not steps:
@@ -503,17 +526,20 @@ def _within_bounds(steps: Iterable[Any], name: str) -> tuple[Any, ...]:
     return found
 
 
-def _check_moment(value: Any, name: str) -> Moment:
+def _check_moment(moment: Any, name: str) -> Moment:
+    value = plain_text(plain_number(moment))
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ConfigError(
             f'{name} must be steps (an int), a fraction of the run (a float) or "N epochs", got {shown(value)}.'
+            f"{yaml_hint(value)}"
         )
     if isinstance(value, str):
         _epochs(value, name)
     elif isinstance(value, float) and not 0.0 <= value <= 1.0:
+        steps = int(value) if value > 1.0 and value.is_integer() else "an int"
         raise ConfigError(
             f"{name} as a float is a fraction of the run in [0, 1], got {shown(value)}. "
-            "Write an int for optimizer steps."
+            f"Write {steps} for optimizer steps."
         )
     elif isinstance(value, int) and value < 0:
         least = 1 if name == "frequency" else 0
@@ -524,6 +550,7 @@ def _check_moment(value: Any, name: str) -> Moment:
 def _epochs(text: str, name: str) -> float:
     match = _EPOCHS.fullmatch(text)
     if match is None:
-        hint = " Write the number without quotes for steps or a fraction." if _NUMBER.fullmatch(text) else ""
-        raise ConfigError(f'{name} as a text is a number of epochs such as "3 epochs", got {shown(text)}.{hint}')
+        raise ConfigError(
+            f'{name} as a text is a number of epochs such as "3 epochs", got {shown(text)}.{yaml_hint(text)}'
+        )
     return float(match.group(1))

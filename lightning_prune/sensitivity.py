@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from lightning_prune.allocation import module_patterns
@@ -23,12 +23,15 @@ from lightning_prune.schedules import PruningScheduler
 from lightning_prune.selection import pruned_count
 from lightning_prune.sparsity import count_zeros
 from lightning_prune.tables import DottedText, as_text, new_table
+from lightning_prune.values import as_fraction, plain_list, plain_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from lightning_prune.weight_norm import prune_normed
 
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
+
+_NAMES = 24  # columns that names of layers get at least, if they need them
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,11 @@ class Sensitivity:
         Raises:
             ConfigError: ``loss`` is not a number of at least 0.
         """
-        if not loss >= 0:
-            raise ConfigError(f"loss must be a number of at least 0, got {loss}. Write 0.01 for one point of accuracy.")
+        number = plain_number(loss)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number >= 0:
+            raise ConfigError(
+                f"loss must be a number of at least 0, got {loss!r}. Write 0.01 for one point of accuracy."
+            )
         found = {}
         for name, losses in self.losses().items():
             found[name] = 0.0
@@ -161,21 +167,32 @@ class Sensitivity:
         return list(self.layers[0].scores)
 
     def __str__(self) -> str:
-        return as_text(self.__rich__())
+        return as_text(self)
 
-    def __rich__(self) -> Table:
-        """Table for a terminal or a notebook: the change of the score, layer by layer."""
-        table = new_table("Change of the score, one layer pruned")
-        table.add_column("layer")
-        table.add_column("weights", justify="right", no_wrap=True)
-        for asked in self._asked:
-            table.add_column(f"{100 * asked:g}%", justify="right", no_wrap=True)
-        for one in self.layers:
-            changes = [f"{score - self.baseline:+.4g}" for score in one.scores.values()]
-            table.add_row(DottedText(one.name or "(root)"), f"{one.weights:,}", *changes)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Table for a terminal or a notebook: the change of the score, layer by layer.
+
+        Sparsities that do not fit beside each other go on in a further table below: a number that is cut is another.
+        """
+        changes = [[f"{score - self.baseline:+.4g}" for score in one.scores.values()] for one in self.layers]
+        headings = [f"{100 * asked:g}%" for asked in self._asked]
+        weights = [f"{one.weights:,}" for one in self.layers]
+        widest = 2 + max(len(cell) for row in (headings, *changes) for cell in row)
+        names = min(_NAMES, max(len(one.name) for one in self.layers))
+        room = options.max_width - names - max(map(len, ("weights", *weights))) - 4
+        tables = -(-len(headings) // max(1, room // widest))
+        size = -(-len(headings) // tables)
+        for start in range(0, len(headings), size):
+            table = new_table("Change of the score, one layer pruned" if start == 0 else "")
+            table.add_column("layer")
+            table.add_column("weights", justify="right", no_wrap=True)
+            for heading in headings[start : start + size]:
+                table.add_column(heading, justify="right", no_wrap=True)
+            for one, count, row in zip(self.layers, weights, changes, strict=True):
+                table.add_row(DottedText(one.name or "(root)"), count, *row[start : start + size])
+            yield table
         better = "Higher" if self.higher_is_better else "Lower"
-        table.caption = f"The score without pruning is {self.baseline:.6g}.\n{better} is better."
-        return table
+        yield Text(f"The score without pruning is {self.baseline:.6g}.\n{better} is better.", style="table.caption")
 
 
 def sensitivity(
@@ -221,9 +238,12 @@ def sensitivity(
         >>> [one.name for one in found.layers], list(found.layers[0].sparsities.values())
         (['0', '1'], [0.5, 0.890625])
     """
-    asked = sorted(set(sparsities))
-    if not asked or any(not 0 <= one <= 1 for one in asked):
-        raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {list(sparsities)}.")
+    given = plain_list(sparsities)
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
+        raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {given!r}. Write [0.5, 0.9].")
+    asked = sorted({as_fraction("each of sparsities", one) for one in given})
+    if not asked:
+        raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {given!r}. Write [0.5, 0.9].")
     plan = plan_pruning(model, load_config(config))
     console = Console(stderr=True) if console is None else console
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -234,10 +254,13 @@ def sensitivity(
 
         def score() -> float:
             with torch.no_grad():
-                value = float(evaluate(model))
+                value = evaluate(model)
             restore()
             bar.advance(task)
-            return value
+            try:
+                return float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"evaluate must give a number, got a {type(value).__name__}: {error}.") from error
 
         baseline = score()
         for one in plan:

@@ -190,7 +190,7 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     """Positional and keyword arguments of a call: a tensor, a sequence of arguments, or a dict of keyword arguments."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
-    if isinstance(example_inputs, list | tuple):
+    if isinstance(example_inputs, Sequence):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
 

@@ -13,6 +13,7 @@ from lightning_prune.allocation import Method, allocate, module_patterns
 from lightning_prune.config import MagnitudePrunerConfig
 from lightning_prune.errors import ConfigError
 from lightning_prune.plan import plan_pruning
+from lightning_prune.values import as_fraction, plain_list, plain_number, plain_text
 
 __all__ = ["starter_yaml"]
 
@@ -60,7 +61,9 @@ def starter_yaml(
         >>> MagnitudePrunerConfig.from_yaml(text).module_name_configs
         {'1': None}
     """
-    schedule = {"begin": 0.1, "end": 0.6} if scheduler is None else dict(scheduler)
+    sparsity = as_fraction("sparsity", sparsity)
+    given = {"begin": 0.1, "end": 0.6} if scheduler is None else scheduler
+    schedule = {name: plain_list(plain_text(plain_number(value))) for name, value in given.items()}
     rule = {"scheduler": schedule, "target_sparsity": sparsity}
     config = MagnitudePrunerConfig.from_dict({"global_config": rule})
     if method is not None:

@@ -211,6 +211,11 @@ def test_tied_parametrized_and_root_weights():
     ("arguments", "message"),
     [
         ({"sparsity": 75}, r"sparsity must be a fraction in \[0, 1\], got 75"),
+        ({"sparsity": "0.75"}, "sparsity must be a fraction .* got '0.75'. It is a text"),
+        ({"sparsity": None, "method": "global"}, "sparsity must be a fraction .* got None"),
+        ({"sparsity": float("nan")}, "sparsity must be a fraction .* got nan"),
+        ({"minimum": "none"}, "minimum must be a fraction .* got 'none'"),
+        ({"maximum": {"0": 80}}, r'maximum\["0"\] must be a fraction .* got 80. Write 0.8 for 80 %'),
         ({"method": "globl"}, "method must be one of uniform, global, erdos_renyi_kernel, got 'globl'"),
         ({"exclude": ["nope"]}, 'exclude: "nope" matches no pruned layer'),
         ({"maximum": {"9": 0.5}}, 'maximum: "9" matches no pruned layer'),
@@ -227,6 +232,13 @@ def test_what_cannot_be_allocated_says_what_to_write(arguments: dict, message: s
         allocate(**{"model": net(), "sparsity": 0.75, **arguments})
 
 
+def test_fractions_of_numpy_are_plain_ones():
+    given = allocate(net(), np.float32(0.9), minimum=np.float64(0.5), maximum={"0": np.float32(0.9)})
+    assert given.zeros == allocate(net(), 0.9, minimum=0.5, maximum={"0": 0.9}).zeros
+    assert "numpy" not in given.config.as_yaml()
+    assert uniform_zeros({"a": (10,)}, np.float32(0.9)) == {"a": 9}, "as it prints, not as float32 holds it"
+
+
 def test_modules_with_several_pruned_parameters_are_refused():
     config = {"module_name_configs": {"0": {"param_name": "weight_.*"}}}
     with pytest.raises(ConfigError, match="beside other parameters of its module"):
@@ -236,6 +248,13 @@ def test_modules_with_several_pruned_parameters_are_refused():
 def test_unknown_names_in_the_bounds_of_the_pure_functions_are_refused():
     with pytest.raises(ConfigError, match=r'maximum\["bdy"\] names no layer. Did you mean .body'):
         uniform_zeros(SHAPES, 0.5, maximum={"bdy": 0.5})
+
+
+@pytest.mark.parametrize("exclude", ["10", 5, None])
+def test_what_is_excluded_is_a_list(exclude):
+    """The characters of a text would be taken one by one."""
+    with pytest.raises(ConfigError, match=rf"exclude must be a list of names of layers, got {exclude!r}"):
+        allocate(net(), 0.6, exclude=exclude)
 
 
 def test_patterns_bound_several_layers():

@@ -1,9 +1,12 @@
+import copy
 import csv
+import pickle
 import subprocess
 import sys
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import POLYNOMIAL, ToyModule, assert_plain, make_loader, make_trainer, sparsity_of
@@ -12,7 +15,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lightning_prune import ConfigError, LifecycleError, MagnitudePruner, MagnitudePruningCallback
+from lightning_prune import ConfigError, LifecycleError, MagnitudePruner, MagnitudePruningCallback, PruningScheduler
+from lightning_prune.config import load_config
 
 WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
 
@@ -138,6 +142,15 @@ def test_what_is_planned_and_reported_is_shown_once(tmp_path, caplog):
     assert caplog.text.count("75.0") >= 4
 
 
+class Late(PruningScheduler):
+    """A user's schedule, that ends late."""
+
+    last_update_step = 400
+
+    def compute_sparsity(self, step_count, prev_sparsity, config):
+        return prev_sparsity
+
+
 def test_a_schedule_beyond_the_run_warns_at_the_start_and_at_the_end(tmp_path):
     late = {"global_config": {"scheduler": {"update_steps": [2, 400]}, "target_sparsity": 0.75}}
     with (
@@ -145,6 +158,124 @@ def test_a_schedule_beyond_the_run_warns_at_the_start_and_at_the_end(tmp_path):
         pytest.warns(UserWarning, match="ended after 16 optimizer steps, before the last pruning update at 400"),
     ):
         fit(tmp_path, MagnitudePruningCallback(late))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "advice"),
+    [
+        ({"update_steps": [2, 400]}, "let update_steps end at 16 or before"),
+        ({"begin_step": 400}, "write an earlier begin_step: at most 16"),
+        ({"begin": 0, "end": "4 epochs"}, None),
+        (Late(), "let Late end at step 16 or before"),
+    ],
+)
+def test_what_to_write_in_a_schedule_that_ends_after_the_run_fits_the_schedule(tmp_path, scheduler, advice):
+    callback = MagnitudePruningCallback({"global_config": {"scheduler": scheduler}}, show_plan=False)
+    if advice is None:  # refused before training
+        with pytest.raises(ConfigError, match="Train longer, or write an earlier end"):
+            fit(tmp_path, callback)
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, callback)
+    (told,) = (str(one.message) for one in caught if "but this run has 16" in str(one.message))
+    assert told.startswith("global_config.scheduler: the last pruning update is at optimizer step 400")
+    assert advice in told
+    assert "end=0.8" not in told
+
+
+def change_target(callback):
+    callback.config.global_config.target_sparsity = 0.95
+
+
+def change_a_level(callback):
+    callback.config.global_config = None
+
+
+def change_a_rule_by_name(callback):
+    callback.config.module_name_configs["fc2"].initial_sparsity = 0.25
+
+
+def add_a_rule(callback):
+    callback.config.module_name_configs["fc1"] = None
+
+
+def set_a_rule(callback):
+    callback.config.set_module_type(nn.Linear, None)
+
+
+def update_rules(callback):
+    callback.config.module_type_configs.update({"Linear": None})
+
+
+def change_all(callback):
+    callback.config = POLYNOMIAL
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_target, change_a_level, change_a_rule_by_name, add_a_rule, set_a_rule, update_rules, change_all],
+)
+def test_a_configuration_cannot_be_changed_amid_a_fit_and_can_after_it(tmp_path, change):
+    class Changes(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            change(callback)
+
+    config = {**POLYNOMIAL, "module_name_configs": {"fc2": {"scheduler": {"update_steps": [2, 5]}}}}
+    callback = MagnitudePruningCallback(config, show_plan=False)
+    with pytest.raises(ConfigError, match="cannot be changed now: the fit has begun.* Change it when the fit is over"):
+        fit(tmp_path, callback, callbacks=[Changes()])
+    change(callback)
+    model, _ = fit(tmp_path, callback)
+    rule = callback.config.get_module_config("fc1", model.fc1)
+    assert sparsity_of(model.fc1.weight) == pytest.approx(0.0 if rule is None else rule.target_sparsity, abs=0.01)
+
+
+def test_a_copy_of_a_locked_configuration_can_be_changed_and_saved(tmp_path):
+    class Copies(Callback):
+        def on_train_start(self, trainer, pl_module):
+            for copied in (copy.deepcopy(callback).config, load_config(callback.config)):
+                assert copied == callback.config
+                copied.global_config.target_sparsity = 0.9
+                copied.module_name_configs["fc1"] = None
+                copied.set_global({"target_sparsity": 0.25})
+            assert pickle.loads(pickle.dumps(callback.config)) == callback.config
+            copies.append(copied)
+
+    copies, callback = [], MagnitudePruningCallback(POLYNOMIAL, show_plan=False)
+    fit(tmp_path, callback, callbacks=[Copies()])
+    assert len(copies) == 1
+    callback.config = {"global_config": {"target_sparsity": 0.25}}
+    assert callback.plan(ToyModule()).records()[0]["target_sparsity"] == 0.25
+    with pytest.raises(ConfigError, match=r"global_config.target_sparsity must be"):
+        callback.config = {"global_config": {"target_sparsity": 25}}
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_the_same_pruner_twice_is_refused_when_the_trainer_is_built(tmp_path, is_same):
+    first = MagnitudePruningCallback(POLYNOMIAL)
+    second = first if is_same else MagnitudePruningCallback({"global_config": {"target_sparsity": 0.25}})
+    with pytest.raises(ConfigError, match=r"has 2 pruning callbacks with the same rules, .*\[global\]: one parameter"):
+        make_trainer(tmp_path, callbacks=[first, second])
+    make_trainer(tmp_path, callbacks=[first])
+
+    class Configures(ToyModule):
+        def configure_callbacks(self):
+            return [second]
+
+    if is_same:  # a callback of the module takes the place of one of its class
+        make_trainer(tmp_path, callbacks=[first], max_epochs=5).fit(Configures(), make_loader(2))
+
+
+@pytest.mark.parametrize("name", ["log_layers", "keep_zeros", "best_at_target", "allow_config_change", "show_plan"])
+def test_a_text_is_no_flag(name):
+    with pytest.raises(ConfigError, match=rf"{name} must be True or False, got 'no'. Write False."):
+        MagnitudePruningCallback(**{name: "no"})
+    with pytest.raises(ConfigError, match=rf"{name} must be True or False, got 1"):
+        MagnitudePruningCallback(**{name: 1})
+    assert getattr(MagnitudePruningCallback(**{name: np.bool_(False)}), name) is False
+    with pytest.raises(ConfigError, match="log_prefix must be a text"):
+        MagnitudePruningCallback(log_prefix=5)
 
 
 def test_schedules_in_units_of_the_run_are_resolved_at_fit_start(tmp_path):

@@ -380,7 +380,47 @@ def test_a_path_may_begin_with_the_home_folder(folder, capsys, monkeypatch):
     assert not (folder / "~").exists()
 
 
+def test_convert_into_a_missing_folder_is_one_line(folder, capsys):
+    torch.save(ToyModule().state_dict(), folder / "dense.pt")
+    code, _, error = run(capsys, "convert", "dense.pt", "no/such/plain.pt")
+    assert code == 1
+    assert "there is no folder 'no/such'. Make it first." in error
+    assert len(error.splitlines()) == 1
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", ["", "init", "plan", "inspect", "export", "convert", "plot"])
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_every_help_fits_80_columns(monkeypatch, capsys, command, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        main([*([command] if command else []), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 10
+    assert [line for line in lines if len(line) > 80] == []
+
+
 # plot
+
+
+@pytest.mark.parametrize("name", ["pic", "pic.", ".png", "folder.png/pic"])
+def test_a_picture_needs_an_ending_of_its_own(folder, capsys, name):
+    pytest.importorskip("matplotlib")
+    torch.save(ToyModule().state_dict(), folder / "dense.pt")
+    before = sorted(folder.rglob("*"))
+    for arguments in (
+        ("plot", "layers", "dense.pt", "-o", name),
+        ("plan", "cli_nets:Net", "--steps", 9, "--plot", name),
+    ):
+        code, text, error = run(capsys, *arguments)
+        assert (code, text) == (1, "")
+        assert f"must end in .png, .pdf or .svg, got {name!r}" in error
+        assert sorted(folder.rglob("*")) == before
+    assert run(capsys, "plot", "layers", "dense.pt", "-o", "PIC.PNG")[0] == 0
+    assert (folder / "PIC.PNG").read_bytes().startswith(b"\x89PNG")
+    assert "there is no folder 'no'" in run(capsys, "plot", "layers", "dense.pt", "-o", "no/pic.svg")[2]
 
 
 def test_plot_draws_what_a_training_run_leaves(folder, capsys, tmp_path):

@@ -1,5 +1,8 @@
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -149,7 +152,25 @@ def test_the_nearest_rule_wins():
         ({"n_m_ratio": (-1, 4)}, "n_m_ratio must have 1 <= n < m"),
         ({"n_m_ratio": (0, 4)}, "n_m_ratio must have 1 <= n < m"),
         ({"n_m_ratio": (1, 2, 3)}, "n_m_ratio must be two whole numbers"),
-        ({"n_m_ratio": "2:4"}, "n_m_ratio must be two whole numbers"),
+        ({"n_m_ratio": "2:4"}, r"n_m_ratio must be two whole numbers .* got '2:4'.* write \[2, 4\]"),
+        ({"n_m_ratio": 124}, r"n_m_ratio .* got 124. YAML makes 124 of 2:4, a number in base 60: write \[2, 4\]"),
+        ({"n_m_ratio": (2.0, 4.0)}, r"n_m_ratio must be two whole numbers .* got \(2.0, 4.0\)"),
+        ({"n_m_ratio": (True, 4)}, r"n_m_ratio must be two whole numbers .* got \(True, 4\)"),
+        ({"dim": 1.0}, "dim must be 0 .* a whole number, got 1.0"),
+        ({"dim": True}, "dim must be 0 .* got True. YAML makes True of yes, on and true: write a number"),
+        ({"dim": float("inf")}, "dim must be 0 .* got inf"),
+        ({"block_size": np.float64(2)}, "block_size must be a whole number .* got 2.0"),
+        ({"block_size": "1e0"}, "block_size .* got '1e0'.* which YAML makes of 1e0: write 1"),
+        ({"target_sparsity": np.True_}, "target_sparsity must be a fraction .* got (np.)?True"),
+        ({"target_sparsity": np.float32(1.5)}, "target_sparsity must be a fraction .* got .*1.5"),
+        ({"target_sparsity": b"0.5"}, "target_sparsity must be a fraction .* got b'0.5'"),
+        ({"target_sparsity": "5e-1"}, "target_sparsity .* got '5e-1'.* which YAML makes of 5e-1: write 0.5"),
+        ({"target_sparsity": "75%"}, "target_sparsity .* got '75%'. Write 0.75 for 75 %"),
+        ({"param_name": b"weight"}, "param_name must be the name .* a text, got b'weight'"),
+        (
+            {"param_name": True},
+            'param_name .* got True. YAML makes True of yes, on and true: write it in quotes, "yes"',
+        ),
         ({"n_m_ratio": (2, 4), "block_size": 2}, "block_size must be 1 with n_m_ratio"),
         ({"n_m_ratio": (2, 4), "granularity": "per_channel"}, 'granularity must be "per_scalar" with n_m_ratio'),
         ({"n_m_ratio": (2, 4), "initial_sparsity": 0.5}, "initial_sparsity must be 0.0 with n_m_ratio"),
@@ -171,6 +192,121 @@ def test_the_nearest_rule_wins():
 def test_wrong_values_are_refused_with_their_path(values: dict, message: str):
     with pytest.raises(ConfigError, match=r'^module_name_configs\["head"\].' + message):
         MagnitudePrunerConfig.from_dict({"module_name_configs": {"head": values}})
+
+
+def test_numbers_of_numpy_are_stored_as_plain_ones():
+    rule = ModuleMagnitudePrunerConfig(
+        {"update_steps": np.array([1, 2]), "power": np.float32(2)},
+        np.float32(0.1),
+        np.float32(0.9),
+        np.str_("per_scalar"),
+        np.int64(2),
+        dim=np.int8(0),
+    )
+    assert (rule.initial_sparsity, rule.target_sparsity) == (0.1, 0.9), "as they print, not as float32 holds them"
+    plain = {**rule.as_dict(), "scheduler": None}
+    assert [type(value) for value in plain.values()] == [type(None), float, float, str, int, type(None), int, str]
+    assert MagnitudePrunerConfig.from_yaml(MagnitudePrunerConfig(rule).as_yaml()).global_config == rule
+    rule.target_sparsity = np.float64(0.5)
+    rule.n_m_ratio = None
+    assert type(rule.target_sparsity) is float
+    ratio = ModuleMagnitudePrunerConfig(n_m_ratio=(np.int64(2), np.int64(4))).n_m_ratio
+    assert ratio == (2, 4)
+    assert {type(number) for number in ratio} == {int}
+    assert ModuleMagnitudePrunerConfig(target_sparsity=Fraction(3, 4)).target_sparsity == 0.75
+
+
+class ListConfig(Sequence):
+    """A list as configuration tools make it: no list, and printed as one."""
+
+    def __init__(self, *items: object) -> None:
+        self.items = items
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class DictConfig(Mapping):
+    """A dict as configuration tools make it."""
+
+    def __init__(self, **items: object) -> None:
+        self.items_ = items
+
+    def __getitem__(self, key):
+        return self.items_[key]
+
+    def __iter__(self):
+        return iter(self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+
+@dataclass(frozen=True)
+class Table(EveryOther):
+    """A schedule of a user's own that is given a list."""
+
+    points: Sequence = ()
+
+
+def test_sequences_and_mappings_of_any_class_are_lists_and_dicts():
+    config = load_config(
+        DictConfig(
+            global_config=DictConfig(scheduler=DictConfig(update_steps=ListConfig(2, 4)), target_sparsity=0.75),
+            module_name_configs=DictConfig(
+                body=DictConfig(n_m_ratio=ListConfig(2, 4)),
+                head=DictConfig(
+                    scheduler=DictConfig(
+                        class_path=f"{__name__}.Table",
+                        init_args=DictConfig(limit=np.float32(0.5), points=ListConfig(1, ListConfig(2))),
+                    )
+                ),
+                tail=None,
+            ),
+        )
+    )
+    assert config.global_config.scheduler.update_steps == (2, 4)
+    assert config.module_name_configs["body"].n_m_ratio == (2, 4)
+    assert config.module_name_configs["tail"] is None
+    described = config.as_dict()["module_name_configs"]["head"]["scheduler"]["init_args"]
+    assert described == {"limit": 0.5, "points": [1, [2]]}, "plain values, which a checkpoint can hold"
+    assert "points:" in config.as_yaml()
+    with pytest.raises(ConfigError, match="n_m_ratio must be two whole numbers"):
+        ModuleMagnitudePrunerConfig(n_m_ratio=ListConfig(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("global_config: {n_m_ratio: 2:4}", r"n_m_ratio .* YAML makes 124 of 2:4, a number in base 60: write \[2, 4\]"),
+        ("global_config: {scheduler: {begin: 1:30}}", "begin .* YAML makes a number in base 60 of 1:30"),
+        ("global_config: {scheduler: {begin_step: 0100}}", "begin_step .* octal: write 100"),
+        ("global_config: {scheduler: {update_steps: [1e1, 1e2]}}", "update_steps .* of 1e1: write 10"),
+        ("global_config: {target_sparsity: }", "target_sparsity .* got None. YAML makes None of nothing"),
+        ("global_config: {target_sparsity: on}", "target_sparsity .* got True. YAML makes True of yes, on and true"),
+        (
+            "module_name_configs: {0: null}",
+            'the name must be a regular expression, a text, got 0. Write it in quotes, "0"',
+        ),
+        (
+            "module_name_configs: {off: null}",
+            'got False. YAML makes False of no, off and false: write it in quotes, "no"',
+        ),
+    ],
+)
+def test_what_yaml_makes_of_a_value_is_said(line: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        MagnitudePrunerConfig.from_yaml(line)
+
+
+def test_decimal_numbers_in_yaml_stay_numbers():
+    text = "global_config: {scheduler: {update_steps: [0, 1_000, 0x7D0]}, target_sparsity: 9.0e-1}"
+    assert MagnitudePrunerConfig.from_yaml(text).global_config == ModuleMagnitudePrunerConfig(
+        PolynomialDecayScheduler([0, 1000, 2000]), target_sparsity=0.9
+    )
 
 
 def test_unknown_levels_and_broken_patterns_are_refused():
@@ -269,7 +405,7 @@ def test_configurations_of_core_ml_tools_are_accepted(coremltools):
 def test_hints_say_what_to_write():
     with pytest.raises(ConfigError, match="target_sparsity is not a known key. It belongs in a rule: put it under"):
         MagnitudePrunerConfig.from_dict({"target_sparsity": 0.75})
-    with pytest.raises(ConfigError, match="got '5'. Write the number without quotes"):
+    with pytest.raises(ConfigError, match="got '5'. It is a text: write the number without quotes"):
         MagnitudePrunerConfig.from_dict({"global_config": {"scheduler": {"begin": "5"}}})
     with pytest.raises(ConfigError, match="got '75 %'. Write 0.75 for 75 %"):
         MagnitudePrunerConfig.from_dict({"global_config": {"target_sparsity": "75 %"}})

@@ -69,6 +69,22 @@ def test_a_value_that_cannot_work_is_refused_when_written(options, message):
 
 
 @pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", r"must end in \.mlpackage, got ''\. Write 'model\.mlpackage'"),
+        (".", r"must end in \.mlpackage, got '\.'\. Write 'model\.mlpackage'"),
+        ("/", r"must end in \.mlpackage, got '/'\. Write '/model\.mlpackage'"),
+        (b"net.mlpackage", r"must be a path that ends in \.mlpackage, got b'net\.mlpackage'"),
+        (3, r"must be a path that ends in \.mlpackage, got 3"),
+        (None, r"must be a path that ends in \.mlpackage, got None"),
+    ],
+)
+def test_what_is_no_path_of_a_package_is_named(path, message):
+    with pytest.raises(ConfigError, match=message):
+        CoreMLExport(path, X)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"minimum_deployment_target": "iOS15"}, r"must be iOS16 or newer for sparse weights, got 'iOS15'"),

@@ -51,6 +51,49 @@ def test_a_wrong_value_on_the_command_line_is_named(tmp_path):
         parse(tmp_path, "--trainer.callbacks.config.global_config.n_m_ratio=[2,4]")
 
 
+class Named(MagnitudePruningCallback):
+    """A callback of the user's own."""
+
+    def __init__(self, config: object = None) -> None:
+        super().__init__(config, log_prefix="named")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": {"global_config": {"target_sparsity": 75}}}, "global_config.target_sparsity must be"),
+        ({"config": {"global_configs": {"target_sparsity": 0.75}}}, "global_configs is not a known key"),
+        ({"config": "global_config: {target_sparsity: 75}"}, "global_config.target_sparsity must be"),
+        ({"config": "no_such_file.yaml"}, "The configuration file 'no_such_file.yaml' cannot be read"),
+        ({"config": {"global_config": {"scheduler": {"begin": 3.0}}}}, "global_config.scheduler.begin as a float"),
+        ({"export": "digits.onnx"}, "export.path must end in .mlpackage"),
+        (
+            {"export": {"class_path": "lightning_prune.CoreMLExport", "init_args": {"path": "a.onnx"}}},
+            "export.path must",
+        ),
+    ],
+)
+def test_an_error_of_a_configuration_is_the_last_thing_that_the_user_reads(tmp_path, arguments, message):
+    """Not one line of thirty in an error of jsonargparse."""
+    path = tmp_path / "run.yaml"
+    callbacks = [{"class_path": CALLBACK, "init_args": arguments}]
+    path.write_text(yaml.safe_dump({"trainer": {"logger": False, "accelerator": "cpu", "callbacks": callbacks}}))
+    with pytest.raises(ConfigError) as caught:
+        LightningCLI(ToyModule, run=False, args=["--config", str(path)], save_config_callback=None)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subclass_of_the_callback_has_the_last_word_too(tmp_path):
+    callbacks = [{"class_path": f"{__name__}.Named", "init_args": {"config": {"global_config": {"dim": 7}}}}]
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"logger": False, "accelerator": "cpu", "callbacks": callbacks}}))
+    with pytest.raises(ConfigError, match=r"^global_config.dim must be 0"):
+        LightningCLI(ToyModule, run=False, args=["--config", str(path)], save_config_callback=None)
+    with pytest.raises(ConfigError, match=r"^global_config.dim must be 0"):
+        Named({"global_config": {"dim": 7}})
+
+
 def test_a_configuration_may_be_a_path_a_text_or_a_class(tmp_path):
     path = tmp_path / "prune.yaml"
     path.write_text(yaml.safe_dump(RULES))

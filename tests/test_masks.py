@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -347,7 +348,11 @@ def test_a_weight_is_read_only_and_needs_no_gradient() -> None:
         (lambda w: magnitude_mask(w, 1.5), r"sparsity must be a fraction in \[0, 1\], got 1.5"),
         (lambda w: magnitude_mask(w, float("nan")), r"sparsity must be a fraction in \[0, 1\], got nan"),
         (lambda w: compute_mask(w, -0.1, n_m_ratio=(1, 2)), r"sparsity must be a fraction in \[0, 1\], got -0.1"),
-        (lambda w: magnitude_mask(w, 0.5, block_size=0), "block_size must be at least 1, got 0"),
+        (lambda w: magnitude_mask(w, 0.5, block_size=0), "block_size must be a whole number of at least 1, got 0"),
+        (lambda w: magnitude_mask(w, "0.5"), "sparsity must be a fraction .* got '0.5'. It is a text"),
+        (lambda w: magnitude_mask(w, 0.5, block_size=2.0), "block_size must be a whole number .* got 2.0"),
+        (lambda w: n_m_mask(w, 2.0, 4), "num_zeros must be a whole number of at least 0, got 2.0"),
+        (lambda w: n_m_mask(w, 2, True), "group_size must be a whole number of at least 1, got True"),
         (lambda w: magnitude_mask(w, 0.5, granularity="per_layer"), "granularity must be .*, got 'per_layer'"),
         (lambda w: magnitude_mask(w[0], 0.5, granularity="per_channel"), r"needs a weight of shape \(C_out, C_in"),
         (lambda w: n_m_mask(w, 5, 4), "num_zeros must be from 0 to group_size, got 5 zeros of 4"),
@@ -359,6 +364,14 @@ def test_a_weight_is_read_only_and_needs_no_gradient() -> None:
 def test_wrong_arguments_say_what_must_hold(call: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call(torch.ones(4, 4))
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    weight = torch.arange(1.0, 41.0).reshape(10, 4)
+    assert torch.equal(n_m_mask(weight, np.int64(2), np.int32(4), dim=np.int8(1)), n_m_mask(weight, 2, 4))
+    for options in ({}, {"block_size": np.int64(2)}, {"n_m_ratio": (np.int64(1), np.int64(4))}):
+        mask = compute_mask(weight, np.float32(0.9), **options)
+        assert torch.equal(mask, compute_mask(weight, 0.9, **options)), options
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3, 0, 2, 2)])

@@ -236,7 +236,7 @@ def test_masks_that_do_not_belong_together_are_refused():
         mask_changes({"a": one}, {"a": one[:, :1]})
     with pytest.raises(ConfigError, match="needs 1 <= num_zeros < group_size"):
         NMAdherence(4, 4)
-    with pytest.raises(ConfigError, match="block_size must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="block_size must be a whole number of at least 1, got 0"):
         BlockSparsity(0)
 
 

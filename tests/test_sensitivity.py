@@ -1,6 +1,8 @@
 import copy
 import io
+import math
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -212,10 +214,24 @@ def test_progress_is_shown_in_a_terminal_only():
     assert not console.file.getvalue()
 
 
-@pytest.mark.parametrize("sparsities", [[], [75], [-0.1, 0.5]])
-def test_sparsities_that_are_no_fractions_are_refused(sparsities: list[float]):
-    with pytest.raises(ConfigError, match="sparsities must be fractions"):
+@pytest.mark.parametrize("sparsities", [[], [75], [-0.1, 0.5], ["0.5"], [True], 0.5, "0.5", None, [math.nan]])
+def test_sparsities_that_are_no_fractions_are_refused(sparsities: object):
+    with pytest.raises(ConfigError, match="sparsities must be (a fraction|fractions)"):
         sensitivity(net(), lambda _: 0.0, sparsities)
+
+
+def test_sparsities_of_numpy_are_plain_fractions():
+    for given in (np.array([0.5, 0.75]), [np.float32(0.5), np.float64(0.75)]):
+        found = sensitivity(net(), lambda _: np.float32(1.0), given, progress=False)
+        assert [(type(asked), asked) for asked in found.layers[0].scores] == [(float, 0.5), (float, 0.75)]
+        assert found.tolerated(np.float32(0.1))["0"] == 0.75
+        with pytest.raises(ConfigError, match="loss must be a number of at least 0, got '0.1'"):
+            found.tolerated("0.1")
+
+
+def test_a_score_that_is_no_number_is_named():
+    with pytest.raises(ConfigError, match="evaluate must give a number, got a NoneType"):
+        sensitivity(net(), lambda _: None, [0.5], progress=False)
 
 
 def test_a_model_that_has_no_score_is_refused():
@@ -228,3 +244,30 @@ def test_many_layers_are_drawn_as_a_table():
     figure = plot_sensitivity([0.5, 0.9], scores, baseline=0.9)
     figure.savefig(io.BytesIO())
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(scores)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
+def test_no_number_of_the_table_is_cut(width):
+    names = [f"model.backbone.encoder.layers.{index}.self_attention.output_projection" for index in range(2)]
+    asked = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99]
+    layers = tuple(
+        LayerSensitivity(
+            name,
+            123_456_789,
+            {one: 0.9 - one * 1.23456e-4 for one in asked},
+            {one: one for one in asked},
+            ModuleMagnitudePrunerConfig(),
+            (name,),
+        )
+        for name in names
+    )
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(Sensitivity(0.9, layers))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for one in asked:
+        assert text.count(f"{-one * 1.23456e-4:+.4g}") == 2
+        assert text.count(f" {100 * one:g}%") == 1
+    assert text.count("Change of the score") == text.count("Higher is better") == 1
+    assert width < 300 or text.count("weights") == 1

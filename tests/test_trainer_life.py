@@ -34,10 +34,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.nn.utils import prune as torch_prune
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import CheckpointError, ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningScheduler
 from lightning_prune.checkpoint import convert_checkpoint
+from lightning_prune.monitors import check_gate
 
 WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
 OPTIMIZERS = {
@@ -545,6 +547,117 @@ def test_early_stopping_waits_for_the_last_of_two_pruners(tmp_path):
     trainer.fit(Scored(), make_loader(2), make_loader(2))
     assert trainer.global_step == 14
     assert "_run_early_stopping_check" not in vars(stopper)
+
+
+class Plateaus(ToyModule):
+    """Scores fall as long as the network is dense, jump up at the target, and fall again."""
+
+    def __init__(self, rate=lambda optimizer: ReduceLROnPlateau(optimizer, patience=1), **options):
+        super().__init__(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+        self.make_plateau, self.options = rate, options
+        self.rates: list[float] = []
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_plateau(optimizer), "monitor": "score", **self.options},
+        }
+
+    def validation_step(self, batch, batch_idx):
+        is_sparse = sparsity_of(self.fc1.weight) > 0.7
+        self.log("score", (2.0 if is_sparse else 0.9) - 0.01 * self.trainer.global_step)
+
+    def on_train_epoch_end(self):
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+
+
+def fit_plateau(tmp_path, model, *callbacks, steps=(6, 8), **arguments):
+    arguments = {"max_epochs": 12, "batches": 2, **arguments}
+    return fit(tmp_path, *callbacks, model=model, config=rules(steps=steps), **arguments)
+
+
+class WarmUp(LRScheduler):
+    """Holds another schedule, as many a warm-up does."""
+
+    def __init__(self, optimizer):
+        self.after = [ReduceLROnPlateau(optimizer, patience=1)]
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self, metrics=None):
+        if metrics is not None:
+            self.after[0].step(metrics)
+
+
+@pytest.mark.parametrize("options", [{}, {"frequency": 2}])
+@pytest.mark.parametrize("patience", [0, 1])
+def test_the_learning_rate_does_not_fall_by_a_comparison_with_the_dense_network(tmp_path, options, patience):
+    model = Plateaus(lambda optimizer: ReduceLROnPlateau(optimizer, patience=patience), **options)
+    fit_plateau(tmp_path, model)
+    assert set(model.rates) == {0.1}
+
+
+def test_a_plateau_that_another_schedule_holds_forgets_too(tmp_path):
+    model = Plateaus(WarmUp, reduce_on_plateau=True)
+    fit_plateau(tmp_path, model)
+    assert set(model.rates) == {0.1}
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric score")  # before the first validation
+def test_a_plateau_does_not_take_up_a_score_that_was_logged_before_the_target(tmp_path):
+    model = Plateaus(strict=False)
+    fit_plateau(tmp_path, model, steps=(5, 7), check_val_every_n_epoch=3)
+    # epochs 3 and 4 are at the target, and show the score of epoch 2, which is dense; the first score at it is that of
+    # epoch 5, which 6 and 7 repeat
+    assert model.rates[:8] == [0.1] * 8
+
+
+class Worse(Plateaus):
+    """Its score gets worse with every epoch."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("score", float(self.trainer.global_step), on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def test_a_plateau_is_held_before_the_target_and_falls_after_it_by_its_patience(tmp_path):
+    model = Worse()
+    fit_plateau(tmp_path, model, max_epochs=9)
+    # the last update is in epoch 3, so that epoch 4 is the best, and 5 and 6 are worse
+    assert model.rates == pytest.approx([0.1] * 7 + [0.01] * 2)
+
+
+def test_a_plateau_falls_before_the_target_if_the_user_says_so(tmp_path):
+    model, callback = Worse(), MagnitudePruningCallback(rules(steps=(8, 10)), show_plan=False, best_at_target=False)
+    make_trainer(tmp_path, max_epochs=5, callbacks=[callback]).fit(model, make_loader(2))
+    assert model.rates == pytest.approx([0.1] * 3 + [0.01] * 2)
+
+
+@pytest.mark.parametrize("at", [4, 7, 9])
+def test_a_resumed_run_holds_a_plateau_as_long_as_one_never_stopped(tmp_path, at):
+    options = {"max_epochs": 10, "steps": (5, 7), "check_val_every_n_epoch": 3}
+    whole, resumed = Worse(), Worse()
+    _, _, trainer = fit_plateau(tmp_path, whole, saver(tmp_path), enable_checkpointing=True, **options)
+    (path,) = (tmp_path / "saved").glob(f"*step={at}.ckpt")
+    _, _, again = fit_plateau(tmp_path, resumed, ckpt_path=path, **options)
+    # held until the validation at the end of epoch 5; epoch 6 is the best, and 7 and 8 are worse
+    assert whole.rates == pytest.approx([0.1] * 9 + [0.01])
+    assert resumed.rates == whole.rates[-len(resumed.rates) :]
+    ours, theirs = ((one.lr_scheduler_configs[0].scheduler).state_dict() for one in (again, trainer))
+    assert (ours["best"], ours["num_bad_epochs"]) == (theirs["best"], theirs["num_bad_epochs"])
+    assert "step" not in ours, "nothing of ours is saved with the schedule"
+
+
+@pytest.mark.parametrize("state", [3, {}, {"opened_in": "3", "is_validated": True}, {"opened_in": 3}])
+def test_a_damaged_state_of_the_monitors_is_refused(state):
+    with pytest.raises(CheckpointError, match="The state of the monitors is damaged"):
+        check_gate(state)
 
 
 class Creeping(PruningScheduler):
