@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.config import ModuleMagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError
+from lightning_prune.files import put_in_place, writing_to
 from lightning_prune.masks import mask_shape
 from lightning_prune.paths import home
 from lightning_prune.plan import PrunedParameter
@@ -202,12 +203,9 @@ def convert_checkpoint(
     is_checkpoint = isinstance(checkpoint.get("state_dict"), Mapping)
     dense: dict[str, Tensor] = {}
     plain = plain_state_dict(checkpoint["state_dict"] if is_checkpoint else checkpoint, dense)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing_to(target) as place:
+        torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, place)
+        put_in_place(place, target)
     return {name: float((plain[name] == 0).sum() / plain[name].numel()) for name in dense}
 
 

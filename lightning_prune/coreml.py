@@ -3,8 +3,8 @@
 The converter's own pruning pipeline zeroes small weights, stores most layers dense, or keeps batch norms from being
 folded, without a word. Here the plain pipeline runs, batch norms are folded, and as the very last pass every weight
 with enough zeros is stored as a bit mask and its nonzero values. Then the package is read back from disk and compared
-with the model, weight by weight and number by number (:mod:`lightning_prune.coreml_proof`), and only then moved to
-where it was asked for.
+with the model, weight by weight (:mod:`lightning_prune.coreml_weights`) and number by number
+(:mod:`lightning_prune.coreml_proof`), and only then moved to where it was asked for.
 """
 
 import contextlib
@@ -13,8 +13,7 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -42,9 +41,11 @@ from lightning_prune.coreml_interface import (
     state_types,
     values_of,
 )
-from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_device, prove_weights
+from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_device
 from lightning_prune.coreml_result import ExportResult
+from lightning_prune.coreml_weights import prove_weights
 from lightning_prune.errors import ConfigError, ExportError, PruningError
+from lightning_prune.files import put_in_place, writing_to
 from lightning_prune.mil import Package, import_coremltools, read_package
 from lightning_prune.paths import home
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs, take_apart, unique
@@ -59,7 +60,8 @@ class CoreMLExport:
     """Turn a finished network into an ``.mlpackage``, and show that the file is sparse, complete and right.
 
     The model itself is never changed: a copy is moved to the CPU, to float32 and to eval mode. The package is written
-    beside its target, verified there, and moved into place; whatever goes wrong, an existing package stays as it was.
+    beside its target, verified there, and moved into place in one step; whatever goes wrong, and whenever the
+    process is killed, an existing package stays as it was.
 
     Args:
         path: Where the package goes; must end in ``.mlpackage``. ``~`` stands for the home folder.
@@ -233,10 +235,10 @@ class CoreMLExport:
             standalone, pruned = self.prepare(model, masks)
             self.check_interface(standalone)
             refuse_states_that_are_not_zero(self.states, standalone.model)
-            with beside(Path(self.path)) as place:
+            with writing_to(Path(self.path)) as place:
                 result = self.best(standalone, pruned, place, guessed=masks is None)
                 check_path(Path(self.path), overwrite=self.overwrite)  # converting took its time
-                move(place, Path(self.path))
+                put_in_place(place, Path(self.path))
         except ExportError:
             raise
         except PruningError as error:
@@ -283,22 +285,24 @@ class CoreMLExport:
         if frontend != "trace" and not self.states and arguments["minimum_deployment_target"] >= ct.target.iOS18:
             refuse_states_that_were_not_asked_for(standalone)
         program, notes = capture(frontend, standalone, dynamic_dims(arguments["inputs"]))
-        with quiet():
+        wanted = wanted_names(arguments, standalone)  # the converter changes them in place
+        with quiet() as heard:
             # The converter adds the states to the list of inputs.
             converted = convert(ct, program, {**arguments, "inputs": list(arguments["inputs"])})
             save_package(converted, place)
         package = read_package(place)
         values = values_of(self.input_values, self.called(standalone.input_names), standalone.inputs)
         inputs = program_inputs(arguments["inputs"], standalone, package, largest_values(standalone), values)
-        findings = Findings(notes=[*notes, *state_notes(standalone, package)])
+        findings = Findings(notes=[*notes, *heard, *renamed(wanted, package), *state_notes(standalone, package)])
         if not fold_norms:
             findings.notes.append("batch norms are not folded into weights: with them folded, verification failed")
         prove_weights(package, standalone, pruned, findings, guessed=guessed)
         prove_numbers(package, standalone, inputs, findings, precision=self.compute_precision)
         if self.compression is None:
             return self.result(ct, package, standalone, inputs, findings, frontend)
-        with quiet():
+        with quiet() as heard:
             save_package(compressed(ct, converted, self.compression), place)
+        findings.notes.extend(heard)
         smaller = read_package(place)
         proof = prove_compression(package, smaller, standalone, inputs, findings)
         result = self.result(ct, smaller, standalone, inputs, findings, frontend)
@@ -467,6 +471,27 @@ def folding_may_fail(model: nn.Module) -> bool:
     )
 
 
+def wanted_names(arguments: Mapping[str, Any], standalone: Standalone) -> list[list[str | None]]:
+    """How the inputs and the outputs of a package shall be called: as they were written, or as the model calls them."""
+    inputs, outputs = ([item.name for item in arguments[kind] or ()] for kind in ("inputs", "outputs"))
+    made = list(standalone.input_names), list(standalone.output_names)
+    return [
+        list(known) if given == ours else given
+        for given, ours, known in zip((inputs, outputs), made, standalone.given_names, strict=True)
+    ]
+
+
+def renamed(wanted: Sequence[Sequence[str | None]], package: Package) -> list[str]:
+    """What to say of inputs and outputs that Core ML calls otherwise."""
+    found = [name for name, _, _ in package.main.inputs], package.main.outputs
+    return [
+        f"the {kind} {old!r} is called {new!r} in the package: a name has letters, digits and _, and is given once"
+        for kind, names, others in zip(("input", "output"), wanted, found, strict=True)
+        for old, new in zip(names, others, strict=False)
+        if old and old != new
+    ]
+
+
 def check_path(path: Path, *, overwrite: bool) -> None:
     """Raise unless a package can be put at ``path``."""
     if path.is_symlink() or (path.exists() and not is_package(path)):
@@ -489,35 +514,6 @@ def check_path(path: Path, *, overwrite: bool) -> None:
 def is_package(path: Path) -> bool:
     """Whether a folder is a Core ML package: a manifest and a model."""
     return (path / "Manifest.json").is_file() and (path / "Data").is_dir()
-
-
-@contextlib.contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """A place for a package on the disk of the target; afterwards, nothing but the target is left there."""
-    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.stem}.", dir=target.parent))
-    try:
-        yield folder / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: the export succeeded
-                parent.rmdir()
-
-
-def move(source: Path, target: Path) -> None:
-    """Put a package in place; the one that was there goes only when the new one is in its place."""
-    if not target.exists():
-        source.replace(target)
-        return
-    old = source.with_name("replaced.mlpackage")
-    target.replace(old)
-    try:
-        source.replace(target)
-    except BaseException:
-        old.replace(target)
-        raise
 
 
 def expand_mask(name: str, mask: Tensor, parameter: Tensor | None) -> Tensor:

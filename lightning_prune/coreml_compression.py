@@ -12,8 +12,9 @@ from lightning_prune.coreml_draws import draw_inputs
 from lightning_prune.coreml_inputs import ProgramInput
 from lightning_prune.coreml_proof import TOLERANCE, Findings, difference, outputs_of
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import Constant, Package, repeat_to
+from lightning_prune.mil import Constant, Package
 from lightning_prune.mil_run import run
+from lightning_prune.mil_values import repeat_to
 from lightning_prune.standalone import Standalone
 
 __all__ = ["COMPRESSIONS", "compressed", "prove_compression"]

@@ -4,25 +4,41 @@ import contextlib
 import io
 import logging
 import os
+import re
 import stat
+import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.class_names import is_a
 from lightning_prune.standalone import Standalone, kept_buffers
 
-__all__ = ["BREAK_EVEN", "FRONTENDS", "SPARSE_OPERATIONS", "capture", "convert", "pipeline", "quiet", "save_package"]
+__all__ = [
+    "BREAK_EVEN",
+    "FRONTENDS",
+    "SPARSE_OPERATIONS",
+    "capture",
+    "convert",
+    "pipeline",
+    "quiet",
+    "save_package",
+]
 
 FRONTENDS = ("export", "trace", "export_full")
 # Weights of these operations are stored sparse; the others' constants are biases, norms and shapes.
 SPARSE_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "gather", "einsum", "lstm", "gru", "rnn")
 # A bit per weight for the mask pays for itself once a sixteenth of 16-bit weights need not be stored.
 BREAK_EVEN = 1 / 16
+# What the converter says of things that are as they should be, that verification finds out for itself, or (new names)
+# that are said in other words.
+NOISE = re.compile(
+    "has been renamed to|^Tuple detected at graph|Skipped|down casted to|not applicable for|not in eval mode"
+    "|Torch Script Models is experimental|has not been tested with|run predict"
+)
 
 
 def convert(ct: Any, program: Any, arguments: dict[str, Any]) -> Any:
@@ -81,15 +97,31 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
 
 @contextlib.contextmanager
 def readable_attributes(model: nn.Module) -> Iterator[None]:
-    """Let the tracer read every attribute: a LightningModule without a trainer raises where it is asked for one."""
-    modules = [module for module in model.modules() if is_a(module, "LightningModule")]
-    for module in modules:
-        object.__setattr__(module, "_jit_is_scripting", True)
+    """Hide from the tracer what cannot be read, such as a property of a LightningModule that asks for its trainer.
+
+    The tracer reads whatever ``dir(module)`` lists, and fails at any error but AttributeError. The classes of the
+    modules stay what they are, for ``forward`` may look at them.
+    """
+    hidden = {id(module): {name for name in dir(module) if not is_readable(module, name)} for module in model.modules()}
+    list_all: Callable[[nn.Module], list[str]] = nn.Module.__dir__
+
+    def list_readable(self: nn.Module) -> list[str]:
+        return [name for name in list_all(self) if name not in hidden.get(id(self), ())]
+
+    nn.Module.__dir__ = list_readable  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for module in modules:
-            module.__dict__.pop("_jit_is_scripting", None)
+        nn.Module.__dir__ = list_all  # type: ignore[method-assign]
+
+
+def is_readable(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is there, or is known not to be."""
+    try:
+        getattr(module, name, None)
+    except Exception:
+        return False
+    return True
 
 
 def at_least_two(tensor: Tensor, dims: Iterable[int]) -> Tensor:
@@ -148,17 +180,46 @@ def spell_out_strides(program: Any) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars, log lines and deprecation warnings of the converter from the user's screen."""
-    coremltools_logger = logging.getLogger("coremltools")
-    level = coremltools_logger.level
-    coremltools_logger.setLevel(logging.CRITICAL)
+def quiet() -> Iterator[list[str]]:
+    """Keep progress bars, log lines and warnings of the converter from the user's screen.
+
+    Yields:
+        A list that is empty within, and afterwards holds what a user must know of them.
+    """
+    notes: list[str] = []
+    heard = Listener()
+    talker = logging.getLogger("coremltools")
+    level, propagate, handlers = talker.level, talker.propagate, talker.handlers
+    talker.setLevel(logging.WARNING)
+    talker.propagate, talker.handlers = False, [heard]
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("always")
+            yield notes
     finally:
-        coremltools_logger.setLevel(level)
+        talker.setLevel(level)
+        talker.propagate, talker.handlers = propagate, handlers
+    heard.texts.extend(str(item.message) for item in caught if item.category is UserWarning)
+    notes.extend(
+        dict.fromkeys(f"Core ML Tools: {text}" for text in map(one_line, heard.texts) if not NOISE.search(text))
+    )
+
+
+class Listener(logging.Handler):
+    """Remembers what was logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Remember one message."""
+        self.texts.append(record.getMessage())
+
+
+def one_line(text: str) -> str:
+    """A message without its line breaks and without what is too long to be read."""
+    return textwrap.shorten(text, 300, placeholder=" ...")
 
 
 def save_package(converted: Any, path: Path) -> None:

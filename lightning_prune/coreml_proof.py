@@ -1,7 +1,6 @@
-"""Does a saved package hold the pruned model? Weight by weight, then number by number.
+"""Does a saved package compute what the model computes?
 
-The package is read back from disk. Each pruned parameter must be found among its constants, stored sparse, with the
-mask's zeros and the model's values; then the program is run on fresh inputs, of other mean and scale than the example,
+The package is read back from disk, and its program is run on fresh inputs, of other mean and scale than the example,
 and must give what the model gives. A branch that depended on the example's values, or a number that capturing turned
 into a constant, shows up here.
 """
@@ -13,17 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_prune.coreml_convert import BREAK_EVEN, SPARSE_OPERATIONS
 from lightning_prune.coreml_draws import DRAWS, FAR, call, draw_inputs, fresh_inputs, goes_far, integer_range
 from lightning_prune.coreml_inputs import ProgramInput
-from lightning_prune.coreml_match import Match, find
 from lightning_prune.coreml_result import ExportedLayer
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import Constant, Package
+from lightning_prune.mil import Package
 from lightning_prune.mil_run import Run, run
-from lightning_prune.standalone import Standalone, kept_buffers
+from lightning_prune.standalone import Standalone
 
 __all__ = [
     "TOLERANCE",
@@ -32,7 +29,6 @@ __all__ = [
     "outputs_of",
     "prove_numbers",
     "prove_on_device",
-    "prove_weights",
 ]
 
 Array = npt.NDArray[Any]
@@ -43,8 +39,6 @@ TOLERANCE = {"float16": 5e-3, "float32": 1e-4}
 ROUNDINGS = 10
 # Relative size of one rounding.
 ROUNDING = {"float16": 2.0**-11, "float32": 2.0**-22}
-# Fewer values than this lie in the program's text; so few that no storage makes them smaller.
-INLINE_BELOW = 10
 # What a slice of an output may always be off by, as a fraction of the output's largest value: a sum of large numbers
 # that comes out small is no more exact than they are.
 SLICE_FLOOR = 2.0**-18
@@ -68,168 +62,6 @@ class Findings:
     near_error: float | None = None
     far_error: float | None = None
     turned: list[str] = field(default_factory=list)
-
-
-def prove_weights(
-    package: Package,
-    standalone: Standalone,
-    pruned: Mapping[str, Tensor],
-    findings: Findings,
-    *,
-    guessed: bool,
-) -> None:
-    """Find every pruned parameter in a package, stored as it must be; what was found goes to ``findings``.
-
-    Args:
-        package: As read from disk.
-        standalone: The model it was made of.
-        pruned: Keep-masks by parameter name, in the shape of the parameters.
-        findings: Is added to.
-        guessed: The masks are the zeros found in the model: then a weight that only other operations read may stay
-            dense.
-
-    Raises:
-        ExportError: A pruned parameter is not in the package, is stored dense, or has other zeros or values.
-    """
-    parameters = dict(standalone.model.named_parameters(remove_duplicate=False))
-    scales = channel_scales(standalone.model)
-    problems: list[str] = []
-    for name, keep in pruned.items():
-        weight, mask = parameters[name].detach().numpy(), keep.numpy()
-        matches = find(weight, mask, package, scales)
-        if not matches:
-            matches = find(weight, mask, package, None)
-            findings.turned += [name] if matches else []
-        if not matches:
-            problem = missing(name, weight, package, standalone)
-            (findings.notes if problem.startswith("unused") else problems).append(problem)
-            continue
-        zeros, total = int((~mask).sum()), mask.size
-        reasons = [why_dense(constant, package, guessed=guessed) for match in matches for constant in match.constants]
-        stored, fine = next((reason for reason in reasons if not reason[1]), reasons[0])
-        if not fine:
-            problems.append(f"{name}: {zeros} of {total} values are pruned, but it is stored {stored}")
-        findings.layers.append(layer_of(name, weight.shape, zeros, total, stored, matches))
-    if problems:
-        raise ExportError(
-            "The package does not hold the pruned weights:\n" + "\n".join(f"  {problem}" for problem in problems)
-        )
-    describe(findings)
-
-
-def channel_scales(model: nn.Module) -> list[Array]:
-    """What a converter can fold into weights: factors of batch norms, and other vectors and numbers, but no biases."""
-    found = []
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
-            scale = (module.running_var + module.eps).rsqrt()
-            found.append(scale if module.weight is None else scale * module.weight)
-            continue
-        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        held += [(name, value) for name, value in vars(module).items() if isinstance(value, Tensor)]
-        found += [
-            value
-            for name, value in held
-            if value.numel() == max(value.shape, default=1) and "bias" not in name and "running" not in name
-        ]
-    return [value.detach().cpu().float().numpy().reshape(-1).astype(np.float64) for value in found]
-
-
-def layer_of(
-    name: str, shape: tuple[int, ...], zeros: int, total: int, stored: str, matches: Sequence[Match]
-) -> ExportedLayer:
-    """The row of one parameter; a parameter that was stored more than once counts all its copies."""
-    unique = {constant.name: constant for match in matches for constant in match.constants}
-    constants = list(unique.values())
-    return ExportedLayer(
-        name,
-        tuple(shape),
-        zeros,
-        total,
-        stored,
-        sum(constant.nbytes for constant in constants),
-        sum(constant.dense_nbytes for constant in constants),
-        any(match.scaled for match in matches),
-        max(match.rounded_away for match in matches),
-        max(match.max_error for match in matches),
-        tuple(constant.name for constant in constants),
-    )
-
-
-def why_dense(constant: Constant, package: Package, *, guessed: bool) -> tuple[str, bool]:
-    """How a pruned weight is stored, why if densely, and whether that is as it should be."""
-    if constant.sparse:
-        return constant.encoding, True
-    if np.count_nonzero(constant.values) > (1 - BREAK_EVEN) * constant.values.size:
-        return f"dense (fewer than {BREAK_EVEN:.1%} zeros, which takes less than sparse)", True
-    if constant.values.size < INLINE_BELOW:
-        return f"dense (fewer than {INLINE_BELOW} values)", True
-    readers = sorted({op.type for op, _ in package.uses[constant.name]})
-    return f"dense (read by {', '.join(readers)})", guessed and not set(readers) & set(SPARSE_OPERATIONS)
-
-
-def missing(name: str, weight: Array, package: Package, standalone: Standalone) -> str:
-    """Why a parameter is not among the constants; begins with ``unused`` if the outputs do not depend on it."""
-    if not matters(name, standalone):
-        return f"unused: {name} has no influence on the outputs and is not in the package"
-    for constant in package.constants.values():
-        copies = constant.values.size / weight.size
-        if (
-            copies > 1
-            and copies.is_integer()
-            and constant.values.shape[-1] in weight.shape
-            and copied(constant.values, weight)
-        ):
-            return f"{name}: stored {int(copies)} times over, as {constant.name!r}"
-    return (
-        f"{name}: no constant of the package has its zeros and values. If forward computes another tensor from it (a "
-        "weight norm, a scaling), make that tensor the parameter first; if it is not pruned, pass masks= without it"
-    )
-
-
-def copied(values: Array, weight: Array) -> bool:
-    """Whether an array is the same matrix many times over."""
-    stack = values.reshape(-1, *values.shape[-2:])
-    return weight.ndim == 2 and stack.shape[1:] in (weight.shape, weight.T.shape) and bool((stack == stack[0]).all())
-
-
-def matters(name: str, standalone: Standalone) -> bool:
-    """Whether the outputs depend on a parameter: whether they become NaN when it does."""
-    parameter = standalone.model.get_parameter(name)
-    kept = parameter.detach().clone()
-    try:
-        with torch.no_grad(), kept_buffers(standalone):
-            parameter.fill_(torch.nan)
-            outputs = standalone(*standalone.inputs)
-    finally:
-        parameter.data.copy_(kept)
-    # Integer results cannot be NaN; they may still depend on it.
-    return any(not output.is_floating_point() or bool(output.isnan().any()) for output in outputs)
-
-
-def describe(findings: Findings) -> None:
-    """Say in sentences what was found about the weights."""
-    layers = findings.layers
-    sparse = [layer for layer in layers if not layer.stored.startswith("dense")]
-    if sparse:
-        zeros = sum(layer.zeros for layer in sparse)
-        findings.checks.append(
-            f"{len(sparse)} of {len(layers)} pruned parameters are stored sparse; their {zeros:,} zeros are the masks'"
-        )
-        scaled = sum(layer.scaled for layer in sparse)
-        folded = (
-            f", {scaled} of them times one factor per output channel (a batch norm or scale folded in)"
-            if scaled
-            else ""
-        )
-        findings.checks.append(f"stored values are the model's, rounded to the precision of the package{folded}")
-    if lost := sum(layer.rounded_away for layer in layers):
-        findings.notes.append(
-            f"{lost} kept weights are too small for the precision of the package: zero there, or its smallest number"
-        )
-    findings.notes.extend(
-        f"{layer.name} is stored {layer.stored}" for layer in layers if layer.stored.startswith("dense")
-    )
 
 
 @dataclass

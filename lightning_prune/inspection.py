@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lightning_prune.checkpoint import plain_state_dict
 from lightning_prune.errors import CheckpointError, ExportError
+from lightning_prune.files import recover
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
@@ -322,24 +324,30 @@ def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
 
 def _inspect_package(path: Path, *, all_tensors: bool) -> Inspection:
     """The constants of a Core ML package, as they are stored."""
-    from lightning_prune.mil import read_package
+    from lightning_prune.mil import read_functions
 
+    recover(path)
     try:
-        package = read_package(_existing(path))
+        functions = read_functions(_existing(path))
     except ExportError as error:
         raise CheckpointError(str(error)) from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged package fails in many ways within Core ML Tools
-        raise CheckpointError(f"{path} cannot be read as a Core ML package: {error}") from error
-    tensors, others = [], 0
-    for name, one in package.constants.items():
-        if one.values.size == 0 or one.values.dtype.kind not in "fiu":
-            continue
-        is_weight = one.values.ndim > 1 and prod(one.values.shape) > 1
-        if is_weight or all_tensors:
-            values = torch.from_numpy((one.values != 0).astype("uint8"))  # only zeros matter here
-            tensors.append(_summary(name, values, one.dtype, one.encoding, one.nbytes))
-        else:
-            others += one.values.size
-    return Inspection(path, "Core ML package", package.nbytes, tuple(tensors), others)
+    tensors, others, seen = [], 0, set[int]()
+    names = Counter(name for package in functions.values() for name in package.constants)
+    for function, package in functions.items():
+        for name, one in package.constants.items():
+            # What several functions share lies in the file once, and is read as one array.
+            if one.values.size == 0 or one.values.dtype.kind not in "fiu" or id(one.values) in seen:
+                continue
+            seen.add(id(one.values))
+            is_weight = one.values.ndim > 1 and prod(one.values.shape) > 1
+            if is_weight or all_tensors:
+                values = torch.from_numpy((one.values != 0).astype("uint8"))  # only zeros matter here
+                whole = f"{function}/{name}" if names[name] > 1 and len(functions) > 1 else name
+                tensors.append(_summary(whole, values, one.dtype, one.encoding, one.nbytes))
+            else:
+                others += one.values.size
+    notes = []
+    if len(functions) > 1:
+        notes.append(f"Has the functions {', '.join(functions)}; a weight that several share is listed once.")
+    file_bytes = next(iter(functions.values())).nbytes
+    return Inspection(path, "Core ML package", file_bytes, tuple(tensors), others, tuple(notes))

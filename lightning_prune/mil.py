@@ -6,11 +6,11 @@ are stored as several parts (a bit mask and the nonzero values, say) that a ``co
 the model is loaded. Everything here reads what is on disk; nothing asks the converter what it meant to write.
 """
 
+import contextlib
 import logging
 import math
-import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,49 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_prune.errors import ExportError
+from lightning_prune.mil_files import PackageFiles
+from lightning_prune.mil_values import BITS, Stored, blob_nbytes, data_type, decode, step_name, unfold
 
-__all__ = ["Block", "Constant", "Operation", "Package", "import_coremltools", "read_package", "repeat_to"]
+__all__ = ["Block", "Constant", "Operation", "Package", "import_coremltools", "read_functions", "read_package"]
 
 Array = npt.NDArray[Any]
 
-# https://github.com/apple/coremltools/blob/main/mlmodel/src/MILBlob/Blob/StorageFormat.hpp
-RECORD = struct.Struct("<IIQQQ")  # sentinel, data type, bytes of data, offset of data, bits of padding
-RECORD_BYTES = 64
-SENTINEL = 0xDEADBEEF
-
-# MIL's data types: name, bits, numpy type of one element once unpacked.
-# https://github.com/apple/coremltools/blob/main/mlmodel/format/MIL.proto
-DTYPES: dict[int, tuple[str, int, type]] = {
-    1: ("bool", 8, np.bool_),
-    2: ("string", 0, np.str_),
-    10: ("fp16", 16, np.float16),
-    11: ("fp32", 32, np.float32),
-    12: ("fp64", 64, np.float64),
-    21: ("int8", 8, np.int8),
-    22: ("int16", 16, np.int16),
-    23: ("int32", 32, np.int32),
-    24: ("int64", 64, np.int64),
-    25: ("int4", 4, np.int8),
-    31: ("uint8", 8, np.uint8),
-    32: ("uint16", 16, np.uint16),
-    33: ("uint32", 32, np.uint32),
-    34: ("uint64", 64, np.uint64),
-    35: ("uint4", 4, np.uint8),
-    36: ("uint2", 2, np.uint8),
-    37: ("uint1", 1, np.uint8),
-    38: ("uint6", 6, np.uint8),
-    39: ("uint3", 3, np.uint8),
-}
-BITS = {name: bits for name, bits, _ in DTYPES.values()}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One array as it lies in the package: unpacked values, and the bytes it takes."""
-
-    values: Array
-    dtype: str
-    nbytes: int
+# Bytes of values for each byte of the files: a bit of a mask can stand for a number of four bytes.
+MOST_PER_BYTE = 64
 
 
 @dataclass(frozen=True)
@@ -191,75 +157,73 @@ def walk(block: Block) -> Iterator[Operation]:
             yield from walk(inner)
 
 
-def blob_nbytes(elements: int, bits: int) -> int:
-    """Bytes that an array takes in the weight file: its record, and its data filled up to a multiple of 64 bytes.
+class Values:
+    """Reads the values of one package, each once however often it is named, and no more than its files can hold."""
 
-    Example:
-        >>> blob_nbytes(100, 16)
-        320
-    """
-    return RECORD_BYTES + -(-elements * bits // (8 * RECORD_BYTES)) * RECORD_BYTES
+    def __init__(self, files: PackageFiles) -> None:
+        self.files = files
+        self.stored: dict[tuple[Any, ...], Stored] = {}
+        self.unfolded: dict[tuple[Any, ...], tuple[Array, ...]] = {}
+        self.kept: list[Mapping[str, Stored]] = []  # so that no other array gets the place of one that is known
+        self.left = MOST_PER_BYTE * sum(files.sizes.values()) + MOST_PER_BYTE * 2**20
 
-
-def unpack_bits(raw: bytes, bits: int, elements: int, *, signed: bool) -> Array:
-    """Unpack numbers of 1 to 7 bits each, lowest bit first, without gaps.
-
-    Example:
-        >>> unpack_bits(bytes([0b11100100]), 2, 4, signed=False).tolist()
-        [0, 1, 2, 3]
-    """
-    flat = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")[: elements * bits]
-    values: Array = (flat.reshape(elements, bits) << np.arange(bits, dtype=np.uint8)).sum(1).astype(np.uint8)
-    if signed:
-        values = np.where(values >= 1 << (bits - 1), values.astype(np.int16) - (1 << bits), values).astype(np.int8)
-    return values
-
-
-def decode(raw: bytes, dtype: int, shape: tuple[int, ...]) -> Array:
-    """The array of a MIL data type that ``raw`` holds."""
-    name, bits, numpy_type = DTYPES[dtype]
-    elements = math.prod(shape)
-    if bits < 8:
-        return unpack_bits(raw, bits, elements, signed=name == "int4").reshape(shape)
-    return np.frombuffer(raw, numpy_type, count=elements).reshape(shape)
-
-
-class Reader:
-    """Turns the protobuf of one package into operations and constants."""
-
-    def __init__(self, path: Path) -> None:
-        self.model_folder = path / "Data" / "com.apple.CoreML"
-        self.blobs: dict[str, bytes] = {}
-        self.constants: dict[str, Constant] = {}
-        self.stored: dict[str, Stored] = {}
-
-    def blob(self, file_name: str, offset: int) -> bytes:
-        """The data of the record at ``offset`` of a weight file; the name begins with ``@model_path/``."""
-        if file_name not in self.blobs:
-            self.blobs[file_name] = (self.model_folder / file_name.removeprefix("@model_path/")).read_bytes()
-        content = self.blobs[file_name]
-        if offset + RECORD.size <= len(content):
-            sentinel, _, size, start, _ = RECORD.unpack_from(content, offset)
-            if sentinel == SENTINEL and start + size <= len(content):
-                return content[start : start + size]
-        raise ExportError(f"{file_name} is damaged: no whole record at byte {offset} of {len(content)}.")
+    def spend(self, arrays: Iterable[Array]) -> None:
+        """Count arrays that were made."""
+        self.left -= sum(array.nbytes for array in arrays)
+        if self.left < 0:
+            raise ExportError(f"{self.files.path} is damaged: it declares more values than its files can hold.")
 
     def value(self, spec: Any) -> Stored:
         """One value of the protobuf: in place, or in the weight file."""
         tensor = spec.type.tensorType
         shape = tuple(d.constant.size for d in tensor.dimensions)
-        name, _, numpy_type = DTYPES[tensor.dataType]
+        name, bits, numpy_type = data_type(tensor.dataType)
         if spec.WhichOneof("value") == "blobFileValue":
-            raw = self.blob(spec.blobFileValue.fileName, spec.blobFileValue.offset)
-            return Stored(decode(raw, tensor.dataType, shape), name, blob_nbytes(len(raw), 8))
+            file, offset = spec.blobFileValue.fileName, spec.blobFileValue.offset
+            key = file, offset, tensor.dataType, shape
+            if key not in self.stored:
+                raw = self.files.data(file, offset, -(-math.prod(shape) * bits // 8))
+                values = decode(raw, tensor.dataType, shape)
+                self.spend([values])
+                self.stored[key] = Stored(values, name, blob_nbytes(self.files.record(file, offset), 8))
+            return self.stored[key]
         held = spec.immediateValue.tensor
         kind = held.WhichOneof("value")
         if kind == "bytes":
             raw = held.bytes.values
             return Stored(decode(raw, tensor.dataType, shape), name, len(raw))
-        numbers = list(getattr(held, kind).values) if kind else []
-        values = np.array(numbers, dtype=object if name == "string" else numpy_type).reshape(shape)
+        numbers = getattr(held, kind).values if kind else ()
+        if name == "string":
+            return Stored(np.array(list(numbers), object).reshape(shape), name, spec.immediateValue.ByteSize())
+        values = np.fromiter(numbers, numpy_type, len(numbers)).reshape(shape)
         return Stored(values, name, spec.immediateValue.ByteSize())
+
+    def unfold(self, kind: str, parts: Mapping[str, Stored], shape: tuple[int, ...]) -> tuple[Array, ...]:
+        """What a ``constexpr_*`` operation makes of its parts; of the same parts, the same arrays."""
+        key = kind, shape, *((name, identity(part.values)) for name, part in sorted(parts.items()))
+        if key not in self.unfolded:
+            arrays = unfold(kind, parts, shape)
+            self.spend(arrays)
+            self.unfolded[key] = arrays
+            self.kept.append(parts)
+        return self.unfolded[key]
+
+
+def identity(values: Array) -> Any:
+    """Of small arrays the content, of large ones which array it is."""
+    return (
+        (values.dtype.str, values.shape, values.tobytes())
+        if values.size <= 64 and values.dtype != object
+        else id(values)
+    )
+
+
+class Reader:
+    """Turns the protobuf of one function into operations and constants."""
+
+    def __init__(self, values: Values) -> None:
+        self.values = values
+        self.constants: dict[str, Constant] = {}
 
     def argument(self, argument: Any) -> tuple[str | Array, ...]:
         """The bindings of one input: names, or arrays given in place."""
@@ -268,14 +232,14 @@ class Reader:
             if binding.WhichOneof("binding") == "name":
                 found.append(binding.name)
             elif binding.value.immediateValue.WhichOneof("value") == "list":
-                found.extend(self.value(item).values for item in binding.value.immediateValue.list.values)
+                found.extend(self.values.value(item).values for item in binding.value.immediateValue.list.values)
             else:
-                found.append(self.value(binding.value).values)
+                found.append(self.values.value(binding.value).values)
         return tuple(found)
 
     def constant(self, spec: Any) -> None:
         """Remember a ``const`` or ``constexpr_*`` operation as the constants that it makes."""
-        parts = {key: self.value(value) for key, value in spec.attributes.items() if key != "name"}
+        parts = {key: self.values.value(value) for key, value in spec.attributes.items() if key != "name"}
         sources: list[Constant] = []
         for key, argument in spec.inputs.items():
             binding = argument.arguments[0]
@@ -284,13 +248,14 @@ class Reader:
                 sources.append(source)
                 parts[key] = Stored(source.values, source.dtype, source.nbytes)
             else:
-                parts[key] = self.value(binding.value)
+                parts[key] = self.values.value(binding.value)
         outputs = [(out.name, *type_of(out.type)) for out in spec.outputs]
-        values = (parts["val"].values,) if spec.type == "const" else unfold(spec.type, parts, outputs[0][2])
+        values = (parts["val"].values,) if spec.type == "const" else self.values.unfold(spec.type, parts, outputs[0][2])
         # The mask and the codes of a compressed weight go on as two values; the bytes of the mask are counted with the
         # first.
         mask = next((parts[key] for key in ("data_mask", "indices_mask") if key in parts), None)
-        steps = [step for step in (step_name(spec.type, parts), *(s.encoding for s in sources)) if step != "dense"]
+        names = ", ".join([step_name(spec.type, parts), *(source.encoding for source in sources)]).split(", ")
+        steps = dict.fromkeys(step for step in names if step != "dense")
         common = {
             "scale": parts["scale"].values if "scale" in parts else first(s.scale for s in sources),
             "lut": parts["lut"].values if "lut" in parts else first(s.lut for s in sources),
@@ -315,7 +280,7 @@ class Reader:
                     op.type,
                     {name: self.argument(argument) for name, argument in op.inputs.items()},
                     tuple((out.name, *type_of(out.type)) for out in op.outputs),
-                    {name: self.value(value).values for name, value in op.attributes.items()},
+                    {name: self.values.value(value).values for name, value in op.attributes.items()},
                     tuple(self.block(inner) for inner in op.blocks),
                 )
             )
@@ -331,7 +296,7 @@ def type_of(spec: Any) -> tuple[str, tuple[int, ...]]:
         return spec.WhichOneof("type") or "none", ()
     tensor = spec.tensorType
     sizes = (d.constant.size if d.WhichOneof("dimension") == "constant" else -1 for d in tensor.dimensions)
-    return DTYPES[tensor.dataType][0], tuple(sizes)
+    return data_type(tensor.dataType)[0], tuple(sizes)
 
 
 def first(values: Iterable[Array | None]) -> Array | None:
@@ -339,106 +304,87 @@ def first(values: Iterable[Array | None]) -> Array | None:
     return next((value for value in values if value is not None), None)
 
 
-def step_name(kind: str, parts: Mapping[str, Stored]) -> str:
-    """What a user calls an encoding: ``"sparse"``, ``"int8"``, ``"palette4"``."""
-    if kind == "const":
-        return "dense"
-    if "sparse_to_dense" in kind:
-        return "sparse"
-    if "lut" in parts:
-        return f"palette{(parts['lut'].values.shape[-2 if parts['lut'].values.ndim > 1 else 0] - 1).bit_length()}"
-    codes = next((parts[key].dtype for key in ("data", "nonzero_data", "quantized_data") if key in parts), "")
-    return codes or kind.removeprefix("constexpr_")
+def read_package(path: str | Path, function: str | None = None) -> Package:
+    """Read one function of a package from disk.
 
-
-def unfold(kind: str, parts: Mapping[str, Stored], shape: tuple[int, ...]) -> tuple[Array, ...]:
-    """The values that a ``constexpr_*`` operation makes of its parts."""
-    get = {key: part.values for key, part in parts.items()}
-    if kind == "constexpr_sparse_to_dense":
-        shape = tuple(int(size) for size in get["shape"]) if "shape" in get else get["mask"].shape
-        mask = get["mask"]
-        if "shape" in get:  # iOS16: the mask is a row of packed bits
-            mask = unpack_bits(mask.tobytes(), 1, math.prod(shape), signed=False)
-        return (scatter(get["nonzero_data"], mask.reshape(shape)),)
-    if kind == "constexpr_affine_dequantize":
-        data, axis = get["quantized_data"], int(get["axis"])
-        along = [-1 if dim == axis else 1 for dim in range(data.ndim)]
-        scale, zero = (get[key].reshape(along) if get[key].ndim else get[key] for key in ("scale", "zero_point"))
-        return (((data.astype(np.float32) - zero.astype(np.float32)) * scale).astype(get["scale"].dtype),)
-    if kind == "constexpr_blockwise_shift_scale":
-        return (shift_scale(get["data"], get["scale"], get.get("offset")),)
-    if kind == "constexpr_sparse_blockwise_shift_scale":
-        mask = get["data_mask"].astype(bool)
-        dense = shift_scale(scatter(get["nonzero_data"], mask), get["scale"], get.get("offset"))
-        return get["data_mask"], dense[mask]
-    if kind == "constexpr_lut_to_dense":
-        indices = get["indices"]
-        if "shape" in get:  # iOS16: packed indices into one table
-            shape = tuple(int(size) for size in get["shape"])
-            bits = (get["lut"].size - 1).bit_length()
-            indices = unpack_bits(indices.tobytes(), bits, math.prod(shape), signed=False).reshape(shape)
-            return (get["lut"][indices],)
-        return (look_up(indices, get["lut"], get.get("vector_axis")),)
-    if kind == "constexpr_lut_to_sparse":
-        mask = get["indices_mask"].astype(bool)
-        dense = look_up(scatter(get["indices_nonzero_data"], mask), get["lut"], get.get("vector_axis"))
-        return get["indices_mask"], dense[mask]
-    if kind == "constexpr_cast":
-        return (get["source_val"].astype(np.float32 if str(get["output_dtype"].item()) == "fp32" else np.float16),)
-    raise ExportError(
-        f"The package holds a weight encoded by {kind}, which cannot be read back. Leave out the option of the "
-        "converter that asks for it, or report it."
-    )
-
-
-def scatter(nonzero: Array, mask: Array) -> Array:
-    """A dense array with ``nonzero`` where ``mask`` is 1, in memory order, and 0 elsewhere."""
-    dense = np.zeros(mask.shape, nonzero.dtype)
-    dense[mask.astype(bool)] = nonzero
-    return dense
-
-
-def repeat_to(small: Array, shape: Sequence[int]) -> Array:
-    """Repeat each element along every dimension until the shape is ``shape``: one scale for a block of weights."""
-    for dim, size in enumerate(shape):
-        small = np.repeat(small, size // small.shape[dim], axis=dim)
-    return small
-
-
-def shift_scale(data: Array, scale: Array, offset: Array | None) -> Array:
-    """``scale * (data - offset)``, each scale and offset for one block of the data."""
-    values = data.astype(np.float32)
-    if offset is not None:
-        values -= repeat_to(offset.astype(np.float32), data.shape)
-    return (values * repeat_to(scale.astype(np.float32), data.shape)).astype(scale.dtype)
-
-
-def look_up(indices: Array, lut: Array, vector_axis: Array | None) -> Array:
-    """The table entries that ``indices`` name; ``lut`` has shape ``(*groups, entries, vector)``."""
-    if lut.shape[-1] != 1 or (vector_axis is not None and lut.shape[-1] != 1):
-        raise ExportError("The package holds weights palettized in vectors, which cannot be read back.")
-    groups = lut.shape[:-2]
-    group = np.arange(math.prod(groups)).reshape(groups)
-    table = lut.reshape(-1, lut.shape[-2])
-    picked: Array = table[repeat_to(group, indices.shape), indices]
-    return picked
-
-
-def read_package(path: str | Path) -> Package:
-    """Read a package from disk.
+    Args:
+        path: A package, or a single file with an ML program.
+        function: Which of its functions. Default: the one that the package calls when none is named.
 
     Raises:
-        ExportError: It is not a package with an ML program, or its weight file is damaged.
+        ExportError: It is not a package with an ML program, it has no such function, or its files are damaged.
     """
-    root = Path(path)
-    spec = import_coremltools().utils.load_spec(str(root))
+    with reading(path) as (files, spec):
+        names = sorted(spec.mlProgram.functions)
+        name = function or default_function(spec)
+        if name not in names:
+            raise ExportError(
+                f"{path} has no function {name!r}. Its functions are: {', '.join(names) or 'none'}."
+                if name
+                else f"{path} has the functions {', '.join(names) or '(none)'}, and none is its default. Say which."
+            )
+        return read_function(Values(files), spec, name)
+
+
+def read_functions(path: str | Path) -> dict[str, Package]:
+    """Read all functions of a package from disk, by name; the default one first.
+
+    Constants that lie in the files once are the same arrays in all of them.
+
+    Raises:
+        ExportError: As :func:`read_package`.
+    """
+    with reading(path) as (files, spec):
+        values, default = Values(files), default_function(spec)
+        names = sorted(spec.mlProgram.functions, key=lambda name: (name != default, name))
+        if not names:
+            raise ExportError(f"{path} has no function.")
+        return {name: read_function(values, spec, name) for name in names}
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[tuple[PackageFiles, Any]]:
+    """The files of a package and its model; whatever is wrong with them is an ExportError."""
+    import_coremltools()
+    try:
+        with PackageFiles(Path(path)) as files:
+            yield files, load_model(files)
+    except ExportError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways
+        raise ExportError(f"{path} is damaged, or no Core ML package: {type(error).__name__}: {error}") from error
+
+
+def load_model(files: PackageFiles) -> Any:
+    """The protobuf of a model with an ML program."""
+    from coremltools.proto import Model_pb2
+
+    spec = Model_pb2.Model()
+    spec.ParseFromString(files.program())
     if spec.WhichOneof("Type") != "mlProgram":
-        raise ExportError(f"{root} holds a {spec.WhichOneof('Type')}, not an ML program.")
-    function = spec.mlProgram.functions["main"]
-    reader = Reader(root)
+        raise ExportError(f"{files.path} holds a {spec.WhichOneof('Type')}, not an ML program.")
+    return spec
+
+
+def default_function(spec: Any) -> str:
+    """The function that is called when none is named; ``""`` if the package does not tell."""
+    names = list(spec.mlProgram.functions)
+    if spec.description.defaultFunctionName:
+        return str(spec.description.defaultFunctionName)
+    return "main" if "main" in names else names[0] if len(names) == 1 else ""
+
+
+def read_function(values: Values, spec: Any, name: str) -> Package:
+    """One function of a model as a package of its own."""
+    function = spec.mlProgram.functions[name]
+    if function.opset not in function.block_specializations:  # a map of protobuf makes what is missing
+        raise ExportError(
+            f"{values.files.path} is damaged: its function {name!r} has no program for {function.opset!r}."
+        )
+    reader = Reader(values)
     inner = reader.block(function.block_specializations[function.opset])
     inputs = tuple((item.name, *type_of(item.type)) for item in function.inputs)
     states = {name: shape for name, dtype, shape in inputs if dtype == "state"}
     main = Block(tuple(item for item in inputs if item[0] not in states), inner.operations, inner.outputs)
-    files = {str(file.relative_to(root)): file.stat().st_size for file in sorted(root.rglob("*")) if file.is_file()}
-    return Package(root, main, reader.constants, files, spec.specificationVersion, states)
+    files = values.files
+    return Package(files.path, main, reader.constants, files.sizes, spec.specificationVersion, states)

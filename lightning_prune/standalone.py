@@ -65,6 +65,8 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     for buffer in model.buffers():
         memo[id(buffer)] = to_cpu(buffer)
     for module in model.modules():
+        if is_a(module, "LightningModule"):  # what trains it stays behind
+            memo |= {id(vars(module).get(name)): None for name in ("_trainer", "_fabric")}
         # A tensor kept with its graph (a loss or an attention map, kept for logging) cannot be deep-copied.
         for tensor in tensors_in(list(vars(module).values())):
             if tensor.grad_fn is not None:
@@ -170,6 +172,14 @@ def keep_progress(module: nn.Module, plain: nn.Module | None) -> None:
         plain.__dict__["_trainer"] = progress
 
 
+class NoTrainerError(AttributeError, RuntimeError):
+    """What a trainer would know was asked of the copy of a module, which has none.
+
+    An AttributeError, so that ``hasattr`` and ``getattr`` with a default work; and the RuntimeError that a
+    LightningModule without a trainer raises, which ``forward`` may expect.
+    """
+
+
 class Progress:
     """Stands in for the trainer of a copy: knows how far training is, and refuses all else as if it were not there."""
 
@@ -178,9 +188,7 @@ class Progress:
     loggers = ()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copy and pickle look for
-            raise AttributeError(name)
-        raise RuntimeError(f"The copy of a LightningModule that is exported has no trainer, and no trainer.{name}.")
+        raise NoTrainerError(f"The copy of a LightningModule that is exported has no trainer, and no trainer.{name}.")
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -272,6 +280,9 @@ class Standalone(nn.Module):
             nested lists, tuples and dicts of tensors. What is not a tensor is passed on as it is.
 
     Attributes:
+        input_names: Of each tensor that goes in, a name that Core ML accepts.
+        output_names: Of each that comes out.
+        given_names: The names of both as the model has them.
         changed_buffers: Names of the model's buffers that a call changes although it is in eval mode.
     """
 
@@ -283,7 +294,7 @@ class Standalone(nn.Module):
             raise ExportError(
                 "example_inputs must hold at least one tensor. Pass the arguments of one call of the model."
             )
-        self.input_names = unique(name for name, _ in leaves)
+        self.input_names = unique(given := tuple(name for name, _ in leaves))
         self.inputs = tuple(to_cpu(tensor) for _, tensor in leaves)
         self.eval()
         with torch.no_grad(), kept_buffers(model) as changed:
@@ -292,14 +303,20 @@ class Standalone(nn.Module):
         self.changed_buffers = tuple(changed)
         if not outputs:
             raise ExportError("The model's forward must return at least one tensor, but gave none.")
-        self.output_names = unique((name or "output" for name, _ in outputs), taken=self.input_names)
+        self.given_names = given, tuple(name or "output" for name, _ in outputs)
+        self.output_names = unique(self.given_names[1], taken=self.input_names)
         self.outputs = tuple(tensor for _, tensor in outputs)
 
     def call(self, *tensors: Tensor) -> Any:
         """The model's own result."""
         row = iter(tensors)
         args = [fill(value, row) for value in self.args]
-        return self.model(*args, **{name: fill(value, row) for name, value in self.kwargs.items()})
+        kwargs = {name: fill(value, row) for name, value in self.kwargs.items()}
+        try:
+            return self.model(*args, **kwargs)
+        except AttributeError as error:
+            reread(error)
+            raise
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors of the model's result, in order; booleans as 0 and 1, which Core ML can return."""
@@ -309,6 +326,13 @@ class Standalone(nn.Module):
         results = (tensor.to(torch.int32) if tensor.dtype == torch.bool else tensor for _, tensor in outputs)
         # The converter cannot pass an input on as it is, and takes out whatever it sees to do nothing.
         return tuple(torch.maximum(tensor, tensor) if id(tensor) in given else tensor for tensor in results)
+
+
+def reread(error: AttributeError) -> None:
+    """Raise what a property of a module raised: an AttributeError in it leaves only that there is no such attribute."""
+    found = inspect.getattr_static(type(error.obj), error.name or "", None)
+    if isinstance(error.obj, nn.Module) and isinstance(found, property) and found.fget:
+        found.fget(error.obj)
 
 
 class Slot:

@@ -189,6 +189,25 @@ class Audio(nn.Module):
         return self.out((x + y).mean(-1)).softmax(-1), torch.topk(x.mean(1), 3).values
 
 
+class Decoder(nn.Module):
+    """A decoder layer as detection transformers have it: queries that attend to each other before they see the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.position = nn.Embedding(6, 16), nn.Embedding(10, 16)
+        self.own, self.cross = (nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2))
+        self.register_buffer("grid", torch.randn(6, 2))
+        self.bias = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 16, bias=False))
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.position(torch.arange(x.shape[1]))
+        query = self.query.weight[None].repeat(x.shape[0], 1, 1)
+        found = torch.zeros_like(query)
+        found = found + self.own(query + found, query + found, found)[0] + self.bias(self.grid)
+        return self.out(found + self.cross(found + query, x, x)[0])
+
+
 def settle(model: nn.Module) -> nn.Module:
     """Give batch norms statistics and scales as after training, so that folding them changes the weights."""
     with torch.no_grad():

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 import lightning_prune.coreml as coreml_module
-from lightning_prune import MagnitudePruner
+from lightning_prune import MagnitudePruner, files
 from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.mil import read_package, walk
@@ -225,6 +225,7 @@ def test_when_the_last_move_fails_the_old_package_comes_back(tmp_path, target, m
             raise OSError(errno.EIO, "Input/output error")
         return replace(self, to)
 
+    monkeypatch.setattr(files, "exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(ExportError, match="Input/output error"):
         save(Small(), target)
@@ -547,6 +548,52 @@ def test_nothing_is_printed_and_no_logger_is_left_changed(target, capfd):
     assert capfd.readouterr() == ("", "")
     assert (logging.getLogger("coremltools").level, logging.root.manager.disable) == before
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_names_that_core_ml_does_not_take_are_noted_with_the_new_ones(target, coremltools):
+    model = Small()
+    result = save(model, target, input_names=["in-put"], output_names=["class-probs"])
+    package = read_package(target)
+    assert ([name for name, _, _ in package.main.inputs], package.main.outputs) == (["in_put"], ("class_probs",))
+    assert [note.split(" in the package")[0] for note in result.notes] == [
+        "the input 'in-put' is called 'in_put'",
+        "the output 'class-probs' is called 'class_probs'",
+    ]
+    result = CoreMLExport(target, X, inputs=[coremltools.TensorType("1st", X.shape)]).save(model)
+    assert [note.split(" in the package")[0] for note in result.notes] == ["the input '1st' is called 'var_1st'"]
+
+    class Keys(Small):
+        def forward(self, x):
+            return {"class-probs": super().forward(x), "x": x.mean() + x, "fine": x + 1}
+
+    result = save(Keys(), target)
+    assert [note.split(" in the package")[0] for note in result.notes] == [
+        "the output 'class-probs' is called 'class_probs'",
+        "the output 'x' is called 'x_out'",
+    ]
+
+
+def test_what_the_converter_warns_of_is_noted_but_for_its_noise(target, monkeypatch, caplog):
+    honest = coreml_module.convert
+
+    def convert(ct, program, arguments):
+        logger = logging.getLogger("coremltools")
+        logger.warning("Core ML embedding (gather) layer does not support\n   any %s", "padding")
+        logger.warning("Core ML embedding (gather) layer does not support any padding")
+        logging.getLogger("coremltools.converters").warning("buffer has been cast to fp16")
+        logger.warning("Tuple detected at graph output. This will be flattened in the converted model.")
+        logger.info("Converting")
+        warnings.warn("the shape may be wrong", stacklevel=1)
+        warnings.warn("use another name", DeprecationWarning, stacklevel=1)
+        return honest(ct, program, arguments)
+
+    monkeypatch.setattr(coreml_module, "convert", convert)
+    assert save(Small(), target, frontend="export").notes == (
+        "Core ML Tools: Core ML embedding (gather) layer does not support any padding",
+        "Core ML Tools: buffer has been cast to fp16",
+        "Core ML Tools: the shape may be wrong",
+    )
+    assert not [record for record in caplog.records if record.name.startswith("coremltools")]
 
 
 @pytest.mark.parametrize("compression", ["int8", "int4", "palette4", "palette2"])

@@ -170,10 +170,10 @@ EXAMPLE = (torch.randint(0, 50, (2, 12)), torch.tensor([12, 12]))
 def test_what_the_model_refuses_is_drawn_again_near_the_example(target):
     result = CoreMLExport(target, EXAMPLE, frontend="trace").save(Lengths(low=9))
     assert result.not_checked == ()
-    assert result.notes == (
+    assert (
         "some values of lengths were drawn again nearer to the example's: the model refuses them (lengths must be 9 to "
-        "12)",
-    )
+        "12)"
+    ) in result.notes
 
 
 def test_an_input_of_which_the_model_takes_the_example_alone_is_not_checked_further(target):

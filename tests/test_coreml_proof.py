@@ -2,12 +2,13 @@
 
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from coreml_nets import ResNet, Small, TwoInputs, prune
+from coreml_nets import Decoder, ResNet, Small, TwoInputs, prune
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -197,6 +198,44 @@ def test_a_weight_that_is_computed_from_a_pruned_one_is_found_not_to_be_sparse(t
 
     with pytest.raises(ExportError, match=r"conv\.weight: no constant .* If forward computes another tensor from it"):
         save(Standardizes(), target)
+
+
+def test_layers_that_see_no_input_are_folded_away_and_the_rest_is_proven(target):
+    model, x = Decoder(), torch.randn(1, 10, 16)
+    masks = prune(model)
+    result = CoreMLExport(target, x, frontend="export").save(model, masks=masks)
+    assert {layer.name: layer.stored for layer in result.layers} == {
+        "cross.in_proj_weight": "sparse",
+        "cross.out_proj.weight": "sparse",
+        "out.weight": "sparse",
+    }
+    assert result.layers[0].shape == (32, 16)  # those of key and value
+    folded = [note for note in result.notes if "no input: what is computed from that is folded into a constant" in note]
+    assert [note.split(" meets")[0] for note in folded] == [
+        "query.weight",
+        "position.weight",
+        "own.in_proj_weight",
+        "own.out_proj.weight",
+        "in 16 of 48 rows, cross.in_proj_weight",
+        "bias.0.weight",
+        "bias.2.weight",
+    ]
+    assert result.max_error < 5e-3
+    assert not result.not_checked
+
+
+def test_a_layer_that_sees_an_input_is_not_taken_as_folded_when_its_zeros_are_lost(target, monkeypatch):
+    honest = coreml_module.read_package
+
+    def without_a_weight(path):
+        package = honest(path)
+        lost = next(name for name, constant in package.constants.items() if constant.values.shape == (4, 16))
+        return replace(package, constants={n: c for n, c in package.constants.items() if n != lost})
+
+    monkeypatch.setattr(coreml_module, "read_package", without_a_weight)
+    model = Decoder()
+    with pytest.raises(ExportError, match=r"out\.weight: no constant of the package has its zeros and values"):
+        CoreMLExport(target, torch.randn(1, 10, 16), frontend="export").save(model, masks=prune(model))
 
 
 def test_what_cannot_be_executed_is_reported_and_the_rest_is_checked(target):

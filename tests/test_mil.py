@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 
 from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import (
+from lightning_prune.mil import read_package, walk
+from lightning_prune.mil_values import (
     Stored,
     blob_nbytes,
     decode,
     look_up,
-    read_package,
     repeat_to,
     scatter,
     shift_scale,
     unfold,
     unpack_bits,
-    walk,
 )
 
 pytest.importorskip("coremltools")

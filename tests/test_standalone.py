@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
+from lightning_prune.coreml_convert import capture
 from lightning_prune.errors import ExportError
 from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
 
@@ -38,6 +39,70 @@ def test_a_copy_that_knows_the_epoch_is_of_the_same_class():
     assert kinds == [(Net, "digits")]
     with pytest.raises(RuntimeError, match="has no trainer, and no trainer.datamodule"):
         _ = plain.trainer.datamodule
+    assert getattr(plain.trainer, "datamodule", None) is None
+    assert not hasattr(plain.trainer, "state")
+    assert plain.logger is None
+
+
+def after_a_fit(model):
+    model._trainer = types.SimpleNamespace(current_epoch=3, global_step=70)
+    return model
+
+
+class AsksItsTrainer(new_lightning.LightningModule):
+    """Properties as people write them; none of them can be read without a trainer, and one never."""
+
+    stage = property(lambda self: self.trainer.state.stage)
+    learning_rate = property(lambda self: self.optimizers().param_groups[0]["lr"])
+    schedules = property(lambda self: self.lr_schedulers())
+    writer = property(lambda self: self.logger.experiment)
+    world = property(lambda self: self.fabric.world_size)
+    num_classes = property(lambda self: self.trainer.datamodule.num_classes)
+    loop = property(lambda self: self.trainer.fit_loop.epoch_loop.batch_idx)
+    broken = property(lambda self: {}["key"])
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        assert type(self) is AsksItsTrainer
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace", "export_full"])
+@pytest.mark.parametrize("prepared", [lambda model: model, after_a_fit])
+def test_properties_that_cannot_be_read_are_no_obstacle_to_capturing(frontend, prepared):
+    plain, _ = plain_copy(prepared(AsksItsTrainer()))
+    program, _ = capture(frontend, Standalone(nn.Sequential(plain), torch.ones(1, 4)), [frozenset()])
+    assert program is not None
+    assert "broken" in dir(plain)
+
+
+@pytest.mark.parametrize("name", ["stage", "num_classes", "loop"])
+def test_a_forward_that_needs_its_trainer_says_so(name):
+    class Needs(AsksItsTrainer):
+        def forward(self, x):
+            return x if getattr(self, name) else self.fc(x)
+
+    plain, _ = plain_copy(after_a_fit(Needs()))
+    with pytest.raises(RuntimeError, match=r"has no trainer, and no trainer\.(state|datamodule|fit_loop)\."):
+        Standalone(plain, torch.ones(1, 4))
+    plain, _ = plain_copy(Needs())
+    with pytest.raises(RuntimeError, match="Needs is not attached to a `Trainer`"):
+        Standalone(plain, torch.ones(1, 4))
+
+
+def test_what_trains_a_module_is_not_copied():
+    class Uncopiable:
+        def __deepcopy__(self, memo):
+            raise TypeError("holds a lock")
+
+    model = AsksItsTrainer()
+    model._fabric = Uncopiable()
+    plain, _ = plain_copy(model)
+    assert plain.fabric is None
+    assert isinstance(model.fabric, Uncopiable)
 
 
 def test_buffers_that_cannot_be_compared_are_left_alone():
