@@ -158,10 +158,10 @@ def exchanger() -> Callable[[bytes, bytes], int] | None:
     """The call of the C library that exchanges two paths."""
     try:
         library = ctypes.CDLL(None, use_errno=True)
-        if sys.platform == "darwin":
-            return lambda one, other: int(library.renamex_np(one, other, 2))  # RENAME_SWAP
-        rename = library.renameat2
+        rename = library.renamex_np if sys.platform == "darwin" else library.renameat2
     except (OSError, AttributeError, TypeError):
         return None
+    if sys.platform == "darwin":
+        return lambda one, other: int(rename(one, other, 2))  # RENAME_SWAP
     here = -100  # AT_FDCWD: paths are taken as ever
     return lambda one, other: int(rename(here, one, here, other, 2))  # RENAME_EXCHANGE

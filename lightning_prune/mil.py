@@ -352,7 +352,7 @@ def reading(path: str | Path) -> Iterator[tuple[PackageFiles, Any]]:
     except ExportError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        raise ExportError(f"{path} is damaged, or no Core ML package: {type(error).__name__}: {error}") from error
+        raise ExportError(f"{path} cannot be read as a Core ML package: {type(error).__name__}: {error}") from error
 
 
 def load_model(files: PackageFiles) -> Any:

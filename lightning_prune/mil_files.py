@@ -114,7 +114,7 @@ class PackageFiles:
         try:
             place = folder.joinpath(*parts).resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ExportError(f"{self.path} is no whole Core ML package: it has no {name}.") from error
+            raise ExportError(f"{self.path} cannot be read as a Core ML package: it has no {name}.") from error
         if ".." in parts or not parts or not place.is_relative_to(self.root):
             raise ExportError(
                 f"{self.path} names {name!r} as a part of itself, but that leads out of it to {place}. If it is a link "
