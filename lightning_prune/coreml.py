@@ -7,6 +7,7 @@ with the model, weight by weight (:mod:`lightning_prune.coreml_weights`) and num
 (:mod:`lightning_prune.coreml_proof`), and only then moved to where it was asked for.
 """
 
+import contextlib
 import copy
 import logging
 import os
@@ -19,11 +20,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from lightning_prune.coreml_compression import COMPRESSIONS, compressed, prove_compression
 from lightning_prune.coreml_convert import BREAK_EVEN, FRONTENDS, capture, convert, pipeline, quiet, save_package
-from lightning_prune.coreml_inputs import ProgramInput, dynamic_dims, program_inputs
+from lightning_prune.coreml_draws import largest_values
+from lightning_prune.coreml_inputs import ProgramInput, Values, dynamic_dims, program_inputs
+from lightning_prune.coreml_interface import (
+    check_inputs,
+    check_labels,
+    check_names,
+    check_outputs,
+    check_states,
+    check_values,
+    refuse_states_that_are_not_zero,
+    refuse_states_that_were_not_asked_for,
+    same_number,
+    state_notes,
+    state_types,
+    values_of,
+)
 from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_device
 from lightning_prune.coreml_result import ExportResult
 from lightning_prune.coreml_weights import prove_weights
@@ -31,7 +48,7 @@ from lightning_prune.errors import ConfigError, ExportError, PruningError
 from lightning_prune.files import put_in_place, writing_to
 from lightning_prune.mil import Package, import_coremltools, read_package
 from lightning_prune.paths import home
-from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
+from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs, take_apart, unique
 from lightning_prune.values import as_flag, plain_list
 
 __all__ = ["CoreMLExport", "ExportResult"]
@@ -54,7 +71,10 @@ class CoreMLExport:
         input_names: Names in the package, one a tensor. Default: the argument names of ``forward``.
         output_names: Names of the results. Default: the keys of a dict, else ``output``, ``output_0`` ...
         inputs: ``coremltools`` input types (``TensorType``, ``ImageType``; ``RangeDim`` or ``EnumeratedShapes`` in
-            their shape), one a tensor, passed on as they are.
+            their shape), one a tensor, passed on as they are. Verification tries several of the shapes they allow.
+        input_values: Which values an input may have in verification, by its name: ``"fixed"`` for those of the example
+            alone, or the smallest and the largest, as in ``{"lengths": "fixed", "tokens": (0, 29_999)}``. Default:
+            values around the example's, and far from it for numbers that are not whole.
         classifier_labels: Class names, for a package that answers with a label.
         submodule: Dotted name of the part to export. Default: the whole model.
         minimum_deployment_target: Oldest system that must run the package. Sparse weights need ``"iOS16"``,
@@ -69,7 +89,8 @@ class CoreMLExport:
         overwrite: Whether an existing package may be replaced. What is not a package is never replaced.
         on_error: What a training run does when the export at its end fails: ``"warn"`` or ``"raise"``. :meth:`save`
             always raises.
-        convert_kwargs: Further arguments for ``coremltools.convert``, over ours.
+        convert_kwargs: Further arguments for ``coremltools.convert``, over ours. Copied for every conversion, which
+            writes into them. ``states`` are named as the buffers of the model.
 
     Raises:
         ConfigError: A value cannot work.
@@ -87,6 +108,7 @@ class CoreMLExport:
     input_names: Sequence[str] | None = field(default=None, kw_only=True)
     output_names: Sequence[str] | None = field(default=None, kw_only=True)
     inputs: Sequence[Any] | None = field(default=None, kw_only=True)
+    input_values: Mapping[str, Values] | None = field(default=None, kw_only=True)
     classifier_labels: Sequence[str | int] | None = field(default=None, kw_only=True)
     submodule: str | None = field(default=None, kw_only=True)
     minimum_deployment_target: str = field(default="iOS16", kw_only=True)
@@ -119,9 +141,18 @@ class CoreMLExport:
             )
         if self.classifier_labels is not None and self.output_names is not None:
             raise ConfigError("export.classifier_labels and export.output_names exclude each other. Leave one out.")
+        if self.classifier_labels is not None:
+            check_labels(self.classifier_labels)
+        check_values(self.input_values)
+        check_names("input_names", self.input_names or ())
+        check_names("output_names", self.output_names or ())
+        check_names("inputs", [getattr(item, "name", None) for item in self.given_inputs or ()])
 
     def check(self, model: nn.Module | None = None) -> None:
         """Find what would make the export fail, before hours of training are spent; writes nothing.
+
+        What depends on the outputs (class labels, output names) is checked by a call of a copy of the model, if it can
+        already be called.
 
         Args:
             model: The model to be exported. Without it, what depends on it is not checked.
@@ -130,7 +161,19 @@ class CoreMLExport:
             ConfigError: A value cannot work, with this model or with the installed packages.
             ExportError: ``coremltools``, or what the compression needs, is not installed.
         """
-        self.target(import_coremltools())
+        self.check_settings(model)
+        if model is not None and (self.classifier_labels is not None or self.output_names is not None):
+            rehearsal = None
+            # What cannot be called yet may well be called when it is trained; nor may training draw other numbers.
+            with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
+                rehearsal, _ = self.prepare(model, {})
+            if rehearsal is not None:
+                self.check_interface(rehearsal)
+
+    def check_settings(self, model: nn.Module | None) -> None:
+        """Find what can be found without calling the model."""
+        ct = import_coremltools()
+        self.target(ct)
         check_path(Path(self.path), overwrite=self.overwrite)
         if self.compression is not None and self.compression.startswith("palette"):
             try:
@@ -140,8 +183,45 @@ class CoreMLExport:
                     f'compression={self.compression!r} needs scikit-learn. Write: pip install "lightning-prune[coreml]"'
                 ) from error
         if model is not None:
-            self.examples(model)
-            self.part_of(model)
+            examples, part = self.examples(model), self.part_of(model)
+            check_states(self.states, part)
+            if self.submodule is None or self.example_inputs is not None:
+                _, _, leaves = take_apart(part, examples)
+                names = unique(name for name, _ in leaves)
+                self.check_input_side(names, [tensor for _, tensor in leaves])
+
+    def check_input_side(self, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+        """Find what does not fit the tensors that the model takes, whose own names are ``names``."""
+        if self.given_inputs is None and self.input_names is not None:
+            same_number("input_names", self.input_names, tensors)
+        check_inputs(self.called(names), tensors, self.given_inputs)
+        values_of(self.input_values, self.called(names), tensors)
+
+    def check_interface(self, standalone: Standalone) -> None:
+        """Find what does not fit a model that was called with the example."""
+        self.check_input_side(standalone.input_names, standalone.inputs)
+        taken = self.called(standalone.input_names)
+        check_outputs(standalone, self.classifier_labels, self.output_names, taken)
+
+    def called(self, names: Sequence[str]) -> list[str]:
+        """What the user calls the inputs, whose own names are ``names``."""
+        given = (
+            [getattr(item, "name", None) for item in self.given_inputs]
+            if self.given_inputs is not None
+            else self.input_names
+        )
+        return [name or own for name, own in zip(given or names, names, strict=False)]
+
+    @property
+    def given_inputs(self) -> Sequence[Any] | None:
+        """The user's ``coremltools`` types of the inputs."""
+        given: Sequence[Any] | None = (self.convert_kwargs or {}).get("inputs", self.inputs)
+        return given
+
+    @property
+    def states(self) -> Sequence[Any]:
+        """The user's ``coremltools`` types of what the package keeps from one call to the next."""
+        return (self.convert_kwargs or {}).get("states") or ()
 
     def save(self, model: nn.Module, *, masks: Mapping[str, Tensor] | None = None) -> ExportResult:
         """Convert, verify, and move the package into place.
@@ -155,8 +235,10 @@ class CoreMLExport:
             ExportError: The package could not be made, or is not what it must be; what lay at ``path`` is still there.
         """
         try:
-            self.check(model)
+            self.check_settings(model)
             standalone, pruned = self.prepare(model, masks)
+            self.check_interface(standalone)
+            refuse_states_that_are_not_zero(self.states, standalone.model)
             with writing_to(Path(self.path)) as place:
                 result = self.best(standalone, pruned, place, guessed=masks is None)
                 check_path(Path(self.path), overwrite=self.overwrite)  # converting took its time
@@ -204,14 +286,18 @@ class CoreMLExport:
         """Convert with one frontend, save at ``place``, and verify what was saved."""
         ct = import_coremltools()
         arguments = self.convert_arguments(ct, standalone, fold_norms=fold_norms)
+        if frontend != "trace" and not self.states and arguments["minimum_deployment_target"] >= ct.target.iOS18:
+            refuse_states_that_were_not_asked_for(standalone)
         program, notes = capture(frontend, standalone, dynamic_dims(arguments["inputs"]))
         wanted = wanted_names(arguments, standalone)  # the converter changes them in place
         with quiet() as heard:
-            converted = convert(ct, program, arguments)
+            # The converter adds the states to the list of inputs.
+            converted = convert(ct, program, {**arguments, "inputs": list(arguments["inputs"])})
             save_package(converted, place)
         package = read_package(place)
-        inputs = program_inputs(arguments["inputs"], standalone, package)
-        findings = Findings(notes=[*notes, *heard, *renamed(wanted, package), *state_notes(standalone)])
+        values = values_of(self.input_values, self.called(standalone.input_names), standalone.inputs)
+        inputs = program_inputs(arguments["inputs"], standalone, package, largest_values(standalone), values)
+        findings = Findings(notes=[*notes, *heard, *renamed(wanted, package), *state_notes(standalone, package)])
         if not fold_norms:
             findings.notes.append("batch norms are not folded into weights: with them folded, verification failed")
         prove_weights(package, standalone, pruned, findings, guessed=guessed)
@@ -249,6 +335,8 @@ class CoreMLExport:
             tuple(findings.not_checked),
             tuple(findings.notes),
             findings.max_error,
+            near_error=findings.near_error,
+            far_error=findings.far_error,
         )
 
     def prepare(self, model: nn.Module, masks: Mapping[str, Tensor] | None) -> tuple[Standalone, dict[str, Tensor]]:
@@ -301,10 +389,13 @@ class CoreMLExport:
     def target(self, ct: Any) -> Any:
         """The deployment target as ``coremltools`` has it."""
         known = {name: item for name, item in vars(ct.target).items() if hasattr(item, "value") and name[0] != "_"}
-        name = str(getattr(self.minimum_deployment_target, "name", self.minimum_deployment_target))
+        given = (self.convert_kwargs or {}).get("minimum_deployment_target", self.minimum_deployment_target)
+        name = str(getattr(given, "name", given))
         if name not in known:
             raise ConfigError(f"export.minimum_deployment_target must be one of {', '.join(known)}, got {name!r}.")
         needed, why = "iOS16", "sparse weights"
+        if self.states:
+            needed, why = "iOS18", "states"
         if self.compression is not None:
             needed, why = "iOS18", f"compression={self.compression!r} on top of sparsity"
         if known[name].value < known[needed].value:
@@ -328,13 +419,15 @@ class CoreMLExport:
             "pass_pipeline": pipeline(ct, fold_norms=fold_norms),
             "skip_model_load": True,
         }
-        return {**arguments, **(self.convert_kwargs or {})}
+        further = {key: value for key, value in (self.convert_kwargs or {}).items() if key not in ("inputs", "states")}
+        states = {"states": state_types(ct, self.states, standalone.model)} if self.states else {}
+        return {**arguments, **copy.deepcopy(further), **states}
 
     def input_types(self, ct: Any, standalone: Standalone, dtype: type) -> list[Any]:
         """One ``coremltools`` type for each tensor that the model takes."""
-        if self.inputs is not None:
-            same_number("inputs", self.inputs, standalone.inputs)
-            types = [copy.copy(item) for item in self.inputs]
+        if self.given_inputs is not None:
+            same_number("inputs", self.given_inputs, standalone.inputs)
+            types = [copy.copy(item) for item in self.given_inputs]
             for item, tensor in zip(types, standalone.inputs, strict=True):
                 # Left open, the converter makes float16 of it on iOS16 and newer.
                 if getattr(item, "dtype", dtype) is None:
@@ -363,15 +456,6 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise unless the value is one of the allowed ones."""
     if value not in allowed:
         raise ConfigError(f"export.{name} must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> None:
-    """Raise unless there is one item for each tensor."""
-    if len(given) != len(tensors):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise ConfigError(
-            f"export.{name} must have one item for each of the {len(tensors)} tensors ({shapes}), got {len(given)}."
-        )
 
 
 def located(path: str | os.PathLike[str]) -> Path:
@@ -410,14 +494,6 @@ def renamed(wanted: Sequence[Sequence[str | None]], package: Package) -> list[st
         for old, new in zip(names, others, strict=False)
         if old and old != new
     ]
-
-
-def state_notes(standalone: Standalone) -> list[str]:
-    """What must be said of a model that changes while it is used: a package does not."""
-    first, *others = standalone.changed_buffers or ("",)
-    more = f" and {len(others)} more" if others else ""
-    note = f"forward changes {first}{more} in eval mode: the package has no state, and computes with what it holds now"
-    return [note] if first else []
 
 
 def check_path(path: Path, *, overwrite: bool) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_prune.coreml_convert import SPARSE_OPERATIONS
-from lightning_prune.coreml_inputs import ProgramInput, fresh_inputs
-from lightning_prune.coreml_proof import TOLERANCE, Findings, call, difference, outputs_of
+from lightning_prune.coreml_draws import draw_inputs
+from lightning_prune.coreml_inputs import ProgramInput
+from lightning_prune.coreml_proof import TOLERANCE, Findings, difference, outputs_of
 from lightning_prune.errors import ExportError
 from lightning_prune.mil import Constant, Package
 from lightning_prune.mil_run import run
@@ -91,12 +92,11 @@ def prove_same_program(
     findings: Findings,
 ) -> float | None:
     """Run the plain package with the compressed one's weights: it must give what the compressed one gives."""
-    given = fresh_inputs(inputs, standalone.inputs, 0)
-    fed = {spec.name: value for spec, value in zip(inputs, given, strict=True)}
+    drawn = draw_inputs(inputs, standalone, 0)
+    fed = {spec.name: value for spec, value in zip(inputs, drawn.inputs, strict=True)}
     wired, ran = run(plain, fed, moved).outputs, run(smaller, fed).outputs
-    expected = call(standalone, [spec.to_model(value) for spec, value in zip(inputs, given, strict=True)])
     errors = []
-    for name, want in zip(outputs_of(smaller), expected, strict=True):
+    for name, want in zip(outputs_of(smaller), drawn.expected, strict=True):
         if name in ran and name in wired:
             if (difference(ran[name], wired[name]) or 0.0) > TOLERANCE["float32"]:
                 raise ExportError(f"Compression changed more than weights: output {name!r} is another.")

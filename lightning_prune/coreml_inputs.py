@@ -1,22 +1,39 @@
-"""The inputs of a Core ML program: what they are to the model, their shapes, and fresh values."""
+"""The inputs of a Core ML program: what they are to the model, and the shapes and values that they may take."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_prune.mil import Package
-from lightning_prune.standalone import Standalone, kept_buffers
+from lightning_prune.standalone import Standalone
 
-__all__ = ["DRAWS", "ProgramInput", "dynamic_dims", "fresh_inputs", "integer_range", "program_inputs"]
+__all__ = [
+    "FlexibleShapes",
+    "ProgramInput",
+    "Values",
+    "dynamic_dims",
+    "flexible_shapes",
+    "is_image",
+    "program_inputs",
+    "to_channel_first",
+]
 
-# Mean (in standard deviations from the example's mean) and scale (in standard deviations) of the fresh inputs.
-DRAWS = ((0.0, 1.0), (3.0, 0.5), (-3.0, 2.0), (0.0, 8.0))
-# Largest values to try of an integer input whose example is all zeros, after those that the model's embeddings take.
-TOPS = (99, 9, 1)
+Shape = tuple[int, ...]
+# What a user declares of an input: the example's values alone, or the smallest and the largest.
+Values = Literal["fixed"] | tuple[float, float]
+
+# So many elements of an input are no burden, be it pixels or (in attention, where the square of it counts) tokens.
+SMALL_FLOATS, SMALL_INTEGERS = 2**15, 2**11
+# Beyond that, so many times the example's size is tried.
+REACH = 2
+# Enumerated shapes that are tried.
+MOST_SHAPES = 16
 
 
 @dataclass(frozen=True)
@@ -25,99 +42,178 @@ class ProgramInput:
 
     Attributes:
         name: Its name in the package.
-        shapes: The shapes that it may take; the first is the example's.
+        shapes: The shapes that are tried; the first is the example's.
         scale: Of an image: the model gets ``scale * pixel + bias``. None for other inputs.
         bias: Per channel, or one.
+        is_channel_last: Of an image, whether the model takes ``(N, H, W, C)``; the program takes ``(N, C, H, W)``.
+        is_whole: Of an image, whether a pixel is a whole number from 0 to 255.
         top: Of integers, the largest value that the model is known to take; None if the example alone tells.
+        values: What was declared of its values; None if nothing was.
+        not_tried: What is said of shapes that are allowed and not tried.
     """
 
     name: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Shape, ...]
     scale: float | None = None
     bias: tuple[float, ...] = (0.0,)
+    is_channel_last: bool = False
+    is_whole: bool = True
     top: int | None = None
+    values: Values | None = None
+    not_tried: tuple[str, ...] = ()
 
     def to_model(self, value: Tensor) -> Tensor:
         """The model's input that belongs to an input of the program."""
         if self.scale is None:
             return value
-        return value * self.scale + torch.tensor(self.bias).reshape(1, -1, 1, 1)
+        value = value * self.scale + torch.tensor(self.bias).reshape(-1, 1, 1)
+        return value.movedim(-3, -1) if self.is_channel_last else value
+
+    def to_program(self, value: Tensor) -> Tensor:
+        """The inverse: the program's input that belongs to one of the model."""
+        if self.scale is None:
+            return value
+        value = value.movedim(-1, -3) if self.is_channel_last else value
+        value = (value - torch.tensor(self.bias).reshape(-1, 1, 1)) / self.scale
+        return value.round().clamp(0, 255) if self.is_whole else value
 
 
-def program_inputs(types: Sequence[Any], standalone: Standalone, package: Package) -> list[ProgramInput]:
-    """What verification must know of the inputs, from their ``coremltools`` types."""
-    result = []
-    tops = largest_values(standalone)
-    for item, (name, _, _), tensor, top in zip(types, package.main.inputs, standalone.inputs, tops, strict=True):
-        example = tuple(tensor.shape)
-        if type(item).__name__ == "ImageType":
-            bias = tuple(np.atleast_1d(item.bias).astype(float).tolist())
-            result.append(ProgramInput(name, (example,), float(item.scale), bias))
-        else:
-            result.append(ProgramInput(name, tuple(dict.fromkeys([example, *shapes_of(item.shape, example)])), top=top))
-    return result
+@dataclass(frozen=True)
+class FlexibleShapes:
+    """Shapes to try of an input, and in words which of the allowed ones are not tried."""
+
+    shapes: tuple[Shape, ...]
+    not_tried: str | None = None
 
 
-def largest_values(standalone: Standalone) -> list[int | None]:
-    """For each input that is an integer 0 everywhere in the example, a larger value that the model accepts.
+def program_inputs(
+    types: Sequence[Any],
+    standalone: Standalone,
+    package: Package,
+    tops: Sequence[int | None],
+    values: Sequence[Values | None],
+) -> list[ProgramInput]:
+    """What verification must know of the inputs, from their ``coremltools`` types.
 
-    Zeros are what one writes for tokens of which only the number matters; what the network makes of other tokens would
-    never be compared.
+    Args:
+        types: The ``coremltools`` type of each input.
+        standalone: The model, whose example inputs have the first shape.
+        package: Names the inputs.
+        tops: For each input, the largest integer that the model is known to take.
+        values: For each input, what was declared of its values.
     """
-    rows = (module.num_embeddings for module in standalone.modules() if isinstance(module, nn.Embedding))
-    smallest = min(rows, default=1) - 1
-    given, result = list(standalone.inputs), list[int | None]()
-    for at, example in enumerate(standalone.inputs):
-        result.append(None)
-        if example.is_floating_point() or example.dtype == torch.bool or not is_one_value(example) or example.max() > 0:
+    result = []
+    rows = zip(types, package.main.inputs, standalone.inputs, tops, values, strict=True)
+    for item, (name, _, _), tensor, top, declared in rows:
+        example, flexible = tuple(tensor.shape), flexible_shapes(item.shape, tensor)
+        shapes = tuple(dict.fromkeys([example, *flexible.shapes]))
+        left = () if flexible.not_tried is None else (f"{flexible.not_tried} of {name}",)
+        if not is_image(item):
+            result.append(ProgramInput(name, shapes, top=top, values=declared, not_tried=left))
             continue
-        for top in (smallest, *TOPS):
-            top = min(top, torch.iinfo(example.dtype).max)
-            given[at] = torch.full_like(example, top)
-            if top > 0 and accepts(standalone, given):
-                result[at] = top
-                break
-        else:
-            given[at] = example
+        last = item.channel_first is False
+        result.append(
+            ProgramInput(
+                name,
+                tuple(to_channel_first(shape) for shape in shapes) if last else shapes,
+                float(item.scale),
+                tuple(np.atleast_1d(item.bias).astype(float).tolist()),
+                last,
+                getattr(item.color_layout, "name", "") != "GRAYSCALE_FLOAT16",
+                values=declared,
+                not_tried=left,
+            )
+        )
     return result
 
 
-def is_one_value(tensor: Tensor) -> bool:
-    """Whether all elements are the same."""
-    return tensor.numel() > 0 and bool(tensor.min() == tensor.max())
+def is_image(item: Any) -> bool:
+    """Whether a ``coremltools`` type is that of an image."""
+    return type(item).__name__ == "ImageType"
 
 
-def accepts(standalone: Standalone, inputs: Sequence[Tensor]) -> bool:
-    """Whether the model can be called with these inputs."""
-    try:
-        with torch.no_grad(), kept_buffers(standalone):
-            standalone(*inputs)
-    except Exception:
-        return False
-    return True
+def to_channel_first(shape: Shape) -> Shape:
+    """``(*, H, W, C)`` as ``(*, C, H, W)``."""
+    return (*shape[:-3], shape[-1], *shape[-3:-1])
 
 
-def integer_range(spec: ProgramInput, example: Tensor) -> tuple[int, int]:
-    """The smallest and the largest of the fresh integers."""
-    bottom, top = int(example.min()), int(example.max())
-    if bottom == top:
-        bottom, top = min(bottom, 0), spec.top or top
-    return bottom, top
+def flexible_shapes(shape: Any, example: Tensor) -> FlexibleShapes:
+    """Shapes to try of an input that may take several.
 
+    Of ranges: all at their lower end, all between, all at their upper end, and the first at its lower with the others
+    at their upper end, so that dimensions are not taken for each other. The upper end is tried if that many elements
+    are no burden; else twice the example's size. Of enumerated shapes: all, or :data:`MOST_SHAPES` evenly among them.
 
-def shapes_of(shape: Any, example: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Shapes to try of a flexible input: every enumerated one, or the smallest and a large one of each range."""
+    Example:
+        >>> class Range:
+        ...     lower_bound, upper_bound = 16, 64
+        >>> flexible_shapes((1, Range(), Range()), torch.zeros(1, 32, 32)).shapes
+        ((1, 16, 16), (1, 48, 48), (1, 64, 64), (1, 16, 64))
+    """
     if shape is None:
-        return []
+        return FlexibleShapes(())
     if hasattr(shape, "shapes"):
-        return [tuple(int(size) for size in item.shape) for item in shape.shapes]
-    small, large = list(example), list(example)
-    for dim, size in enumerate(getattr(shape, "shape", shape)):
-        if hasattr(size, "upper_bound"):
-            small[dim] = size.lower_bound
-            # A range may be open above; and what is large for a device is too large for a check.
-            large[dim] = min(size.upper_bound, 2 * example[dim]) if size.upper_bound > 0 else example[dim] + 1
-    return [tuple(small), tuple(large)]
+        return enumerated_shapes(shape.shapes, example)
+    sizes = getattr(shape, "shape", shape)
+    ranges = {dim: size for dim, size in enumerate(sizes) if hasattr(size, "upper_bound")}
+    if not ranges:
+        return FlexibleShapes(())
+    lower = {dim: int(size.lower_bound) for dim, size in ranges.items()}
+    # A range may be open above.
+    highest = {dim: int(size.upper_bound) for dim, size in ranges.items() if size.upper_bound > 0}
+    upper = {dim: highest.get(dim, REACH * example.shape[dim]) for dim in ranges}
+    small = SMALL_FLOATS if example.is_floating_point() else SMALL_INTEGERS
+    if math.prod(resized(example, upper)) > small:
+        upper = {dim: max(lower[dim], min(size, REACH * example.shape[dim])) for dim, size in upper.items()}
+    between = {dim: between_of(lower[dim], example.shape[dim], upper[dim]) for dim in ranges}
+    first = min(ranges)
+    rows = [lower, between, upper, {**upper, first: lower[first]}]
+    # Dimensions that share a symbol are always equal.
+    symbols = {dim: getattr(size, "symbol", dim) for dim, size in ranges.items()}
+    rows[3].update({dim: lower[dim] for dim in ranges if symbols[dim] == symbols[first]})
+    largest = resized(example, upper)
+    left = None
+    if upper != highest:
+        end = str(resized(example, highest)) if len(highest) == len(ranges) else "any"
+        left = f"shapes larger than {largest}, up to {end},"
+    return FlexibleShapes(tuple(dict.fromkeys(resized(example, row) for row in rows)), left)
+
+
+def enumerated_shapes(shapes: Sequence[Any], example: Tensor) -> FlexibleShapes:
+    """All of the enumerated shapes, or evenly many among them."""
+    found: list[Shape] = []
+    for item in shapes:
+        sizes = getattr(item, "shape", item)
+        if any(hasattr(size, "upper_bound") for size in sizes):
+            found.extend(flexible_shapes(item, example).shapes)
+        else:
+            found.append(tuple(int(size) for size in sizes))
+    found = list(dict.fromkeys(found))
+    if len(found) <= MOST_SHAPES:
+        return FlexibleShapes(tuple(found))
+    picked = sorted({round(at) for at in np.linspace(0, len(found) - 1, MOST_SHAPES)})
+    return FlexibleShapes(
+        tuple(found[at] for at in picked), f"{len(found) - len(picked)} of the {len(found)} enumerated shapes"
+    )
+
+
+def resized(example: Tensor, sizes: Mapping[int, int]) -> Shape:
+    """The example's shape with other sizes of some dimensions."""
+    return tuple(sizes.get(dim, size) for dim, size in enumerate(example.shape))
+
+
+def between_of(lower: int, given: int, upper: int) -> int:
+    """A size between the ends that is not the example's, a multiple of what divides all three.
+
+    Example:
+        >>> between_of(32, 64, 256), between_of(1, 5, 9), between_of(1, 2, 3)
+        (128, 6, 2)
+    """
+    step = math.gcd(lower, given, upper) or 1
+    middle = (lower + upper) // 2 // step * step
+    if middle == given and middle + step < upper:
+        return middle + step
+    return max(middle, lower)
 
 
 def dynamic_dims(types: Sequence[Any]) -> list[frozenset[int]]:
@@ -125,44 +221,13 @@ def dynamic_dims(types: Sequence[Any]) -> list[frozenset[int]]:
     result = []
     for item in types:
         shape = item.shape
-        if hasattr(shape, "shapes"):
-            sizes = list(zip(*(each.shape for each in shape.shapes), strict=True))
-            result.append(frozenset(dim for dim, seen in enumerate(sizes) if len(set(seen)) > 1))
-        else:
-            given = getattr(shape, "shape", shape) or ()
-            result.append(frozenset(dim for dim, size in enumerate(given) if hasattr(size, "upper_bound")))
-    return result
-
-
-def fresh_inputs(
-    inputs: Sequence[ProgramInput], examples: Sequence[Tensor], draw: int, variant: int = 0
-) -> list[Tensor]:
-    """Inputs that were not seen when the network was captured, reproducible.
-
-    Args:
-        inputs: The program's inputs.
-        examples: The example inputs, which set mean, spread and range.
-        draw: Which of ``DRAWS``; beyond them, even numbers between the example's smallest and largest value.
-        variant: Which of the shapes, for inputs that have several.
-    """
-    generator = torch.Generator().manual_seed(1 + draw)
-    result = []
-    for spec, example in zip(inputs, examples, strict=True):
-        shape = spec.shapes[variant % len(spec.shapes)]
-        if spec.scale is not None:
-            result.append(torch.randint(0, 256, shape, generator=generator).float())
-        elif example.dtype == torch.bool:
-            result.append(torch.rand(shape, generator=generator) < 0.5)
-        elif not example.is_floating_point():
-            bottom, top = integer_range(spec, example)
-            result.append(torch.randint(bottom, top + 1, shape, generator=generator).to(example.dtype))
-        elif draw >= len(DRAWS):
-            low, high = float(example.min()), float(example.max())
-            result.append(torch.rand(shape, generator=generator) * (high - low) + low)
-        else:
-            spread = float(example.std()) if example.numel() > 1 and float(example.std()) > 0 else 1.0
-            offset, scale = DRAWS[draw]
-            result.append(
-                torch.randn(shape, generator=generator) * (scale * spread) + float(example.mean()) + offset * spread
+        rows = shape.shapes if hasattr(shape, "shapes") else [shape or ()]
+        sizes = list(zip_longest(*(getattr(row, "shape", row) for row in rows)))
+        result.append(
+            frozenset(
+                dim
+                for dim, seen in enumerate(sizes)
+                if len(set(seen)) > 1 or any(hasattr(size, "upper_bound") for size in seen)
             )
+        )
     return result

@@ -14,17 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_prune.coreml_inputs import DRAWS, ProgramInput, fresh_inputs, integer_range
+from lightning_prune.coreml_draws import DRAWS, FAR, call, draw_inputs, fresh_inputs, goes_far, integer_range
+from lightning_prune.coreml_inputs import ProgramInput
 from lightning_prune.coreml_result import ExportedLayer
 from lightning_prune.errors import ExportError
 from lightning_prune.mil import Package
-from lightning_prune.mil_run import run
-from lightning_prune.standalone import Standalone, kept_buffers
+from lightning_prune.mil_run import Run, run
+from lightning_prune.standalone import Standalone
 
 __all__ = [
     "TOLERANCE",
     "Findings",
-    "call",
     "difference",
     "outputs_of",
     "prove_numbers",
@@ -44,6 +44,8 @@ ROUNDING = {"float16": 2.0**-11, "float32": 2.0**-22}
 SLICE_FLOOR = 2.0**-18
 # How many times as far as rounding its weights moves it, for numbers in the program are rounded too.
 SLICE_REACH = 4
+# Where rounding moves an output this far, as a fraction of its largest value, its numbers prove little.
+SAYS_LITTLE = 0.1
 # Core ML itself computes in float16 too, not only stores in it.
 DEVICE_TOLERANCE = 5e-2
 
@@ -57,7 +59,29 @@ class Findings:
     not_checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     max_error: float | None = None
+    near_error: float | None = None
+    far_error: float | None = None
     turned: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Tally:
+    """What came of some of the fresh inputs: how many, and by output the largest error and the largest allowed."""
+
+    inputs: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
+    allowed: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, error: float, allowed: float) -> None:
+        """Count one output of one input."""
+        self.errors[name] = max(error, self.errors.get(name, 0.0))
+        self.allowed[name] = max(allowed, self.allowed.get(name, 0.0))
+
+    def __str__(self) -> str:
+        return (
+            f"largest error {max(self.errors.values()):.1e} of an output's largest value "
+            f"(allowed: {max(self.allowed.values()):.0e})"
+        )
 
 
 def prove_numbers(
@@ -65,57 +89,66 @@ def prove_numbers(
 ) -> None:
     """Run a package's program on fresh inputs and compare it with the model; what was found goes to ``findings``.
 
+    A program with states is called twice with each input, and so is the model.
+
     Raises:
         ExportError: An output differs by more than rounding explains.
     """
+    calls = 2 if package.states else 1
+    precision = "float16" if package.states else precision  # states are float16, whatever is computed in
     variants = max(len(spec.shapes) for spec in inputs)
     trials = [(draw, 0) for draw in range(len(DRAWS) + 1)] + [(0, variant) for variant in range(1, variants)]
-    errors: dict[str, float] = {}
+    near, far = Tally(), Tally()
     seen: dict[tuple[str, torch.Size], list[Trial]] = {}
-    most = TOLERANCE[precision]
     skipped, overflowed = set[str](), set[str]()
-    random = random_outputs(package, standalone)
+    random = random_outputs(package, standalone, calls)
+    redrawn: dict[str, list[tuple[float, str]]] = {}
+    wanders = goes_far(inputs, standalone.inputs)
     for draw, variant in trials:
-        given = fresh_inputs(inputs, standalone.inputs, draw, variant)
-        fed = [spec.to_model(value) for spec, value in zip(inputs, given, strict=True)]
         try:
-            expected = call(standalone, fed)
+            drawn = draw_inputs(inputs, standalone, draw, variant, calls)
         except Exception as failure:
             if not variant:
                 raise
-            shapes = ", ".join(str(tuple(value.shape)) for value in fed)
-            findings.not_checked.append(f"the shapes {shapes}: the model itself fails at them ({failure})")
+            given = fresh_inputs(inputs, standalone.inputs, draw, variant)
+            shapes = (tuple(spec.to_model(value).shape) for spec, value in zip(inputs, given, strict=True))
+            findings.not_checked.append(
+                f"the shapes {', '.join(map(str, shapes))}: the model itself fails at them ({failure})"
+            )
             continue
-        found = run(package, {spec.name: value for spec, value in zip(inputs, given, strict=True)})
+        for name, share in drawn.shares.items():
+            redrawn.setdefault(name, []).append((share, drawn.refusal))
+        is_far = wanders and draw in FAR
+        tally = far if is_far else near
+        tally.inputs += 1
+        found = run_calls(package, {spec.name: value for spec, value in zip(inputs, drawn.inputs, strict=True)}, calls)
         skipped.update(found.skipped)
-        if draw in (0, len(DRAWS)):  # the others may lie outside of what the network is made for
+        if not is_far:  # far inputs may lie outside of what the network is made for
             overflowed.update(found.overflowed)
-        for at, (name, want) in enumerate(zip(outputs_of(package), expected, strict=True)):
+        for at, (name, want) in enumerate(zip(outputs_of(package, calls), drawn.expected, strict=True)):
             error = difference(found.outputs[name], want) if name in found.outputs else None
             if error is None or name in random:
                 continue
             allowed = TOLERANCE[precision]
             if allowed < error < torch.inf:
-                reach = rounding_reach(standalone, fed, at, want, precision)
+                reach = rounding_reach(standalone, drawn.fed, at, want, precision, calls=calls)
                 error, allowed = unexplained(found.outputs[name], want, reach, error, allowed)
             if error > allowed:
-                raise ExportError(wrong_numbers(name, error, allowed, "shape" if variant else "mean and scale"))
-            errors[name] = max(error, errors.get(name, 0.0))
-            most = max(most, allowed)
+                other = "another shape" if variant else "another mean and scale" if is_far else "other values"
+                raise ExportError(wrong_numbers(name, error, allowed, other) + advice(inputs, standalone))
+            tally.add(name, error, allowed)
             if want.is_floating_point():
                 apart = (found.outputs[name].reshape(want.shape) - want).nan_to_num(0.0, 0.0, 0.0)
-                seen.setdefault((name, want.shape), []).append(Trial(at, fed, slice_peaks(want), slice_peaks(apart)))
+                trial = Trial(at, drawn.fed, slice_peaks(want), slice_peaks(apart), calls)
+                seen.setdefault((name, want.shape), []).append(trial)
     for (name, _), trials_of in seen.items():
         if len(trials_of) > len(DRAWS):  # in one draw alone a slice may hold one value, whose size says nothing
             prove_slices(name, trials_of, standalone, precision)
-    report_numbers(findings, errors, skipped, overflowed, most, len(trials))
+    report_numbers(findings, near, far, skipped, overflowed, calls)
     findings.not_checked.extend(f"the numbers of {name}: the model is random in eval mode" for name in sorted(random))
-    for spec, example in zip(inputs, standalone.inputs, strict=True):
-        if spec.scale is None and not example.is_floating_point() and example.dtype != torch.bool:
-            bottom, top = integer_range(spec, example)
-            if bottom == top:
-                findings.not_checked.append(f"other values of {spec.name} than {top}: none is known to be taken")
-    unknown = [name for name in outputs_of(package) if name not in errors and name not in random]
+    report_inputs(findings, inputs, standalone, redrawn, near.inputs + far.inputs)
+    compared = {*near.errors, *far.errors}
+    unknown = [name for name in outputs_of(package, calls) if name not in compared and name not in random]
     if findings.turned:
         known = findings.not_checked if skipped or unknown or random else findings.notes
         known.append(
@@ -128,14 +161,72 @@ def prove_numbers(
         )
 
 
+def run_calls(package: Package, inputs: Mapping[str, Tensor], calls: int) -> Run:
+    """Run a program several times with the same inputs, each time with the states that the last call left."""
+    merged = Run()
+    for at in range(calls):
+        result = run(package, inputs, states=merged.states)
+        merged.outputs.update((of_call(name, at), value) for name, value in result.outputs.items())
+        merged.skipped.extend(result.skipped)
+        merged.overflowed.extend(result.overflowed)
+        merged.states = result.states
+    return merged
+
+
+def of_call(name: str, at: int) -> str:
+    """What an output is called in the messages about a later call than the first."""
+    return f"{name} of the second call" if at else name
+
+
+def advice(inputs: Sequence[ProgramInput], standalone: Standalone) -> str:
+    """What to try where an input was given values that it may never have."""
+    whole = [
+        spec.name
+        for spec, example in zip(inputs, standalone.inputs, strict=True)
+        if not example.is_floating_point() and spec.values is None
+    ]
+    if not whole:
+        return ""
+    return (
+        f" If {whole[0]!r} takes certain values only, say so: input_values={{{whole[0]!r}: (smallest, largest)}}, or "
+        '"fixed" for those of the example.'
+    )
+
+
+def report_inputs(
+    findings: Findings,
+    inputs: Sequence[ProgramInput],
+    standalone: Standalone,
+    redrawn: Mapping[str, Sequence[tuple[float, str]]],
+    trials: int,
+) -> None:
+    """Say in sentences which inputs were not tried."""
+    for spec, example in zip(inputs, standalone.inputs, strict=True):
+        findings.not_checked.extend(spec.not_tried)
+        if spec.values == "fixed":
+            findings.notes.append(f"{spec.name} was given the example's values alone, as input_values says")
+        elif spec.name in redrawn:
+            again = redrawn[spec.name]
+            refusal = f"the model refuses them ({again[0][1]})"
+            if len(again) == trials and not any(share for share, _ in again):
+                findings.not_checked.append(f"other values of {spec.name} than the example's: {refusal}")
+            else:
+                findings.notes.append(f"some values of {spec.name} were drawn again nearer to the example's: {refusal}")
+        elif spec.values is None and not example.is_floating_point() and example.dtype != torch.bool:
+            bottom, top = integer_range(spec, example)
+            if bottom == top:
+                findings.not_checked.append(f"other values of {spec.name} than {top}: none is known to be taken")
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One output at one input: which of the model's, the input, and each slice's largest value and error."""
+    """One output at one input: which of the model's, the input, each slice's largest value and error, the calls."""
 
     at: int
     inputs: Sequence[Tensor]
     peaks: Tensor
     errors: Tensor
+    calls: int = 1
 
 
 def slice_peaks(values: Tensor) -> Tensor:
@@ -161,24 +252,24 @@ def prove_slices(name: str, trials: Sequence[Trial], standalone: Standalone, pre
         error, allowed = trial.errors / scale, torch.tensor(TOLERANCE[precision])
         if bool((error <= allowed).all()):
             continue
-        want = call(standalone, trial.inputs)[trial.at]
+        want = call(standalone, trial.inputs, calls=trial.calls)[trial.at]
         # More tries than for a whole output: a slice of few values may have hardly moved in each of four.
-        reach = rounding_reach(standalone, trial.inputs, trial.at, want, precision, tries=8)
+        reach = rounding_reach(standalone, trial.inputs, trial.at, want, precision, tries=8, calls=trial.calls)
         reach = slice_peaks(reach.clamp(max=torch.finfo(torch.float32).max)) / scale  # infinite where it overflows
         allowed = torch.maximum(allowed, SLICE_REACH * reach)
         worst = int((error / allowed).argmax())
         if error[worst] > allowed[worst]:
             raise ExportError(
-                wrong_numbers(name, float(error[worst]), float(allowed[worst]), "mean and scale", "one slice's")
+                wrong_numbers(name, float(error[worst]), float(allowed[worst]), "other values", "one slice's")
             )
 
 
-def random_outputs(package: Package, standalone: Standalone) -> set[str]:
-    """The outputs that differ between two calls with the same inputs."""
-    first, second = call(standalone, standalone.inputs), call(standalone, standalone.inputs)
+def random_outputs(package: Package, standalone: Standalone, calls: int) -> set[str]:
+    """The outputs that differ between two times with the same inputs."""
+    first, second = (call(standalone, standalone.inputs, calls=calls) for _ in range(2))
     return {
         name
-        for name, one, other in zip(outputs_of(package), first, second, strict=True)
+        for name, one, other in zip(outputs_of(package, calls), first, second, strict=True)
         if not torch.equal(one.nan_to_num(), other.nan_to_num())
     }
 
@@ -187,7 +278,7 @@ def wrong_numbers(output: str, error: float, allowed: float, what: str, whose: s
     """The message for an output that is not the model's."""
     return (
         f"The package computes something else than the model: output {output!r} differs by {error:.1e} of {whose} "
-        f"largest value (allowed: {allowed:.1e}) on a fresh input of another {what} than the example's. Either "
+        f"largest value (allowed: {allowed:.1e}) on a fresh input of {what} than the example's. Either "
         "capturing fixed a branch on the values of a tensor, or a number read out of one by .item() or float() (write "
         "both with torch.where and tensors), or the converter got an operation wrong (export parts of the model with "
         "submodule= to find which)."
@@ -195,21 +286,30 @@ def wrong_numbers(output: str, error: float, allowed: float, what: str, whose: s
 
 
 def report_numbers(
-    findings: Findings,
-    errors: Mapping[str, float],
-    skipped: set[str],
-    overflowed: set[str],
-    allowed: float,
-    trials: int,
+    findings: Findings, near: Tally, far: Tally, skipped: set[str], overflowed: set[str], calls: int
 ) -> None:
-    """Say in sentences what was found about the numbers."""
+    """Say in sentences what was found about the numbers: on inputs like the example first."""
     findings.not_checked.extend(f"numbers that depend on {reason}" for reason in sorted(skipped))
-    if errors:
-        findings.max_error = max(errors.values())
+    if near.errors:
+        findings.near_error = max(near.errors.values())
+        twice = ", called twice with each" if calls > 1 else ""
         findings.checks.append(
-            f"the program, run on {trials} fresh inputs, gives the model's {', '.join(errors)}; largest error "
-            f"{findings.max_error:.1e} of an output's largest value (allowed: {allowed:.0e})"
+            f"the program, run on {near.inputs} fresh inputs like the example{twice}, gives the model's "
+            f"{', '.join(near.errors)}; {near}"
         )
+        findings.notes.extend(
+            f"rounding alone moves the model's {name} by {allowed:.0e} of its largest value on inputs like the "
+            "example: that the package gives the same says little"
+            for name, allowed in near.allowed.items()
+            if allowed > SAYS_LITTLE
+        )
+    if far.errors:
+        findings.far_error = max(far.errors.values())
+        findings.checks.append(
+            f"and on {far.inputs} fresh inputs far from the example, in mean and scale, for which the network may not "
+            f"be made; {far}"
+        )
+    findings.max_error = max([*near.errors.values(), *far.errors.values()], default=None)
     if overflowed:
         findings.notes.append(
             f"{len(overflowed)} intermediate results are too large for float16, such as that of {min(overflowed)}: the "
@@ -229,38 +329,34 @@ def prove_on_device(
         findings.not_checked.append("Core ML's own results: the package takes images")
         return
     model = ct.models.MLModel(str(package.path), compute_units=ct.ComputeUnit.CPU_ONLY)
-    given = fresh_inputs(inputs, standalone.inputs, 0)
-    arrays = [value.numpy() if value.is_floating_point() else value.numpy().astype(np.int32) for value in given]
-    found = model.predict({spec.name: array for spec, array in zip(inputs, arrays, strict=True)})
+    drawn = draw_inputs(inputs, standalone, 0)
+    arrays = [value.numpy() if value.is_floating_point() else value.numpy().astype(np.int32) for value in drawn.inputs]
+    state = {"state": model.make_state()} if package.states else {}
+    found = model.predict({spec.name: array for spec, array in zip(inputs, arrays, strict=True)}, **state)
     errors = [0.0]
-    for name, want in zip(outputs_of(package), call(standalone, given), strict=True):
+    for name, want in zip(outputs_of(package), drawn.expected, strict=True):
         # Of nearly equal values, computing in float16 may well find another one to be the largest: no integers here.
         if isinstance(found.get(name), np.ndarray) and want.is_floating_point():
             errors.append(difference(torch.from_numpy(found[name]), want) or 0.0)
             if not errors[-1] <= DEVICE_TOLERANCE:
-                raise ExportError(wrong_numbers(name, errors[-1], DEVICE_TOLERANCE, "mean and scale"))
+                raise ExportError(wrong_numbers(name, errors[-1], DEVICE_TOLERANCE, "other values"))
     findings.checks.append(f"Core ML's own results are the model's; largest error {max(errors):.1e}")
 
 
-def outputs_of(package: Package) -> list[str]:
-    """The program's outputs that are tensors; of a classifier, the probabilities."""
-    for op in package.main.operations:
-        if op.type == "classify":
-            return [op.outputs[1][0]]
-    return list(package.main.outputs)
-
-
-def call(
-    standalone: Standalone, inputs: Sequence[Tensor], state: Mapping[str, Tensor] | None = None
-) -> tuple[Tensor, ...]:
-    """The model's outputs, optionally with other parameters and buffers; it stays as it was."""
-    with torch.no_grad(), kept_buffers(standalone):
-        outputs: tuple[Tensor, ...] = torch.func.functional_call(standalone, dict(state or {}), tuple(inputs))
-    return outputs
+def outputs_of(package: Package, calls: int = 1) -> list[str]:
+    """The program's outputs that are tensors, of one call after the other; of a classifier, the probabilities."""
+    names = next((op.outputs[1][:1] for op in package.main.operations if op.type == "classify"), package.main.outputs)
+    return [of_call(name, at) for at in range(calls) for name in names]
 
 
 def rounding_reach(
-    standalone: Standalone, inputs: Sequence[Tensor], at: int, want: Tensor, precision: str, tries: int = 4
+    standalone: Standalone,
+    inputs: Sequence[Tensor],
+    at: int,
+    want: Tensor,
+    precision: str,
+    tries: int = 4,
+    calls: int = 1,
 ) -> Tensor:
     """How far each value of one output moves when parameters and buffers move by ``ROUNDINGS`` roundings, at most."""
     generator = torch.Generator().manual_seed(0)
@@ -272,7 +368,7 @@ def rounding_reach(
             if value.is_floating_point():
                 noise = torch.rand(value.shape, generator=generator) * 2 - 1
                 state[name] = value.detach() * (1 + ROUNDINGS * ROUNDING[precision] * noise)
-        moved = (call(standalone, inputs, state)[at].double() - want.double()).abs()
+        moved = (call(standalone, inputs, state, calls)[at].double() - want.double()).abs()
         reach = torch.maximum(reach, moved.nan_to_num(nan=torch.inf).float())
     return reach
 

@@ -70,10 +70,14 @@ class ExportResult:
         checks: What was verified, in sentences.
         not_checked: What could not be verified, and why. Empty if everything was.
         notes: Warnings that do not make the package wrong.
-        max_error: Largest error of an output on fresh inputs, as a fraction of the output's largest value; None if no
-            output could be computed.
-        compression_error: The same for the package with compressed weights, against the model; None without
+        max_error: Largest error of an output on any fresh input, as a fraction of the output's largest value; None if
+            no output could be computed. The larger one of ``near_error`` and ``far_error``.
+        compression_error: ``near_error`` of the package with compressed weights, on one input; None without
             compression.
+        near_error: The same on inputs like the example: of its mean and scale, within what was declared of them, of
+            other allowed shapes. What to look at first.
+        far_error: The same on inputs far from the example in mean and scale, which find what capturing fixed. Where
+            they are outside of what the network is made for, rounding may move it as far; None if there were none.
     """
 
     path: Path
@@ -86,6 +90,8 @@ class ExportResult:
     notes: tuple[str, ...] = ()
     max_error: float | None = None
     compression_error: float | None = None
+    near_error: float | None = None
+    far_error: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -111,10 +117,8 @@ class ExportResult:
             "sparsity": self.sparsity,
             "not_checked": float(len(self.not_checked)),
         }
-        if self.max_error is not None:
-            numbers["max_error"] = self.max_error
-        if self.compression_error is not None:
-            numbers["compression_error"] = self.compression_error
+        errors = {name: getattr(self, name) for name in ("max_error", "near_error", "far_error", "compression_error")}
+        numbers |= {name: error for name, error in errors.items() if error is not None}
         for layer in self.layers:
             numbers[f"layer_ratio/{layer.name}"] = layer.ratio
         return {prefix + name: value for name, value in numbers.items()}
@@ -145,9 +149,10 @@ class ExportResult:
         yield from (f"note: {text}" for text in self.notes)
 
     def __str__(self) -> str:
+        error = "" if self.near_error is None else f"; largest error {self.near_error:.1e}"
         doubt = f"; {len(self.not_checked)} things not checked" if self.not_checked else ""
         size, dense = f"{self.package_bytes:,} bytes", f"{self.dense_package_bytes:,} bytes"
-        return f"{self.path}: {size}, {self.ratio:.2f}x smaller than dense ({dense}){doubt}"
+        return f"{self.path}: {size}, {self.ratio:.2f}x smaller than dense ({dense}){error}{doubt}"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table()

@@ -91,13 +91,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Package:
-    """A package as read from disk."""
+    """A package as read from disk.
+
+    ``states`` holds the shapes of what the program keeps from one call to the next, by name; these are not among the
+    inputs of ``main``.
+    """
 
     path: Path
     main: Block
     constants: Mapping[str, Constant]
     files: Mapping[str, int]
     specification_version: int
+    states: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -285,6 +290,8 @@ class Reader:
 
 def type_of(spec: Any) -> tuple[str, tuple[int, ...]]:
     """Data type and shape of a value; a size that is only known when the model runs is -1."""
+    if spec.WhichOneof("type") == "stateType":
+        return "state", type_of(spec.stateType.wrappedType)[1]
     if spec.WhichOneof("type") != "tensorType":
         return spec.WhichOneof("type") or "none", ()
     tensor = spec.tensorType
@@ -377,5 +384,7 @@ def read_function(values: Values, spec: Any, name: str) -> Package:
     reader = Reader(values)
     inner = reader.block(function.block_specializations[function.opset])
     inputs = tuple((item.name, *type_of(item.type)) for item in function.inputs)
-    main = Block(inputs, inner.operations, inner.outputs)
-    return Package(values.files.path, main, reader.constants, values.files.sizes, spec.specificationVersion)
+    states = {name: shape for name, dtype, shape in inputs if dtype == "state"}
+    main = Block(tuple(item for item in inputs if item[0] not in states), inner.operations, inner.outputs)
+    files = values.files
+    return Package(files.path, main, reader.constants, files.sizes, spec.specificationVersion, states)

@@ -27,12 +27,14 @@ class Run:
     """The results of a run.
 
     ``outputs`` holds what could be computed, ``skipped`` why the rest could not (``"op 'crop_resize'"``),
-    ``overflowed`` the operations whose float16 result would not fit into float16.
+    ``overflowed`` the operations whose float16 result would not fit into float16, ``states`` what is kept for the next
+    call.
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     overflowed: list[str] = field(default_factory=list)
+    states: dict[str, Any] = field(default_factory=dict)
 
 
 class Missing:
@@ -52,15 +54,21 @@ def to_torch(array: Any) -> Any:
     return torch.from_numpy(np.array(array, dtype=kind))
 
 
-def run(package: Package, inputs: Mapping[str, Tensor], constants: Mapping[str, Any] | None = None) -> Run:
+def run(
+    package: Package,
+    inputs: Mapping[str, Tensor],
+    constants: Mapping[str, Any] | None = None,
+    states: Mapping[str, Any] | None = None,
+) -> Run:
     """Execute a package's program.
 
     Args:
         package: As read by :func:`lightning_prune.mil.read_package`.
         inputs: One tensor for each input of the program; floating point ones are taken as float32.
         constants: Arrays to use instead of constants of the package, by name.
+        states: What the last call left. Default: zeros, with which Core ML begins.
     """
-    result = Run()
+    result = Run(states={name: torch.zeros(shape) for name, shape in package.states.items()} | dict(states or {}))
     values: dict[str, Any] = dict(inputs)
     replaced = constants or {}
     cache = {name: to_torch(replaced.get(name, constant.values)) for name, constant in package.constants.items()}
@@ -105,6 +113,8 @@ def run_operation(op: Operation, values: Mapping[str, Any], result: Run) -> Sequ
         CannotRun: It is not known, or its result is not what the program declares; without text if one of its inputs is
             missing.
     """
+    if op.type in ("read_state", "write_state"):
+        return run_state(op, values, result)
     arguments: dict[str, Any] = {}
     for name, given in op.inputs.items():
         row = [values.get(value, MISSING) if isinstance(value, str) else to_torch(value) for value in given]
@@ -137,6 +147,23 @@ def run_operation(op: Operation, values: Mapping[str, Any], result: Run) -> Sequ
 def fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
     """Whether a shape is one that the program declares; -1 stands for any size."""
     return len(shape) == len(declared) and all(b in (-1, a) for a, b in zip(shape, declared, strict=True))
+
+
+def run_state(op: Operation, values: Mapping[str, Any], result: Run) -> Sequence[Any]:
+    """Read or write what the program keeps; it is kept in float16, whatever is computed in."""
+    state = str(op.inputs["input"][0])
+    if state not in result.states:
+        raise CannotRun(f"op {op.type!r} (of {state!r}, which is no state of the program)")
+    if op.type == "read_state":
+        if isinstance(result.states[state], Missing):
+            raise CannotRun
+        return [result.states[state]]
+    written = op.inputs["data"][0]
+    value = values.get(written, MISSING) if isinstance(written, str) else to_torch(written)
+    if not isinstance(value, Missing) and overflows(value.float()):
+        result.overflowed.append(f"{op.type} {state!r}")
+    result.states[state] = value if isinstance(value, Missing) else value.half().float()
+    return []
 
 
 def run_control(op: Operation, arguments: Mapping[str, Any], values: dict[str, Any], result: Run) -> Sequence[Any]:

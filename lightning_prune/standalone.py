@@ -21,7 +21,16 @@ from lightning_prune.class_names import is_a
 from lightning_prune.errors import ExportError
 from lightning_prune.plan import uncompiled_name
 
-__all__ = ["Standalone", "call_arguments", "kept_buffers", "plain_copy", "plain_name", "submodule_inputs"]
+__all__ = [
+    "Standalone",
+    "call_arguments",
+    "kept_buffers",
+    "plain_copy",
+    "plain_name",
+    "submodule_inputs",
+    "take_apart",
+    "unique",
+]
 
 
 def plain_name(name: str) -> str:
@@ -280,13 +289,7 @@ class Standalone(nn.Module):
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         super().__init__()
         self.model = model
-        args, kwargs = call_arguments(example_inputs)
-        self.signature = inspect.signature(model.forward)
-        leaves: list[tuple[str, Tensor]] = []
-        names = list(self.signature.parameters)
-        names += [f"input_{index}" for index in range(len(names), len(args))]
-        self.args = tuple(place(value, name, leaves) for value, name in zip(args, names, strict=False))
-        self.kwargs = {name: place(value, name, leaves) for name, value in kwargs.items()}
+        self.args, self.kwargs, leaves = take_apart(model, example_inputs)
         if not leaves:
             raise ExportError(
                 "example_inputs must hold at least one tensor. Pass the arguments of one call of the model."
@@ -337,6 +340,20 @@ class Slot:
 
 
 SLOT = Slot()
+
+
+def take_apart(
+    model: nn.Module, example_inputs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any], list[tuple[str, Tensor]]]:
+    """The arguments of a call with a slot for each tensor, and the tensors, named as ``forward`` names them."""
+    while isinstance(inner := model._modules.get("_orig_mod"), nn.Module):  # a wrapper of torch.compile
+        model = inner
+    args, kwargs = call_arguments(example_inputs)
+    leaves: list[tuple[str, Tensor]] = []
+    names = list(inspect.signature(model.forward).parameters)
+    names += [f"input_{index}" for index in range(len(names), len(args))]
+    row = tuple(place(value, name, leaves) for value, name in zip(args, names, strict=False))
+    return row, {name: place(value, name, leaves) for name, value in kwargs.items()}, leaves
 
 
 def place(value: Any, name: str, leaves: list[tuple[str, Tensor]]) -> Any:
