@@ -29,8 +29,8 @@ __all__ = [
     "TrainingRun",
 ]
 
-_RANGE = re.compile(r"\s*range\(\s*(-?\d+)\s*(?:,\s*(-?\d+)\s*)?(?:,\s*(-?\d+)\s*)?,?\s*\)\s*")
-_EPOCHS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:ep|epochs?)\s*")
+_RANGE = re.compile(r"\s*range\(\s*(-?\d{1,18})\s*(?:,\s*(-?\d{1,18})\s*)?(?:,\s*(-?\d{1,18})\s*)?,?\s*\)\s*")
+_EPOCHS = re.compile(r"\s*(\d{1,9}(?:\.\d{1,18})?)\s*(?:ep|epochs?)\s*")
 
 # Where no distance of updates is given: at most so many steps, and so near that there are so many updates.
 _MOST_DISTANT, _LEAST_UPDATES = 100, 10

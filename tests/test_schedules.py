@@ -231,3 +231,11 @@ def test_numbers_of_numpy_are_kept_as_plain_ones():
 def test_what_is_no_number_is_named(call, message: str):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 6000])
+def test_numbers_of_more_digits_than_any_run_has_steps_are_refused(digits):
+    with pytest.raises(ConfigError, match=r"update_steps must be a list of steps or a text like .*got 'range\("):
+        PolynomialDecayScheduler(f"range({digits})")
+    with pytest.raises(ConfigError, match="begin as a text is a number of epochs"):
+        PolynomialDecayScheduler(begin=f"{digits} epochs")
