@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune.checkpoint import convert_checkpoint
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
+from lightning_prune.foreign import convert_checkpoint
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.report import SparsityReport

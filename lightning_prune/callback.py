@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.callers import builder, listed_beside
-from lightning_prune.checkpoint import ForeignWeights
 from lightning_prune.class_names import is_a
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.coreml import CoreMLExport, ExportResult
@@ -27,6 +26,7 @@ from lightning_prune.fit_checks import (
     warn_if_too_short,
     warn_if_untrained,
 )
+from lightning_prune.foreign import ForeignWeights
 from lightning_prune.last_layer import LastLayerWatch
 from lightning_prune.locks import check_lock, lock, unlock
 from lightning_prune.masking import Masking

@@ -375,7 +375,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _run_convert(options: argparse.Namespace, out: Console) -> int:
-    from lightning_prune.checkpoint import convert_checkpoint
+    from lightning_prune.foreign import convert_checkpoint
 
     if options.source.exists():  # a wrong source is the first thing to say
         _refuse_existing(options.target, overwrite=options.overwrite)
@@ -443,7 +443,7 @@ def _draw_weights(options: argparse.Namespace) -> Figure:
 
 
 def _draw_mask(options: argparse.Namespace) -> Figure:
-    from lightning_prune.config import did_you_mean
+    from lightning_prune.errors import did_you_mean
     from lightning_prune.inspection import read_weights
     from lightning_prune.plots import plot_mask
 

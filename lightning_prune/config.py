@@ -7,7 +7,6 @@ Three levels, the nearer wins: ``module_name_configs`` (regular expressions that
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib
 import os
 import re
@@ -18,7 +17,7 @@ from typing import IO, Any, TypeVar, cast, get_args
 import yaml
 from torch import nn
 
-from lightning_prune.errors import ConfigError, one_line, shown
+from lightning_prune.errors import ConfigError, did_you_mean, one_line, shown
 from lightning_prune.locks import check_lock, unlocked_state
 from lightning_prune.masks import Granularity
 from lightning_prune.matching import check_pattern, fullmatch
@@ -31,7 +30,7 @@ from lightning_prune.schedules import (
 from lightning_prune.values import as_fraction, plain_list, plain_number, plain_text, yaml_hint
 from lightning_prune.yaml_text import load_yaml
 
-__all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "did_you_mean", "load_config"]
+__all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "load_config"]
 
 _RATIO = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*")
 _Leaf = TypeVar("_Leaf", bound="ModuleMagnitudePrunerConfig")
@@ -353,12 +352,6 @@ def _build_class(class_path: Any, init_args: Mapping[str, Any]) -> object:
     if cls is None:
         raise ConfigError(f"class_path of a configuration must be one of {', '.join(known)}, got {shown(class_path)}.")
     return cls.from_dict(init_args)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give the end of an error message that lists the known names nearest to a wrong one, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
 
 
 def _check_keys(config: Mapping[str, Any], known: Iterable[str]) -> None:

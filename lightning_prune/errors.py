@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ExportError",
     "LifecycleError",
     "PruningError",
+    "did_you_mean",
     "first_names",
     "one_line",
     "shown",
@@ -120,3 +122,9 @@ def _repr_of(value: object) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Give the end of an error message that lists the known names nearest to a wrong one, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""

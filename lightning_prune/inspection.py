@@ -16,9 +16,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from lightning_prune.checkpoint import plain_state_dict
 from lightning_prune.errors import CheckpointError, ExportError, first_names, one_line, shown
 from lightning_prune.files import recover
+from lightning_prune.foreign import plain_state_dict
 from lightning_prune.paths import home
 from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.config import did_you_mean
-from lightning_prune.errors import CheckpointError, ConfigError, one_line, shown
+from lightning_prune.errors import CheckpointError, ConfigError, did_you_mean, one_line, shown
 from lightning_prune.inspection import read_checkpoint, read_tensors
 from lightning_prune.plan import uncompiled_name
 

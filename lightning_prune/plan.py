@@ -15,8 +15,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, did_you_mean, load_config
-from lightning_prune.errors import ConfigError, shown
+from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
+from lightning_prune.errors import ConfigError, did_you_mean, shown
 from lightning_prune.magnitudes import FORMATS
 from lightning_prune.masks import mask_shape
 from lightning_prune.matching import fullmatch

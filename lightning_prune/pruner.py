@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.allocation import rank_together
 from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
 from lightning_prune.config import load_config
 from lightning_prune.errors import CheckpointError, ConfigError, LifecycleError, PruningError, shown
@@ -41,6 +40,7 @@ from lightning_prune.shard_masks import (
 )
 from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
 from lightning_prune.sparsity import count_zeros
+from lightning_prune.spreads import rank_together
 from lightning_prune.state_values import MOST_STEPS
 from lightning_prune.values import as_whole
 from lightning_prune.weight_norm import copy_module

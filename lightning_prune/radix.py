@@ -5,7 +5,6 @@ into the bucket that holds the threshold. Only counts travel, a few kilobytes a 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -14,29 +13,15 @@ from torch import Tensor
 from lightning_prune.errors import ConfigError
 from lightning_prune.magnitudes import FORMATS, holds_nan, magnitude_keys, nan_error
 from lightning_prune.rounds import Rounds
+from lightning_prune.sharding import Shard
 
-__all__ = ["RadixSelection", "Shard"]
+__all__ = ["RadixSelection"]
 
 # Elements handled at a time: on the CPU they stay in the cache, elsewhere every operation is a kernel launch.
 _CHUNK = 2**17
 _DEVICE_CHUNK = 2**24
 # Leading bits that one round counts: 4,096 counts, 32 KiB.
 _RADIX_BITS = 12
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The piece of a tensor that this process holds.
-
-    Args:
-        values: The piece; empty where this process holds nothing.
-        shape: Shape of the whole tensor.
-        offset: Index, in the whole tensor, of the first element of ``values``.
-    """
-
-    values: Tensor
-    shape: tuple[int, ...]
-    offset: tuple[int, ...]
 
 
 class RadixSelection:

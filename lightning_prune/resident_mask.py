@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_prune.errors import ConfigError
+from lightning_prune.fingerprints import bit_sum
 from lightning_prune.held_mask import HeldMask, watch_gradient
 from lightning_prune.mask_products import (
     apply_mask,
@@ -22,7 +23,7 @@ from lightning_prune.mask_products import (
 )
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import PrunedParameter
-from lightning_prune.sharding import bit_sum, is_sharded, local_part
+from lightning_prune.sharding import is_sharded, local_part
 from lightning_prune.state_guards import ProjectFirst, drop_guards
 
 __all__ = ["ResidentMask"]

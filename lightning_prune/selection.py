@@ -16,13 +16,13 @@ from torch import Tensor
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.magnitudes import mark_changed, mask_to_write
-from lightning_prune.radix import RadixSelection, Shard
+from lightning_prune.radix import RadixSelection
 from lightning_prune.rounds import Reduce, Rounds, alone
 from lightning_prune.scan import FEW, Scan, keep_few
+from lightning_prune.sharding import Shard
 
 __all__ = [
     "Reduce",
-    "Shard",
     "Threshold",
     "keep_largest",
     "keep_largest_of_all",

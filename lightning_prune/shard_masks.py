@@ -16,8 +16,8 @@ from lightning_prune.magnitudes import holds_nan, nan_error
 from lightning_prune.masks import Granularity, group_dims, mask_shape
 from lightning_prune.n_m import n_m_mask
 from lightning_prune.rounds import Rounds, alone
-from lightning_prune.selection import Shard, keep_largest_of_shards_in_rounds, pruned_count
-from lightning_prune.sharding import Box, Sharding
+from lightning_prune.selection import keep_largest_of_shards_in_rounds, pruned_count
+from lightning_prune.sharding import Box, Shard, Sharding
 
 __all__ = ["compute_shard_mask", "gather_state", "present_zero_groups", "whole_rows", "zero_groups"]
 

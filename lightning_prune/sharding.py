@@ -16,18 +16,15 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lightning_prune.errors import ConfigError, PruningError
-from lightning_prune.magnitudes import FORMATS
-from lightning_prune.radix import Shard
 from lightning_prune.rounds import Rounds, together
 
 __all__ = [
     "Box",
+    "Shard",
     "Sharding",
-    "bit_sum",
     "find_shardings",
     "is_sharded",
     "local_part",
-    "place_sum",
     "require_same",
     "reshard_model",
     "run_together",
@@ -35,7 +32,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-_CHUNK = 2**20  # elements fingerprinted at a time
 _ROWS = 2**24  # elements of a weight that travel at a time when it is gathered
 
 
@@ -86,6 +82,21 @@ class Box:
                 for start, stop, size in zip(self.start, self.stop, shape, strict=True)
             ),
         )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The piece of a tensor that this process holds.
+
+    Args:
+        values: The piece; empty where this process holds nothing.
+        shape: Shape of the whole tensor.
+        offset: Index, in the whole tensor, of the first element of ``values``.
+    """
+
+    values: Tensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -306,42 +317,6 @@ def reshard_model(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def bit_sum(tensor: Tensor) -> int:
-    """A cheap fingerprint of a floating-point tensor: the sum of its bits as integers, whatever its layout in memory.
-
-    Example:
-        >>> bit_sum(torch.tensor([1.0, 0.0])) == bit_sum(torch.tensor([1.0000001, 0.0]))
-        False
-    """
-    if tensor.numel() == 0:
-        return 0
-    bits = (tensor if tensor.ndim else tensor.view(1)).detach().view(FORMATS[tensor.dtype].integer)
-    rows = max(1, _CHUNK * len(bits) // bits.numel())  # summed in int64, of which no whole copy is made
-    return sum(int(piece.sum(dtype=torch.int64)) for piece in torch.split(bits, rows))
-
-
-def place_sum(mask: Tensor) -> int:
-    """A cheap fingerprint of mask bytes that differs where the zeros lie elsewhere, whatever their number and layout.
-
-    Eight bytes are one number, which counts times another that belongs to its place. Sums wrap around at 64 bits.
-
-    Example:
-        >>> places = [place_sum(torch.tensor(one, dtype=torch.uint8)) for one in ([1, 0, 0, 1], [0, 1, 1, 0])]
-        >>> places[0] == places[1]
-        False
-    """
-    flat = mask.detach().reshape(-1).view(torch.uint8)
-    if flat.storage_offset() % 8:
-        flat = flat.clone()
-    total = torch.zeros((), dtype=torch.int64, device=mask.device)
-    for number, piece in enumerate(torch.split(flat, 8 * _CHUNK)):
-        words = nn.functional.pad(piece, (0, -len(piece) % 8)).view(torch.int64)
-        factors = torch.arange(len(words), device=mask.device).add_(number * _CHUNK + 1).mul_(0x1E37_79B9_7F4A_7C15)
-        factors ^= factors >> 29  # multiples of one number would let zeros that move in opposite directions cancel out
-        total += words.mul(factors.mul_(0x3F58_476D_1CE4_E5B9)).sum()
-    return int(total)
 
 
 def require_same(values: dict[str, int], what: str, *, device: torch.device | None = None) -> None:

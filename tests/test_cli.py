@@ -13,8 +13,8 @@ from torch import nn
 
 import lightning_prune
 from lightning_prune import MagnitudePruner, MagnitudePrunerConfig, MagnitudePruningCallback, plan_pruning
-from lightning_prune.checkpoint import convert_checkpoint
 from lightning_prune.cli import build_parser, main
+from lightning_prune.foreign import convert_checkpoint
 from lightning_prune.inspection import inspect_file
 
 SOURCE = """

@@ -24,11 +24,11 @@ from lightning_prune import (
 )
 from lightning_prune.cli import main
 from lightning_prune.errors import first_names, one_line, shown
+from lightning_prune.fingerprints import place_sum
 from lightning_prune.inspection import inspect_file, read_weights
 from lightning_prune.plots import plot_layers, plot_mask, plot_sensitivity, plot_sparsity, plot_weights
 from lightning_prune.report import SparsityReport
 from lightning_prune.schedules import TrainingRun
-from lightning_prune.sharding import place_sum
 from lightning_prune.tables import as_text, new_table
 
 

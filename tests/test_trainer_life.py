@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import CheckpointError, ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningScheduler
-from lightning_prune.checkpoint import convert_checkpoint
+from lightning_prune.foreign import convert_checkpoint
 from lightning_prune.monitors import check_gate
 
 WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
