@@ -9,7 +9,7 @@ import pytest
 
 from lightning_prune.cli import build_parser
 
-PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 # Names that other files import, and nobody else needs to.
 INNER = {
     "lightning_prune.allocation": {"Bound", "Method", "module_patterns", "rank_together"},

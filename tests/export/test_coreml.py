@@ -713,7 +713,7 @@ def test_a_model_on_a_gpu_is_exported_and_stays_there(target):
 
 @pytest.mark.slow
 def test_the_example_of_an_export_alone_runs(tmp_path):
-    script = Path(__file__).parents[1] / "examples" / "export_alone.py"
+    script = Path(__file__).parents[2] / "examples" / "export_alone.py"
     done = subprocess.run([sys.executable, script, "--out", tmp_path], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.count("3 of 3 pruned parameters are stored sparse") == 2

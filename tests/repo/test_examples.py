@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = {
     "callback.py": (["--epochs", "2", "--out", "{out}"], "The best network at the target"),
     "plain_loop.py": (["--steps", "60"], "accuracy on held-out digits"),
