@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= runs
 
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench architecture clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test   all tests"
 	@echo "make check  format, lint, types, import layers, tests"
 	@echo "make bench  benchmarks against the peers, in one run"
+	@echo "make architecture  the picture of the rooms in docs/"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
@@ -37,6 +38,9 @@ check: lint test
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+architecture: $(READY)
+	$(BIN)/python docs/architecture.py
 
 clean:
 	rm -rf $(VENV) $(RUNS)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import write_table
-from lightning_prune.coreml import CoreMLExport
+from lightning_prune.export import CoreMLExport
 
 APPLE = {0.5: "1.77x", 0.75: "3.17x", 0.9: "8.6 MB"}
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from lightning_prune.shard_masks import compute_shard_mask
+from lightning_prune.masks import compute_shard_mask
 from lightning_prune.sharding import Box, Sharding, run_together
 
 HISTOGRAM = 4096 * 8  # bytes of one round of counts

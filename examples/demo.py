@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_prune import CoreMLExport, MagnitudePruningCallback
-from lightning_prune.plots import plot_sparsity
+from lightning_prune.analysis import plot_sparsity
 
 console = Console()
 

@@ -19,11 +19,17 @@ from rich.console import Console
 from text import CEILING, Text, Transformer
 
 from lightning_prune import CoreMLExport, MagnitudePruner, MagnitudePruningCallback
-from lightning_prune.allocation import allocate
-from lightning_prune.inspection import inspect_file
-from lightning_prune.macs import count_macs
-from lightning_prune.plots import plot_layers, plot_mask, plot_plan, plot_tradeoff, plot_weights
-from lightning_prune.sensitivity import sensitivity
+from lightning_prune.analysis import (
+    allocate,
+    count_macs,
+    inspect_file,
+    plot_layers,
+    plot_mask,
+    plot_plan,
+    plot_tradeoff,
+    plot_weights,
+    sensitivity,
+)
 
 console = Console()
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
-from lightning_prune.foreign import convert_checkpoint
+from lightning_prune.masking import convert_checkpoint
 from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner
-from lightning_prune.report import SparsityReport
+from lightning_prune.pruner import MagnitudePruner, SparsityReport
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
@@ -24,10 +23,9 @@ from lightning_prune.schedules import (
 )
 
 if TYPE_CHECKING:
-    from lightning_prune.allocation import allocate
+    from lightning_prune.analysis import WeightSparsity, allocate
     from lightning_prune.callback import MagnitudePruningCallback
-    from lightning_prune.coreml import CoreMLExport, ExportResult
-    from lightning_prune.metrics import WeightSparsity
+    from lightning_prune.export import CoreMLExport, ExportResult
 
 __all__ = [
     "CheckpointError",
@@ -57,11 +55,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "CoreMLExport": "lightning_prune.coreml",
-    "ExportResult": "lightning_prune.coreml",
+    "CoreMLExport": "lightning_prune.export",
+    "ExportResult": "lightning_prune.export",
     "MagnitudePruningCallback": "lightning_prune.callback",
-    "WeightSparsity": "lightning_prune.metrics",
-    "allocate": "lightning_prune.allocation",
+    "WeightSparsity": "lightning_prune.analysis",
+    "allocate": "lightning_prune.analysis",
 }
 
 

@@ -17,18 +17,26 @@ from typing import IO, Any, TypeVar, cast, get_args
 import yaml
 from torch import nn
 
+from lightning_prune.basics import (
+    as_fraction,
+    check_lock,
+    check_pattern,
+    fullmatch,
+    load_yaml,
+    plain_list,
+    plain_number,
+    plain_text,
+    unlocked_state,
+    yaml_hint,
+)
 from lightning_prune.errors import ConfigError, did_you_mean, one_line, shown
-from lightning_prune.locks import check_lock, unlocked_state
 from lightning_prune.masks import Granularity
-from lightning_prune.matching import check_pattern, fullmatch
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
 )
-from lightning_prune.values import as_fraction, plain_list, plain_number, plain_text, yaml_hint
-from lightning_prune.yaml_text import load_yaml
 
 __all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "load_config"]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
+from lightning_prune.basics import plain_list, plain_number, plain_text, yaml_hint
 from lightning_prune.errors import ConfigError, shown
-from lightning_prune.values import plain_list, plain_number, plain_text, yaml_hint
 
 __all__ = [
     "ConstantSparsityScheduler",

@@ -7,7 +7,8 @@
 ========================  ==========================================================================================
 
 Whatever the method and the bounds of single layers, exactly ``floor(weights * sparsity)`` weights of the model are
-zero. :func:`allocate` does it for a model; the functions of :mod:`~lightning_prune.spreads` see names and numbers only.
+zero. :func:`allocate` does it for a model; the functions of :mod:`~lightning_prune.masks.spreads` see names and numbers
+only.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from typing import Literal, get_args
 from rich.table import Table
 from torch import nn
 
+from lightning_prune.basics import DottedText, as_fraction, as_text, fullmatch, new_table
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, did_you_mean, shown
-from lightning_prune.masks import mask_shape
-from lightning_prune.matching import fullmatch
-from lightning_prune.patterns import exact_pattern
-from lightning_prune.plan import PrunedParameter, plan_pruning, uncompiled_name
-from lightning_prune.spreads import Bound, default_maximum, erdos_renyi_kernel_zeros, global_zeros, uniform_zeros
-from lightning_prune.tables import DottedText, as_text, new_table
-from lightning_prune.values import as_fraction
+from lightning_prune.masks import (
+    Bound,
+    default_maximum,
+    erdos_renyi_kernel_zeros,
+    global_zeros,
+    mask_shape,
+    uniform_zeros,
+)
+from lightning_prune.plan import PrunedParameter, exact_pattern, plan_pruning, uncompiled_name
 
 __all__ = [
     "Allocation",

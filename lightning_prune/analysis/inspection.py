@@ -16,15 +16,12 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from lightning_prune.basics import DottedText, check_claims, home, is_plain, load_tensors, new_table, recover
 from lightning_prune.errors import CheckpointError, ExportError, first_names, one_line, shown
-from lightning_prune.files import recover
-from lightning_prune.foreign import plain_state_dict
-from lightning_prune.paths import home
-from lightning_prune.report import LayerSparsity, SparsityReport, describe_structure, stored_bytes
-from lightning_prune.sparsity import count_zeros, zero_channels, zero_counts
-from lightning_prune.tables import DottedText, new_table
-from lightning_prune.tensor_files import check_claims, is_plain, load_tensors
-from lightning_prune.weight_norm import computed_weights
+from lightning_prune.masking import plain_state_dict
+from lightning_prune.masks import count_zeros, zero_channels, zero_counts
+from lightning_prune.plan import computed_weights
+from lightning_prune.pruner import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 
 __all__ = [
     "Inspection",
@@ -51,7 +48,7 @@ class TensorSummary:
         weights: Number of elements.
         zeros: How many of them are zero.
         zero_channels: Output channels that are all zero.
-        structure: The structure of the zeros, in words; see :func:`~lightning_prune.report.describe_structure`.
+        structure: The structure of the zeros, in words; see :func:`~lightning_prune.pruner.describe_structure`.
         nbytes: Bytes that it takes in the file.
         sparse_bytes: Bytes that it would take as a bit mask and nonzero values in half precision, or dense if smaller.
     """
@@ -349,7 +346,7 @@ def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
 
 def _inspect_package(path: Path, *, all_tensors: bool) -> Inspection:
     """The constants of a Core ML package, as they are stored."""
-    from lightning_prune.mil import read_functions
+    from lightning_prune.export import read_functions
 
     recover(path)
     try:

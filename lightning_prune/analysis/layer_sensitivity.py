@@ -14,20 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor, nn
 
-from lightning_prune.allocation import module_patterns
+from lightning_prune.analysis.allocation import module_patterns
+from lightning_prune.basics import DottedText, as_fraction, as_text, new_table, plain_list, plain_number
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError
-from lightning_prune.masks import compute_mask
+from lightning_prune.masks import compute_mask, count_zeros, pruned_count
 from lightning_prune.plan import PrunedParameter, plan_pruning
 from lightning_prune.schedules import PruningScheduler
-from lightning_prune.selection import pruned_count
-from lightning_prune.sparsity import count_zeros
-from lightning_prune.tables import DottedText, as_text, new_table
-from lightning_prune.values import as_fraction, plain_list, plain_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from lightning_prune.weight_norm import prune_normed
+from lightning_prune.plan import prune_normed
 
 __all__ = ["LayerSensitivity", "Sensitivity", "sensitivity"]
 
@@ -156,8 +153,8 @@ class Sensitivity:
         ]
 
     def plot(self, *, metric: str = "score") -> Figure:
-        """Draw the scores; see :func:`~lightning_prune.plots.plot_sensitivity`."""
-        from lightning_prune.plots import plot_sensitivity
+        """Draw the scores; see :func:`~lightning_prune.analysis.plots.plot_sensitivity`."""
+        from lightning_prune.analysis.plots import plot_sensitivity
 
         scores = {one.name: list(one.scores.values()) for one in self.layers}
         return plot_sensitivity(self._asked, scores, baseline=self.baseline, metric=metric)

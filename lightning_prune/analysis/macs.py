@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.sparsity import count_zeros
+from lightning_prune.masks import count_zeros
 
 __all__ = ["LayerMACs", "MACCount", "count_macs"]
 

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchmetrics import Metric
 
+from lightning_prune.analysis.macs import count_macs
+from lightning_prune.basics import as_whole
 from lightning_prune.errors import ConfigError
-from lightning_prune.macs import count_macs
-from lightning_prune.report import stored_bytes
-from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
-from lightning_prune.values import as_whole
-from lightning_prune.weight_norm import normed_names, normed_weight
+from lightning_prune.masks import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
+from lightning_prune.plan import normed_names, normed_weight
+from lightning_prune.pruner import stored_bytes
 
 __all__ = [
     "BlockSparsity",
@@ -351,7 +351,7 @@ class CompressedBytes(_Total):
     """Bytes of all parameters in half precision, each tensor of rank 2 and more stored sparse where that is smaller.
 
     A tensor stored sparse takes one bit for each weight and 16 for each that is not zero; see
-    :func:`~lightning_prune.report.stored_bytes`.
+    :func:`~lightning_prune.pruner.stored_bytes`.
 
     Args:
         sharded: Whether each process holds other parameters. If not, all hold the same, and they count once.
@@ -392,7 +392,7 @@ class _MACs(_WeightMetric):
         self._add_counts("dense_macs", "effective_macs", "examples")
 
     def update(self, weights: nn.Module, example_inputs: Any = None, *_: Any, **__: Any) -> None:
-        """Call a module and count; see :func:`~lightning_prune.macs.count_macs`.
+        """Call a module and count; see :func:`~lightning_prune.analysis.macs.count_macs`.
 
         Args:
             weights: The module.

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_prune.analysis.overlaps import Curve, show_overlaps
+from lightning_prune.basics import printable
 from lightning_prune.errors import ConfigError, first_names, shown
-from lightning_prune.overlaps import Curve, show_overlaps
+from lightning_prune.masks import pruned_count
 from lightning_prune.plan import PrunedParameter, PruningPlan
-from lightning_prune.report import SparsityReport, describe_structure
+from lightning_prune.pruner import SparsityReport, describe_structure
 from lightning_prune.schedules import TrainingRun
-from lightning_prune.selection import pruned_count
-from lightning_prune.tables import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -467,7 +467,7 @@ def _label_channels(set_ticks: Callable[..., Any], cell: int, gap: int, count: i
 def _by_name(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(weights, Mapping):
         return dict(weights)
-    from lightning_prune.metrics import weights_of
+    from lightning_prune.analysis.metrics import weights_of
 
     return {name: weight for name, weight in weights_of(weights) if weight.ndim > 1}
 

@@ -7,8 +7,8 @@ from typing import IO, Any
 
 import yaml
 
+from lightning_prune.basics.paths import home
 from lightning_prune.errors import ConfigError, one_line, shown
-from lightning_prune.paths import home
 
 __all__ = ["load_yaml"]
 

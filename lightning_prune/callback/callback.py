@@ -12,12 +12,9 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.callers import builder, listed_beside
-from lightning_prune.class_names import is_a
-from lightning_prune.config import MagnitudePrunerConfig, load_config
-from lightning_prune.coreml import CoreMLExport, ExportResult
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, shown
-from lightning_prune.fit_checks import (
+from lightning_prune.basics import as_flag, as_text, check_lock, is_a, lock, unlock
+from lightning_prune.callback.callers import builder, listed_beside
+from lightning_prune.callback.checks import (
     refuse_averages,
     refuse_second_pruner,
     refuse_twins,
@@ -26,19 +23,17 @@ from lightning_prune.fit_checks import (
     warn_if_too_short,
     warn_if_untrained,
 )
-from lightning_prune.foreign import ForeignWeights
-from lightning_prune.last_layer import LastLayerWatch
-from lightning_prune.locks import check_lock, lock, unlock
-from lightning_prune.masking import Masking
-from lightning_prune.monitors import TargetGate, check_gate
+from lightning_prune.callback.last_layer import LastLayerWatch
+from lightning_prune.callback.monitors import TargetGate, check_gate
+from lightning_prune.callback.strategies import check_strategy
+from lightning_prune.callback.timeline import Timeline
+from lightning_prune.config import MagnitudePrunerConfig, load_config
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, shown
+from lightning_prune.export import CoreMLExport, ExportResult
+from lightning_prune.masking import ForeignWeights, Masking
 from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner, Scope, check_choices
-from lightning_prune.report import SparsityReport
+from lightning_prune.pruner import MagnitudePruner, Scope, SparsityReport, check_choices
 from lightning_prune.sharding import reshard_model
-from lightning_prune.strategies import check_strategy
-from lightning_prune.tables import as_text
-from lightning_prune.timeline import Timeline
-from lightning_prune.values import as_flag
 
 __all__ = ["MagnitudePruningCallback"]
 
@@ -64,7 +59,7 @@ class MagnitudePruningCallback(Callback):
             ``weight_orig`` and ``weight_mask``, as Core ML Tools does; checkpoints have plain names either way.
         scope: What is ranked together at an update: ``"layer"``, each layer by itself, or ``"global"``, the weights of
             all layers, so that layers of small weights become sparser than others.
-        export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.coreml.CoreMLExport`, or a path.
+        export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.export.CoreMLExport`, or a path.
             A failing export never costs the trained model: it is finalized, and ``export_error`` says what happened.
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
@@ -78,7 +73,7 @@ class MagnitudePruningCallback(Callback):
         log_prefix: What the names of logged values start with; give a second callback one of its own.
         allow_config_change: Resume from a checkpoint that was pruned by other targets or schedules.
         allow_untested: Run with a strategy that pruning was not tested with; see
-            :data:`~lightning_prune.strategies.TESTED_STRATEGIES`.
+            :data:`~lightning_prune.callback.strategies.TESTED_STRATEGIES`.
 
     Attributes:
         config: The configuration, a :class:`~lightning_prune.config.MagnitudePrunerConfig`: a copy of what was given.
@@ -88,8 +83,8 @@ class MagnitudePruningCallback(Callback):
         export_error: The error of a failed export, or None.
 
     Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1], and more; see
-    :meth:`SparsityReport.metrics() <lightning_prune.report.SparsityReport.metrics>`, and for updates
-    :meth:`MaskChanges.metrics() <lightning_prune.report.MaskChanges.metrics>`. They are in
+    :meth:`SparsityReport.metrics() <lightning_prune.pruner.report.SparsityReport.metrics>`, and for updates
+    :meth:`MaskChanges.metrics() <lightning_prune.pruner.report.MaskChanges.metrics>`. They are in
     ``trainer.callback_metrics``, so other callbacks can monitor them. A schedule counts the optimizer steps of the
     Trainer (``trainer.global_step``): a run that was resumed from a checkpoint without pruning is pruned at once as far
     as its schedule has come.

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.class_names import is_a
+from lightning_prune.basics import is_a
 from lightning_prune.errors import ConfigError
-from lightning_prune.patterns import shared_patterns
-from lightning_prune.plan import PruningPlan
+from lightning_prune.plan import PruningPlan, shared_patterns
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import ConstantSparsityScheduler, PruningScheduler, TrainingRun
 

@@ -8,8 +8,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from lightning_prune.patterns import dense_advice
-from lightning_prune.plan import SUPPORTED_MODULES, PrunedParameter, PruningPlan, is_compiled, uncompiled_name
+from lightning_prune.plan import (
+    SUPPORTED_MODULES,
+    PrunedParameter,
+    PruningPlan,
+    dense_advice,
+    is_compiled,
+    uncompiled_name,
+)
 
 __all__ = ["LastLayerWatch"]
 

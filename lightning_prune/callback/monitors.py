@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_prune.class_names import is_a
+from lightning_prune.basics import is_a
 from lightning_prune.errors import CheckpointError
 
 __all__ = ["TargetGate", "check_gate"]

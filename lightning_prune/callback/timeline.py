@@ -8,10 +8,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_prune.class_names import is_a
+from lightning_prune.basics import is_a
 from lightning_prune.errors import CheckpointError, shown
+from lightning_prune.pruner import MOST_STEPS
 from lightning_prune.schedules import TrainingRun
-from lightning_prune.state_values import MOST_STEPS
 
 __all__ = ["Timeline"]
 

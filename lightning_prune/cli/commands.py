@@ -22,10 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import lightning_prune
-from lightning_prune.allocation import Method
+from lightning_prune.analysis import Method
+from lightning_prune.basics import home, new_table, printable
 from lightning_prune.errors import CheckpointError, ConfigError, PruningError, first_names, one_line, shown
-from lightning_prune.paths import home
-from lightning_prune.tables import new_table, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +128,7 @@ def _add_model(parser: argparse.ArgumentParser, *, checkpoint_help: str, checkpo
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from lightning_prune.loading import load_model
+    from lightning_prune.cli.loading import load_model
 
     return load_model(options.model, arguments=options.args, checkpoint=options.checkpoint)
 
@@ -162,7 +161,7 @@ def _add_init(commands: Any) -> None:
 
 
 def _run_init(options: argparse.Namespace, out: Console) -> int:
-    from lightning_prune.starter import starter_yaml
+    from lightning_prune.cli.starter import starter_yaml
 
     text = starter_yaml(
         _load(options),
@@ -228,9 +227,9 @@ def _add_plan(commands: Any) -> None:
 
 
 def _run_plan(options: argparse.Namespace, out: Console) -> int:
+    from lightning_prune.analysis import plan_curves, plot_plan
     from lightning_prune.config import load_config
     from lightning_prune.plan import plan_pruning
-    from lightning_prune.plots import plan_curves, plot_plan
     from lightning_prune.schedules import TrainingRun
 
     if options.plot is not None and options.steps is None:
@@ -281,7 +280,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _run_inspect(options: argparse.Namespace, out: Console) -> int:
-    from lightning_prune.inspection import inspect_file
+    from lightning_prune.analysis import inspect_file
 
     if options.at_least is not None and not 0 <= options.at_least <= 1:
         raise ConfigError(f"--at-least must be a fraction in [0, 1], got {options.at_least}. Write 0.75 for 75 %.")
@@ -325,7 +324,7 @@ def _add_export(commands: Any) -> None:
 def _run_export(options: argparse.Namespace, out: Console) -> int:
     import torch
 
-    from lightning_prune.coreml import CoreMLExport
+    from lightning_prune.export import CoreMLExport
 
     _refuse_existing(options.output, overwrite=options.overwrite)
     model = _load(options)
@@ -375,7 +374,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _run_convert(options: argparse.Namespace, out: Console) -> int:
-    from lightning_prune.foreign import convert_checkpoint
+    from lightning_prune.masking import convert_checkpoint
 
     if options.source.exists():  # a wrong source is the first thing to say
         _refuse_existing(options.target, overwrite=options.overwrite)
@@ -412,7 +411,7 @@ def _run_plot(options: argparse.Namespace, out: Console) -> int:
 
 
 def _draw_log(options: argparse.Namespace) -> Figure:
-    from lightning_prune.plots import plot_sparsity
+    from lightning_prune.analysis import plot_sparsity
 
     try:
         with options.file.open(newline="", encoding="utf-8") as file:
@@ -429,23 +428,20 @@ def _draw_log(options: argparse.Namespace) -> Figure:
 
 
 def _draw_layers(options: argparse.Namespace) -> Figure:
-    from lightning_prune.inspection import report_of
-    from lightning_prune.plots import plot_layers
+    from lightning_prune.analysis import plot_layers, report_of
 
     return plot_layers(report_of(options.file))
 
 
 def _draw_weights(options: argparse.Namespace) -> Figure:
-    from lightning_prune.inspection import read_weights
-    from lightning_prune.plots import plot_weights
+    from lightning_prune.analysis import plot_weights, read_weights
 
     return plot_weights(read_weights(options.before or options.file), read_weights(options.file))
 
 
 def _draw_mask(options: argparse.Namespace) -> Figure:
+    from lightning_prune.analysis import plot_mask, read_weights
     from lightning_prune.errors import did_you_mean
-    from lightning_prune.inspection import read_weights
-    from lightning_prune.plots import plot_mask
 
     weights = read_weights(options.file)
     if options.tensor not in weights:

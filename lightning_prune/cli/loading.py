@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_prune.analysis import read_checkpoint, read_tensors
 from lightning_prune.errors import CheckpointError, ConfigError, did_you_mean, one_line, shown
-from lightning_prune.inspection import read_checkpoint, read_tensors
 from lightning_prune.plan import uncompiled_name
 
 __all__ = ["load_model"]

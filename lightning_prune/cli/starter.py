@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from torch import nn
 
-from lightning_prune.allocation import Method, allocate, module_patterns
+from lightning_prune.analysis import Method, allocate, module_patterns
+from lightning_prune.basics import as_fraction, plain_list, plain_number, plain_text
 from lightning_prune.config import MagnitudePrunerConfig
 from lightning_prune.errors import ConfigError
 from lightning_prune.plan import plan_pruning
-from lightning_prune.values import as_fraction, plain_list, plain_number, plain_text
 
 __all__ = ["starter_yaml"]
 
@@ -47,7 +47,7 @@ def starter_yaml(
         sparsity: Fraction of zeros; of each layer, or of the model where ``method`` spreads it.
         scheduler: Arguments of the schedule. Default: updates from a tenth of the run to 0.6 of it.
         dense: Names, or regular expressions, of modules that stay dense.
-        method: Write one rule a layer, with the sparsity spread by it; see :mod:`~lightning_prune.allocation`. Layers
+        method: Write one rule a layer, with the sparsity spread by it; see ``allocate``. Layers
             that stay dense count as part of the model then.
 
     Returns:

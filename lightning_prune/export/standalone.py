@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import TypeIs
 
-from lightning_prune.class_names import is_a
+from lightning_prune.basics import is_a
 from lightning_prune.errors import ExportError
 from lightning_prune.plan import uncompiled_name
 

@@ -1,11 +1,11 @@
-"""How a mask acts on a module: in one of two ways, by one protocol (:class:`~lightning_prune.held_mask.HeldMask`).
+"""How a mask acts on a module: in one of two ways, by one protocol (:class:`~lightning_prune.masking.held.HeldMask`).
 
-* :class:`~lightning_prune.hook_mask.HookMask`: the module keeps ``weight_orig`` (trained) and ``weight_mask``; a
+* :class:`~lightning_prune.masking.hook.HookMask`: the module keeps ``weight_orig`` (trained) and ``weight_mask``; a
   forward pre-hook makes ``weight``.
-* :class:`~lightning_prune.resident_mask.ResidentMask`: ``weight`` stays the Parameter and always is the pruned weight.
+* :class:`~lightning_prune.masking.ResidentMask`: ``weight`` stays the Parameter and always is the pruned weight.
   What was pruned away lies in a stash beside it, and is put back only while an optimizer steps
-  (:class:`~lightning_prune.optimizer_link.OptimizerLink`). A weight behind a weight norm has two of them
-  (:class:`~lightning_prune.normed_mask.NormedMask`).
+  (:class:`~lightning_prune.masking.optimizers.OptimizerLink`). A weight behind a weight norm has two of them
+  (:class:`~lightning_prune.masking.normed.NormedMask`).
 
 Both train bit-equal networks. These are the only files that touch the inside of modules and optimizers.
 """
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lightning_prune.held_mask import HeldMask
-from lightning_prune.hook_mask import HookMask
-from lightning_prune.normed_mask import NormedMask
+from lightning_prune.masking.held import HeldMask
+from lightning_prune.masking.hook import HookMask
+from lightning_prune.masking.normed import NormedMask
+from lightning_prune.masking.resident import ResidentMask
 from lightning_prune.plan import PrunedParameter
-from lightning_prune.resident_mask import ResidentMask
 
 __all__ = ["Masking", "attach_mask"]
 

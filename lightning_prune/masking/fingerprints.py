@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.magnitudes import FORMATS
+from lightning_prune.masks import FORMATS
 
 __all__ = ["bit_sum", "place_sum"]
 

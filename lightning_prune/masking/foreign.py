@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_prune.basics import check_claims, has_values, home, load_tensors, put_in_place, writing_to
 from lightning_prune.errors import CheckpointError, one_line
-from lightning_prune.files import put_in_place, writing_to
-from lightning_prune.paths import home
-from lightning_prune.tensor_files import check_claims, has_values, load_tensors
 
 __all__ = ["ForeignWeights", "convert_checkpoint", "plain_state_dict"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_prune.fingerprints import bit_sum, place_sum
-from lightning_prune.mask_products import apply_mask
+from lightning_prune.masking.fingerprints import bit_sum, place_sum
+from lightning_prune.masking.products import apply_mask
 from lightning_prune.sharding import local_part
 
 __all__ = ["HeldMask", "watch_gradient"]

@@ -1,7 +1,7 @@
 """The buffers by which Core ML Tools recognises a pruned model, written without Core ML Tools.
 
 ``coremltools.convert`` looks in a model's ``state_dict`` for names that begin with ``_COREML_/`` and, where it finds
-them, encodes those weights as sparse by itself. :class:`lightning_prune.coreml.CoreMLExport` neither needs nor writes
+them, encodes those weights as sparse by itself. :class:`~lightning_prune.export.CoreMLExport` neither needs nor writes
 them; they are for those who convert by hand. What that path does to a model was measured with Core ML Tools 9.0:
 
 * It zeroes every weight with ``|w| <= 2**-10`` (9.77e-4), whatever the compute precision. In networks trained with

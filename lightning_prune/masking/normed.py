@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_prune.held_mask import HeldMask
-from lightning_prune.mask_products import ones, put_pruned, select_pruned
+from lightning_prune.masking.held import HeldMask
+from lightning_prune.masking.products import ones, put_pruned, select_pruned
+from lightning_prune.masking.resident import ResidentMask
 from lightning_prune.masks import mask_shape
-from lightning_prune.plan import Owner, PrunedParameter
-from lightning_prune.resident_mask import ResidentMask
-from lightning_prune.weight_norm import (
+from lightning_prune.plan import (
+    Owner,
+    PrunedParameter,
     fill_zero_rows,
     normed_weight,
     prune_normed,

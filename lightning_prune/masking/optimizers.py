@@ -9,7 +9,7 @@ from torch import optim
 from torch.optim import Optimizer
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.resident_mask import ResidentMask
+from lightning_prune.masking.resident import ResidentMask
 
 __all__ = ["OptimizerLink"]
 

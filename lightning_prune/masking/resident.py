@@ -10,9 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.fingerprints import bit_sum
-from lightning_prune.held_mask import HeldMask, watch_gradient
-from lightning_prune.mask_products import (
+from lightning_prune.masking.fingerprints import bit_sum
+from lightning_prune.masking.guards import ProjectFirst, drop_guards
+from lightning_prune.masking.held import HeldMask, watch_gradient
+from lightning_prune.masking.products import (
     apply_mask,
     keep_in_place,
     multiply_in_place,
@@ -24,7 +25,6 @@ from lightning_prune.mask_products import (
 from lightning_prune.masks import mask_shape
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sharding import is_sharded, local_part
-from lightning_prune.state_guards import ProjectFirst, drop_guards
 
 __all__ = ["ResidentMask"]
 

@@ -15,10 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.kth import kth_largest
-from lightning_prune.magnitudes import Array, mark_changed, nan_error
-from lightning_prune.scan import FEW, largest_of_few
-from lightning_prune.selection import keep_largest
+from lightning_prune.masks.selection import (
+    FEW,
+    Array,
+    keep_largest,
+    kth_largest,
+    largest_of_few,
+    mark_changed,
+    nan_error,
+)
 
 __all__ = ["TINY", "block_scores", "keep_blocks"]
 

@@ -10,12 +10,11 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from lightning_prune.blocks import keep_blocks
+from lightning_prune.basics import as_fraction, as_whole
 from lightning_prune.errors import ConfigError
-from lightning_prune.magnitudes import mask_to_write
-from lightning_prune.n_m import n_m_mask
-from lightning_prune.selection import keep_largest, pruned_count
-from lightning_prune.values import as_fraction, as_whole
+from lightning_prune.masks.blocks import keep_blocks
+from lightning_prune.masks.n_m import n_m_mask
+from lightning_prune.masks.selection import keep_largest, mask_to_write, pruned_count
 
 __all__ = [
     "Granularity",

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.basics import as_whole
 from lightning_prune.errors import ConfigError
-from lightning_prune.magnitudes import (
+from lightning_prune.masks.selection import (
     Array,
     FlatPair,
     Guard,
@@ -21,7 +22,6 @@ from lightning_prune.magnitudes import (
     mask_to_write,
     nan_error,
 )
-from lightning_prune.values import as_whole
 
 __all__ = ["n_m_mask"]
 

@@ -11,13 +11,11 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
-from lightning_prune.blocks import TINY, block_scores
-from lightning_prune.magnitudes import holds_nan, nan_error
-from lightning_prune.masks import Granularity, group_dims, mask_shape
-from lightning_prune.n_m import n_m_mask
-from lightning_prune.rounds import Rounds, alone
-from lightning_prune.selection import keep_largest_of_shards_in_rounds, pruned_count
-from lightning_prune.sharding import Box, Shard, Sharding
+from lightning_prune.masks.blocks import TINY, block_scores
+from lightning_prune.masks.compute import Granularity, group_dims, mask_shape
+from lightning_prune.masks.n_m import n_m_mask
+from lightning_prune.masks.selection import holds_nan, keep_largest_of_shards_in_rounds, nan_error, pruned_count
+from lightning_prune.sharding import Box, Rounds, Shard, Sharding, alone
 
 __all__ = ["compute_shard_mask", "gather_state", "present_zero_groups", "whole_rows", "zero_groups"]
 

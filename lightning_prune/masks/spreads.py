@@ -10,11 +10,16 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_prune.basics import as_fraction
 from lightning_prune.errors import ConfigError, did_you_mean
-from lightning_prune.selection import keep_largest_of_all, keep_largest_of_shards, pruned_count, pruned_count_of_all
+from lightning_prune.masks.selection import (
+    keep_largest_of_all,
+    keep_largest_of_shards,
+    pruned_count,
+    pruned_count_of_all,
+)
+from lightning_prune.masks.zeros import count_zeros
 from lightning_prune.sharding import Sharding, find_shardings, local_part
-from lightning_prune.sparsity import count_zeros
-from lightning_prune.values import as_fraction
 
 __all__ = ["Bound", "default_maximum", "erdos_renyi_kernel_zeros", "global_zeros", "rank_together", "uniform_zeros"]
 

@@ -15,17 +15,14 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from lightning_prune.basics import DottedText, as_text, fullmatch, new_table
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, did_you_mean, shown
-from lightning_prune.magnitudes import FORMATS
-from lightning_prune.masks import mask_shape
-from lightning_prune.matching import fullmatch
-from lightning_prune.misfit import find_misfit
-from lightning_prune.patterns import dense_advice
-from lightning_prune.selection import pruned_count
+from lightning_prune.masks import FORMATS, mask_shape, pruned_count
+from lightning_prune.plan.misfit import find_misfit
+from lightning_prune.plan.patterns import dense_advice
+from lightning_prune.plan.weight_norm import normed_names, normed_weight
 from lightning_prune.sharding import is_sharded, local_part
-from lightning_prune.tables import DottedText, as_text, new_table
-from lightning_prune.weight_norm import normed_names, normed_weight
 
 __all__ = [
     "SUPPORTED_MODULES",

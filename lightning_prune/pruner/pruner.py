@@ -15,35 +15,54 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.checkpoint import ParameterState, dump_state, parse_state
+from lightning_prune.basics import as_whole
 from lightning_prune.config import load_config
 from lightning_prune.errors import CheckpointError, ConfigError, LifecycleError, PruningError, shown
-from lightning_prune.held_mask import HeldMask
-from lightning_prune.hook_mask import find_unused, hooked_names, remove_hooks
-from lightning_prune.magnitudes import holds_nan
-from lightning_prune.masking import Masking, attach_mask
-from lightning_prune.masks import compute_mask, mask_shape
-from lightning_prune.metadata import register_coreml_metadata
-from lightning_prune.optimizer_link import OptimizerLink
-from lightning_prune.plan import SUPPORTED_MODULES, PrunedParameter, PruningPlan, plan_pruning, uncompiled_name
-from lightning_prune.reach import warn_of_dense
-from lightning_prune.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
-from lightning_prune.resident_mask import ResidentMask
-from lightning_prune.rounds import Rounds
-from lightning_prune.schedules import PruningScheduler, TrainingRun
-from lightning_prune.shard_masks import (
+from lightning_prune.masking import (
+    HeldMask,
+    Masking,
+    OptimizerLink,
+    ResidentMask,
+    attach_mask,
+    find_unused,
+    hooked_names,
+    register_coreml_metadata,
+    remove_hooks,
+)
+from lightning_prune.masks import (
+    compute_mask,
     compute_shard_mask,
+    count_zeros,
     gather_state,
+    holds_nan,
+    mask_shape,
     present_zero_groups,
+    rank_together,
     whole_rows,
     zero_groups,
 )
-from lightning_prune.sharding import Sharding, find_shardings, is_sharded, local_part, require_same, run_together
-from lightning_prune.sparsity import count_zeros
-from lightning_prune.spreads import rank_together
-from lightning_prune.state_values import MOST_STEPS
-from lightning_prune.values import as_whole
-from lightning_prune.weight_norm import copy_module
+from lightning_prune.plan import (
+    SUPPORTED_MODULES,
+    PrunedParameter,
+    PruningPlan,
+    copy_module,
+    plan_pruning,
+    uncompiled_name,
+    warn_of_dense,
+)
+from lightning_prune.pruner.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
+from lightning_prune.pruner.state import ParameterState, dump_state, parse_state
+from lightning_prune.pruner.state_values import MOST_STEPS
+from lightning_prune.schedules import PruningScheduler, TrainingRun
+from lightning_prune.sharding import (
+    Rounds,
+    Sharding,
+    find_shardings,
+    is_sharded,
+    local_part,
+    require_same,
+    run_together,
+)
 
 __all__ = ["MagnitudePruner", "Scope", "check_choices"]
 
@@ -574,7 +593,7 @@ class MagnitudePruner:
             inplace: Change the model itself instead of a copy.
             coreml_metadata: Register the buffers by which Core ML Tools recognises a pruned layer on conversion. That
                 path also zeroes every weight of magnitude up to 9.77e-4; see
-                :func:`~lightning_prune.metadata.register_coreml_metadata`.
+                :func:`~lightning_prune.masking.metadata.register_coreml_metadata`.
 
         Raises:
             LifecycleError: The model was never prepared, or ``model`` is no copy of it.

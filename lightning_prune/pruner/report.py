@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_prune.basics import DottedText, as_text, new_table
+from lightning_prune.masks import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
 from lightning_prune.plan import PrunedParameter
-from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
-from lightning_prune.tables import DottedText, as_text, new_table
 
 __all__ = ["LayerSparsity", "MaskChanges", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import CheckpointError, first_names, one_line, shown
-from lightning_prune.magnitudes import FORMATS
-from lightning_prune.masks import mask_shape
+from lightning_prune.masks import FORMATS, mask_shape
 from lightning_prune.plan import PrunedParameter
+from lightning_prune.pruner.state_values import MOST_STEPS, StateValues
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
@@ -28,7 +28,6 @@ from lightning_prune.schedules import (
     PruningScheduler,
 )
 from lightning_prune.sharding import Box
-from lightning_prune.state_values import MOST_STEPS, StateValues
 
 __all__ = [
     "FORMAT_VERSION",

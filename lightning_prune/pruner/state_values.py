@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.basics import is_plain
 from lightning_prune.errors import CheckpointError, one_line, shown
-from lightning_prune.tensor_files import is_plain
 
 __all__ = ["MOST_STEPS", "StateValues"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lightning_prune.errors import ConfigError, PruningError
-from lightning_prune.rounds import Rounds, together
+from lightning_prune.sharding.rounds import Rounds, together
 
 __all__ = [
     "Box",

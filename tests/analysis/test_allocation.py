@@ -18,10 +18,10 @@ from lightning_prune import (
     PruningScheduler,
     plan_pruning,
 )
-from lightning_prune.allocation import allocate
-from lightning_prune.metrics import mask_changes
-from lightning_prune.selection import pruned_count
-from lightning_prune.spreads import erdos_renyi_kernel_zeros, global_zeros, uniform_zeros
+from lightning_prune.analysis.allocation import allocate
+from lightning_prune.analysis.metrics import mask_changes
+from lightning_prune.masks.selection.largest import pruned_count
+from lightning_prune.masks.spreads import erdos_renyi_kernel_zeros, global_zeros, uniform_zeros
 
 METHODS = ["uniform", "global", "erdos_renyi_kernel"]
 SHAPES = {"first": (8, 3, 3, 3), "body": (16, 8, 3, 3), "wide": (64, 32), "last": (10, 64)}  # 216, 1152, 2048, 640

@@ -5,7 +5,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune import ConfigError, MagnitudePruner
-from lightning_prune.macs import count_macs
+from lightning_prune.analysis.macs import count_macs
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from torch.nn.utils import parametrizations
 from torchmetrics import Metric, MetricCollection
 
 from lightning_prune import ConfigError, MagnitudePruner
-from lightning_prune import metrics as all_metrics
-from lightning_prune.metrics import (
+from lightning_prune.analysis import metrics as all_metrics
+from lightning_prune.analysis.metrics import (
     BlockSparsity,
     ChannelSparsity,
     CompressedBytes,

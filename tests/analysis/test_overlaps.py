@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from lightning_prune import plots
-from lightning_prune.overlaps import Curve, shared_parts
+from lightning_prune.analysis import plots
+from lightning_prune.analysis.overlaps import Curve, shared_parts
 
 pytest.importorskip("matplotlib")
 STEPS = [0, 10, 20, 30]

@@ -9,10 +9,10 @@ from rich.console import Console
 from torch import nn
 
 from lightning_prune import ConfigError, ModuleMagnitudePrunerConfig, PruningError, plan_pruning
-from lightning_prune.masks import compute_mask
-from lightning_prune.plots import plot_sensitivity
-from lightning_prune.sensitivity import LayerSensitivity, Sensitivity, sensitivity
-from lightning_prune.sparsity import count_zeros
+from lightning_prune.analysis.layer_sensitivity import LayerSensitivity, Sensitivity, sensitivity
+from lightning_prune.analysis.plots import plot_sensitivity
+from lightning_prune.masks.compute import compute_mask
+from lightning_prune.masks.zeros import count_zeros
 
 
 def net() -> nn.Sequential:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prune import files
-from lightning_prune.files import exchange, leftovers, put_in_place, recover, writing_to
+from lightning_prune.basics import files
+from lightning_prune.basics.files import exchange, leftovers, put_in_place, recover, writing_to
 
 fork = pytest.mark.skipif(sys.platform == "win32", reason="no processes are forked, and folders are not locked")
 
@@ -86,7 +86,7 @@ def test_a_kill_at_any_line_leaves_the_old_folder_or_the_new_one_and_the_next_wr
 def test_what_a_process_that_runs_is_writing_is_not_cleared(tmp_path):
     target = tmp_path / "net.mlpackage"
     code = (
-        "import sys; from pathlib import Path; from lightning_prune.files import *\n"
+        "import sys; from pathlib import Path; from lightning_prune.basics.files import *\n"
         "with writing_to(Path(sys.argv[1])) as place:\n"
         "    place.mkdir(); (place / 'a').write_text('slow'); (place / 'b').write_text('slow')\n"
         "    print('ready', flush=True); sys.stdin.readline(); put_in_place(place, Path(sys.argv[1]))\n"

@@ -22,14 +22,14 @@ from lightning_prune import (
     convert_checkpoint,
     plan_pruning,
 )
-from lightning_prune.cli import main
+from lightning_prune.analysis.inspection import inspect_file, read_weights
+from lightning_prune.analysis.plots import plot_layers, plot_mask, plot_sensitivity, plot_sparsity, plot_weights
+from lightning_prune.basics.tables import as_text, new_table
+from lightning_prune.cli.commands import main
 from lightning_prune.errors import first_names, one_line, shown
-from lightning_prune.fingerprints import place_sum
-from lightning_prune.inspection import inspect_file, read_weights
-from lightning_prune.plots import plot_layers, plot_mask, plot_sensitivity, plot_sparsity, plot_weights
-from lightning_prune.report import SparsityReport
+from lightning_prune.masking.fingerprints import place_sum
+from lightning_prune.pruner.report import SparsityReport
 from lightning_prune.schedules import TrainingRun
-from lightning_prune.tables import as_text, new_table
 
 
 def laughs(levels=9, width=9):
@@ -432,7 +432,7 @@ def test_the_fingerprint_of_a_mask_does_not_depend_on_its_layout():
 @pytest.mark.parametrize("masking", ["hook", "resident"])
 def test_replicas_of_one_weight_and_other_masks_differ(masking, monkeypatch):
     values: list[dict[str, int]] = []
-    monkeypatch.setattr("lightning_prune.pruner.require_same", lambda numbers, *_, **__: values.append(numbers))
+    monkeypatch.setattr("lightning_prune.pruner.pruner.require_same", lambda numbers, *_, **__: values.append(numbers))
     for _ in range(2):
         torch.manual_seed(0)
         pruner = MagnitudePruner(nn.Linear(8, 4), masking=masking)

@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from lightning_prune import ConfigError, allocate, plan_pruning
+from lightning_prune.basics.matching import _parser, _Places, check_pattern, fullmatch
 from lightning_prune.config import ModuleMagnitudePrunerConfig, load_config
-from lightning_prune.matching import _parser, _Places, check_pattern, fullmatch
 
 NAMES = ("transformer_encoder_decoder_layers_block", "encoder.layers.11.self_attn.out_proj", "a" * 60, "conv1", "")
 ENDLESS = (

@@ -15,7 +15,7 @@ from lightning_prune import (
     PolynomialDecayScheduler,
     TrainingRun,
 )
-from lightning_prune.timeline import Timeline
+from lightning_prune.callback.timeline import Timeline
 
 
 class Changing(ToyModule):

@@ -38,8 +38,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import CheckpointError, ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningScheduler
-from lightning_prune.foreign import convert_checkpoint
-from lightning_prune.monitors import check_gate
+from lightning_prune.callback.monitors import check_gate
+from lightning_prune.masking.foreign import convert_checkpoint
 
 WEIGHTS = ["conv.weight", "fc1.weight", "fc2.weight"]
 OPTIMIZERS = {

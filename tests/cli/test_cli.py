@@ -13,9 +13,9 @@ from torch import nn
 
 import lightning_prune
 from lightning_prune import MagnitudePruner, MagnitudePrunerConfig, MagnitudePruningCallback, plan_pruning
-from lightning_prune.cli import build_parser, main
-from lightning_prune.foreign import convert_checkpoint
-from lightning_prune.inspection import inspect_file
+from lightning_prune.analysis.inspection import inspect_file
+from lightning_prune.cli.commands import build_parser, main
+from lightning_prune.masking.foreign import convert_checkpoint
 
 SOURCE = """
 import torch
@@ -514,7 +514,7 @@ def test_an_interrupt_has_a_code_of_its_own(folder, capsys, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_prune.inspection.inspect_file", interrupt)
+    monkeypatch.setattr("lightning_prune.analysis.inspection.inspect_file", interrupt)
     assert run(capsys, "inspect", "a.ckpt") == (130, "", "interrupted\n")
 
 

@@ -19,13 +19,14 @@ from coreml_nets import ResNet, Small, Tagger, TwoInputs, prune
 from rich.console import Console
 from torch import nn
 
-import lightning_prune.coreml as coreml_module
-from lightning_prune import MagnitudePruner, files
-from lightning_prune.coreml import CoreMLExport
+import lightning_prune.export.coreml.export as coreml_module
+from lightning_prune import MagnitudePruner
+from lightning_prune.basics import files
 from lightning_prune.errors import ConfigError, ExportError
-from lightning_prune.mil import read_package, walk
-from lightning_prune.mil_run import run
-from lightning_prune.standalone import Standalone
+from lightning_prune.export.coreml.export import CoreMLExport
+from lightning_prune.export.coreml.mil.program import read_package, walk
+from lightning_prune.export.coreml.mil.run import run
+from lightning_prune.export.standalone import Standalone
 
 pytest.importorskip("coremltools")
 
@@ -655,8 +656,8 @@ def test_the_result_reads_as_text_table_and_numbers(target):
 
 
 def test_fresh_inputs_differ_from_the_example_and_stay_in_the_range_of_integers():
-    from lightning_prune.coreml_draws import DRAWS, fresh_inputs
-    from lightning_prune.coreml_inputs import ProgramInput
+    from lightning_prune.export.coreml.draws import DRAWS, fresh_inputs
+    from lightning_prune.export.coreml.inputs import ProgramInput
 
     spec = [ProgramInput("x", ((64, 64),)), ProgramInput("tokens", ((100,),)), ProgramInput("on", ((9,),))]
     examples = (torch.randn(64, 64) * 2 + 5, torch.randint(3, 7, (100,)), torch.ones(9, dtype=torch.bool))
@@ -694,7 +695,7 @@ def test_an_example_of_zeros_does_not_hide_what_the_network_does_to_other_tokens
 
 @pytest.mark.parametrize("rows", [2, 50, 30_000])
 def test_fresh_tokens_are_those_that_the_model_accepts(rows):
-    from lightning_prune.coreml_draws import largest_values
+    from lightning_prune.export.coreml.draws import largest_values
 
     zeros = torch.zeros(1, 8, dtype=torch.long)
     assert largest_values(Standalone(Tokens(rows), (zeros, zeros))) == [rows - 1, None]

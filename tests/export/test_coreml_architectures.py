@@ -11,8 +11,8 @@ import torch
 from coreml_nets import Attention, Audio, MobileNet, ResNet, Tagger, TwoInputs, UNet, ViT, prune, settle
 from torch import Tensor, nn
 
-from lightning_prune.coreml import CoreMLExport
-from lightning_prune.mil import read_package, walk
+from lightning_prune.export.coreml.export import CoreMLExport
+from lightning_prune.export.coreml.mil.program import read_package, walk
 
 pytest.importorskip("coremltools")
 

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from coreml_nets import Small, prune
 from torch import nn
 
-from lightning_prune.coreml import CoreMLExport
-from lightning_prune.coreml_draws import DRAWS, draw_inputs, fitted, fresh_inputs
-from lightning_prune.coreml_inputs import MOST_SHAPES, ProgramInput, flexible_shapes
 from lightning_prune.errors import ConfigError, ExportError
-from lightning_prune.mil import read_package
-from lightning_prune.mil_run import run
-from lightning_prune.standalone import Standalone
+from lightning_prune.export.coreml.draws import DRAWS, draw_inputs, fitted, fresh_inputs
+from lightning_prune.export.coreml.export import CoreMLExport
+from lightning_prune.export.coreml.inputs import MOST_SHAPES, ProgramInput, flexible_shapes
+from lightning_prune.export.coreml.mil.program import read_package
+from lightning_prune.export.coreml.mil.run import run
+from lightning_prune.export.standalone import Standalone
 
 pytest.importorskip("coremltools")
 
@@ -330,7 +330,7 @@ def test_a_package_with_states_is_verified_over_two_calls(frontend, target, core
 
 
 def test_a_state_that_is_not_written_is_found_in_the_second_call(target, coremltools, monkeypatch):
-    import lightning_prune.coreml_proof as proof
+    import lightning_prune.export.coreml.proof as proof
 
     monkeypatch.setattr(proof, "run", lambda package, inputs, states: run(package, inputs))
     export, _ = stateful(coremltools, target, frontend="trace")

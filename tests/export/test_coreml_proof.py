@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import lightning_prune.coreml as coreml_module
-from lightning_prune.coreml import CoreMLExport
-from lightning_prune.coreml_compression import quantization_error
-from lightning_prune.coreml_inputs import ProgramInput
-from lightning_prune.coreml_match import compare
-from lightning_prune.coreml_proof import Findings, difference, prove_on_device
+import lightning_prune.export.coreml.export as coreml_module
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import Constant, read_package
-from lightning_prune.mil_run import run
-from lightning_prune.standalone import Standalone
+from lightning_prune.export.coreml.compression import quantization_error
+from lightning_prune.export.coreml.export import CoreMLExport
+from lightning_prune.export.coreml.inputs import ProgramInput
+from lightning_prune.export.coreml.match import compare
+from lightning_prune.export.coreml.mil.program import Constant, read_package
+from lightning_prune.export.coreml.mil.run import run
+from lightning_prune.export.coreml.proof import Findings, difference, prove_on_device
+from lightning_prune.export.standalone import Standalone
 
 pytest.importorskip("coremltools")
 
@@ -299,7 +299,7 @@ def test_a_buffer_that_forward_changes_is_exported_as_it_is_now(how, target):
 
 
 def test_integers_may_differ_only_where_rounding_changes_them():
-    from lightning_prune.coreml_proof import unexplained
+    from lightning_prune.export.coreml.proof import unexplained
 
     want, reach = torch.tensor([3, 7, 1, 1]), torch.tensor([0.0, 4.0, 0.0, 0.0])
     assert unexplained(torch.tensor([3, 2, 1, 1]), want, reach, 0.25, 0.005) == (0.0, 0.005)
@@ -586,7 +586,7 @@ def test_a_guessed_weight_that_only_other_operations_read_may_stay_dense(target)
 
 
 def test_a_weight_stored_once_for_every_sample_is_found(target, monkeypatch):
-    import lightning_prune.coreml_convert as convert_module
+    import lightning_prune.export.coreml.conversion as convert_module
 
     # Broken up entirely, a linear layer on sequences becomes a batched product with an expanded weight.
     monkeypatch.setattr(convert_module, "decompositions", lambda: None)

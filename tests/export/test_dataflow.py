@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from coreml_nets import Decoder, Small, Tagger, UNet, ViT
 from torch import nn
 
-from lightning_prune.dataflow import watch
-from lightning_prune.standalone import Standalone
+from lightning_prune.export.coreml.dataflow import watch
+from lightning_prune.export.standalone import Standalone
 
 
 def live_rows(model, *inputs):

@@ -10,10 +10,10 @@ from coreml_nets import ResNet, Small, prune
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_prune.coreml import CoreMLExport
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import read_package, walk
-from lightning_prune.mil_values import (
+from lightning_prune.export.coreml.export import CoreMLExport
+from lightning_prune.export.coreml.mil.program import read_package, walk
+from lightning_prune.export.coreml.mil.values import (
     Stored,
     blob_nbytes,
     decode,

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import mil
-from lightning_prune.coreml import CoreMLExport
-from lightning_prune.coreml_convert import quiet
+from lightning_prune.analysis.inspection import inspect_file
 from lightning_prune.errors import CheckpointError, ExportError
-from lightning_prune.inspection import inspect_file
-from lightning_prune.mil import read_functions, read_package
+from lightning_prune.export.coreml.conversion import quiet
+from lightning_prune.export.coreml.export import CoreMLExport
+from lightning_prune.export.coreml.mil import program as mil
+from lightning_prune.export.coreml.mil.program import read_functions, read_package
 
 pytest.importorskip("coremltools")
 

@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_prune import mil_kernels, mil_recurrent, mil_shapes, mil_windows
-from lightning_prune.coreml import CoreMLExport
-from lightning_prune.mil import Block, Operation, Package, read_package, walk
-from lightning_prune.mil_kernels import KERNELS
-from lightning_prune.mil_run import run
-from lightning_prune.mil_shapes import CannotRun
+from lightning_prune.export.coreml.export import CoreMLExport
+from lightning_prune.export.coreml.mil import kernels as mil_kernels
+from lightning_prune.export.coreml.mil import recurrent as mil_recurrent
+from lightning_prune.export.coreml.mil import shapes as mil_shapes
+from lightning_prune.export.coreml.mil import windows as mil_windows
+from lightning_prune.export.coreml.mil.kernels import KERNELS
+from lightning_prune.export.coreml.mil.program import Block, Operation, Package, read_package, walk
+from lightning_prune.export.coreml.mil.run import run
+from lightning_prune.export.coreml.mil.shapes import CannotRun
 
 SEEDED = torch.Generator().manual_seed(0)
 X = torch.randn(2, 4, 6, 8, generator=SEEDED)

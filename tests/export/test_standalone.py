@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
-from lightning_prune.coreml_convert import capture
 from lightning_prune.errors import ExportError
-from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs
+from lightning_prune.export.coreml.conversion import capture
+from lightning_prune.export.standalone import Standalone, plain_copy, plain_name, submodule_inputs
 
 X = torch.rand(1, 3, 8, 8)
 

@@ -3,7 +3,7 @@ import torch
 from coreml_nets import Small, prune
 from torch import nn
 
-from lightning_prune.metadata import register_coreml_metadata
+from lightning_prune.masking.metadata import register_coreml_metadata
 
 
 def test_the_buffers_are_those_that_core_ml_tools_writes(coremltools):
@@ -41,8 +41,8 @@ def test_what_the_metadata_path_does_to_small_weights_is_as_documented(coremltoo
     """Core ML Tools zeroes |w| <= 2**-10 of a marked weight, which the export of this library does not."""
     import warnings
 
-    from lightning_prune.coreml import CoreMLExport
-    from lightning_prune.mil import read_package
+    from lightning_prune.export.coreml.export import CoreMLExport
+    from lightning_prune.export.coreml.mil.program import read_package
 
     model = Small().eval()
     masks = prune(model)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_prune import MagnitudePruner
-from lightning_prune.mask_products import keep_in_place, multiply_in_place, split
+from lightning_prune.masking.products import keep_in_place, multiply_in_place, split
 
 INF = float("inf")
 

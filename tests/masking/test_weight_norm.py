@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback
-from lightning_prune.allocation import allocate
-from lightning_prune.inspection import inspect_file
-from lightning_prune.masks import compute_mask
-from lightning_prune.metrics import EffectiveParameters, WeightSparsity
-from lightning_prune.plan import plan_pruning
-from lightning_prune.sensitivity import sensitivity
-from lightning_prune.weight_norm import fill_zero_rows, normed_weight, prune_normed, split_mask
+from lightning_prune.analysis.allocation import allocate
+from lightning_prune.analysis.inspection import inspect_file
+from lightning_prune.analysis.layer_sensitivity import sensitivity
+from lightning_prune.analysis.metrics import EffectiveParameters, WeightSparsity
+from lightning_prune.masks.compute import compute_mask
+from lightning_prune.plan.planning import plan_pruning
+from lightning_prune.plan.weight_norm import fill_zero_rows, normed_weight, prune_normed, split_mask
 
 STYLES = ["old", "new"]
 STEPS = {"scheduler": {"update_steps": [1, 2, 3, 4]}}

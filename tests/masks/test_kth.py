@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_prune import kth
-from lightning_prune.kth import kth_largest, ranked
-from lightning_prune.magnitudes import Array
+from lightning_prune.masks.selection import kth
+from lightning_prune.masks.selection.kth import kth_largest, ranked
+from lightning_prune.masks.selection.magnitudes import Array
 
 KINDS = ["normal", "uniform", "heavy", "half zeros", "one value", "levels", "rounded", "infinite", "denormal", "sorted"]
 BITS = {np.float16: np.int16, np.float32: np.int32, np.float64: np.int64}

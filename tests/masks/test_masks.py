@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune import blocks, n_m, scan, selection
 from lightning_prune.errors import ConfigError, PruningError
-from lightning_prune.masks import Granularity, compute_mask, magnitude_mask, mask_shape, n_m_mask
-from lightning_prune.selection import pruned_count
+from lightning_prune.masks import blocks, n_m
+from lightning_prune.masks.compute import Granularity, compute_mask, magnitude_mask, mask_shape, n_m_mask
+from lightning_prune.masks.selection import largest as selection
+from lightning_prune.masks.selection import scan
+from lightning_prune.masks.selection.largest import pruned_count
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 DIMS: dict[Granularity, int | None] = {"per_scalar": None, "per_kernel": 2, "per_channel": 1}

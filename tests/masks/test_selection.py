@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune import radix, scan, selection
 from lightning_prune.errors import ConfigError, PruningError
-from lightning_prune.magnitudes import holds_nan
-from lightning_prune.selection import (
+from lightning_prune.masks.selection import largest as selection
+from lightning_prune.masks.selection import radix, scan
+from lightning_prune.masks.selection.largest import (
     Shard,
     keep_largest,
     keep_largest_of_all,
@@ -25,6 +25,7 @@ from lightning_prune.selection import (
     kth_magnitude,
     pruned_count,
 )
+from lightning_prune.masks.selection.magnitudes import holds_nan
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune import sparsity
-from lightning_prune.masks import Granularity, magnitude_mask, mask_shape
-from lightning_prune.sparsity import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
+from lightning_prune.masks import zeros as sparsity
+from lightning_prune.masks.compute import Granularity, magnitude_mask, mask_shape
+from lightning_prune.masks.zeros import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
 
 # Two output channels of two kernels; the first kernel and the whole second channel are zero, in part by -0.0.
 WEIGHT = torch.tensor([[[0.0, -0.0], [1.0, 0.0]], [[0.0, 0.0], [-0.0, 0.0]]])

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePrunerConfig, plan_pruning
-from lightning_prune.tables import as_text, break_lines
+from lightning_prune.basics.tables import as_text, break_lines
 
 
 def plan(model: nn.Module, **levels: object):

@@ -20,9 +20,9 @@ from lightning_prune import (
     PruningError,
     PruningScheduler,
 )
-from lightning_prune.allocation import allocate
-from lightning_prune.metrics import ChannelSparsity
-from lightning_prune.sensitivity import sensitivity
+from lightning_prune.analysis.allocation import allocate
+from lightning_prune.analysis.layer_sensitivity import sensitivity
+from lightning_prune.analysis.metrics import ChannelSparsity
 
 # 0.73 of no layer, at no update, is a whole number of weights: there Core ML Tools' float32 count may be off by one
 CUBIC = {"scheduler": {"update_steps": [3, 5, 7, 9]}, "target_sparsity": 0.73}

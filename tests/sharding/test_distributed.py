@@ -24,15 +24,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-import lightning_prune.pruner
+import lightning_prune.pruner.pruner
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningError
-from lightning_prune.allocation import allocate
-from lightning_prune.masks import compute_mask, mask_shape
-from lightning_prune.rounds import alone
-from lightning_prune.shard_masks import compute_shard_mask
-from lightning_prune.sharding import find_shardings, local_part, run_together
-from lightning_prune.state_guards import ProjectFirst
-from lightning_prune.strategies import check_strategy
+from lightning_prune.analysis.allocation import allocate
+from lightning_prune.callback.strategies import check_strategy
+from lightning_prune.masking.guards import ProjectFirst
+from lightning_prune.masks.compute import compute_mask, mask_shape
+from lightning_prune.masks.shards import compute_shard_mask
+from lightning_prune.sharding.rounds import alone
+from lightning_prune.sharding.shardings import find_shardings, local_part, run_together
 
 RULES = {
     "global_config": {"scheduler": {"update_steps": [2, 4, 6, 8]}, "target_sparsity": 0.75},
@@ -688,7 +688,7 @@ class Fail(Callback):
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "killed in an update":
-                lightning_prune.pruner.compute_shard_mask = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+                lightning_prune.pruner.pruner.compute_shard_mask = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
                 return
             if self.how == "nan":
                 with torch.no_grad():

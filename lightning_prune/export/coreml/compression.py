@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_prune.coreml_convert import SPARSE_OPERATIONS
-from lightning_prune.coreml_draws import draw_inputs
-from lightning_prune.coreml_inputs import ProgramInput
-from lightning_prune.coreml_proof import TOLERANCE, Findings, difference, outputs_of
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import Constant, Package
-from lightning_prune.mil_run import run
-from lightning_prune.mil_values import repeat_to
-from lightning_prune.standalone import Standalone
+from lightning_prune.export.coreml.conversion import SPARSE_OPERATIONS
+from lightning_prune.export.coreml.draws import draw_inputs
+from lightning_prune.export.coreml.inputs import ProgramInput
+from lightning_prune.export.coreml.mil import Constant, Package, repeat_to, run
+from lightning_prune.export.coreml.proof import TOLERANCE, Findings, difference, outputs_of
+from lightning_prune.export.standalone import Standalone
 
 __all__ = ["COMPRESSIONS", "compressed", "prove_compression"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.standalone import Standalone, kept_buffers
+from lightning_prune.export.standalone import Standalone, kept_buffers
 
 __all__ = [
     "BREAK_EVEN",

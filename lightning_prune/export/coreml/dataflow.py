@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.standalone import Standalone, kept_buffers
+from lightning_prune.export.standalone import Standalone, kept_buffers
 
 __all__ = ["Meetings", "watch"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coreml_inputs import ProgramInput
-from lightning_prune.standalone import Standalone, kept_buffers
+from lightning_prune.export.coreml.inputs import ProgramInput
+from lightning_prune.export.standalone import Standalone, kept_buffers
 
 __all__ = [
     "DRAWS",

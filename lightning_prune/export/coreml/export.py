@@ -3,8 +3,8 @@
 The converter's own pruning pipeline zeroes small weights, stores most layers dense, or keeps batch norms from being
 folded, without a word. Here the plain pipeline runs, batch norms are folded, and as the very last pass every weight
 with enough zeros is stored as a bit mask and its nonzero values. Then the package is read back from disk and compared
-with the model, weight by weight (:mod:`lightning_prune.coreml_weights`) and number by number
-(:mod:`lightning_prune.coreml_proof`), and only then moved to where it was asked for.
+with the model, weight by weight (:mod:`lightning_prune.export.coreml.weights`) and number by number
+(:mod:`lightning_prune.export.coreml.proof`), and only then moved to where it was asked for.
 """
 
 import contextlib
@@ -23,11 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coreml_compression import COMPRESSIONS, compressed, prove_compression
-from lightning_prune.coreml_convert import BREAK_EVEN, FRONTENDS, capture, convert, pipeline, quiet, save_package
-from lightning_prune.coreml_draws import largest_values
-from lightning_prune.coreml_inputs import ProgramInput, Values, dynamic_dims, program_inputs
-from lightning_prune.coreml_interface import (
+from lightning_prune.basics import as_flag, home, plain_list, put_in_place, writing_to
+from lightning_prune.errors import ConfigError, ExportError, PruningError
+from lightning_prune.export.coreml.compression import COMPRESSIONS, compressed, prove_compression
+from lightning_prune.export.coreml.conversion import (
+    BREAK_EVEN,
+    FRONTENDS,
+    capture,
+    convert,
+    pipeline,
+    quiet,
+    save_package,
+)
+from lightning_prune.export.coreml.draws import largest_values
+from lightning_prune.export.coreml.inputs import ProgramInput, Values, dynamic_dims, program_inputs
+from lightning_prune.export.coreml.interface import (
     check_inputs,
     check_labels,
     check_names,
@@ -41,15 +51,11 @@ from lightning_prune.coreml_interface import (
     state_types,
     values_of,
 )
-from lightning_prune.coreml_proof import Findings, prove_numbers, prove_on_device
-from lightning_prune.coreml_result import ExportResult
-from lightning_prune.coreml_weights import prove_weights
-from lightning_prune.errors import ConfigError, ExportError, PruningError
-from lightning_prune.files import put_in_place, writing_to
-from lightning_prune.mil import Package, import_coremltools, read_package
-from lightning_prune.paths import home
-from lightning_prune.standalone import Standalone, plain_copy, plain_name, submodule_inputs, take_apart, unique
-from lightning_prune.values import as_flag, plain_list
+from lightning_prune.export.coreml.mil import Package, import_coremltools, read_package
+from lightning_prune.export.coreml.proof import Findings, prove_numbers, prove_on_device
+from lightning_prune.export.coreml.result import ExportResult
+from lightning_prune.export.coreml.weights import prove_weights
+from lightning_prune.export.standalone import Standalone, plain_copy, plain_name, submodule_inputs, take_apart, unique
 
 __all__ = ["CoreMLExport", "ExportResult"]
 

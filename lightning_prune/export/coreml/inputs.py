@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.mil import Package
-from lightning_prune.standalone import Standalone
+from lightning_prune.export.coreml.mil import Package
+from lightning_prune.export.standalone import Standalone
 
 __all__ = [
     "FlexibleShapes",

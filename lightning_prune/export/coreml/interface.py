@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_prune.coreml_inputs import Values, is_image
 from lightning_prune.errors import ConfigError, ExportError, did_you_mean
-from lightning_prune.mil import Package
-from lightning_prune.standalone import Standalone, plain_name
+from lightning_prune.export.coreml.inputs import Values, is_image
+from lightning_prune.export.coreml.mil import Package
+from lightning_prune.export.standalone import Standalone, plain_name
 
 __all__ = [
     "check_inputs",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_prune.mil import Constant, Operation, Package
+from lightning_prune.export.coreml.mil import Constant, Operation, Package
 
 __all__ = ["Match", "compare", "find"]
 

@@ -14,13 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_prune.coreml_draws import DRAWS, FAR, call, draw_inputs, fresh_inputs, goes_far, integer_range
-from lightning_prune.coreml_inputs import ProgramInput
-from lightning_prune.coreml_result import ExportedLayer
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import Package
-from lightning_prune.mil_run import Run, run
-from lightning_prune.standalone import Standalone
+from lightning_prune.export.coreml.draws import DRAWS, FAR, call, draw_inputs, fresh_inputs, goes_far, integer_range
+from lightning_prune.export.coreml.inputs import ProgramInput
+from lightning_prune.export.coreml.mil import Package, Run, run
+from lightning_prune.export.coreml.result import ExportedLayer
+from lightning_prune.export.standalone import Standalone
 
 __all__ = [
     "TOLERANCE",

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from lightning_prune.tables import DottedText, literal, new_table
+from lightning_prune.basics import DottedText, literal, new_table
 
 __all__ = ["ExportResult", "ExportedLayer"]
 

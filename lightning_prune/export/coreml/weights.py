@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.coreml_convert import BREAK_EVEN, SPARSE_OPERATIONS
-from lightning_prune.coreml_match import Match, find
-from lightning_prune.coreml_proof import Findings
-from lightning_prune.coreml_result import ExportedLayer
-from lightning_prune.dataflow import Meetings, watch
 from lightning_prune.errors import ExportError
-from lightning_prune.mil import Constant, Package
-from lightning_prune.standalone import Standalone, kept_buffers
+from lightning_prune.export.coreml.conversion import BREAK_EVEN, SPARSE_OPERATIONS
+from lightning_prune.export.coreml.dataflow import Meetings, watch
+from lightning_prune.export.coreml.match import Match, find
+from lightning_prune.export.coreml.mil import Constant, Package
+from lightning_prune.export.coreml.proof import Findings
+from lightning_prune.export.coreml.result import ExportedLayer
+from lightning_prune.export.standalone import Standalone, kept_buffers
 
 __all__ = ["prove_weights"]
 

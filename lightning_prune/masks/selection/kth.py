@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_prune.magnitudes import WORD, Array, as_fast_to_compare
+from lightning_prune.masks.selection.magnitudes import WORD, Array, as_fast_to_compare
 
 __all__ = ["bracket", "kth_largest", "ranked"]
 
@@ -32,7 +32,7 @@ def kth_largest(keys: Array, rank: int) -> int:
     """The ``rank``-th largest of a flat array of keys, counted from 1.
 
     Args:
-        keys: Magnitudes as integers (see :mod:`lightning_prune.magnitudes`), in no order, up to ``2**31`` of them.
+        keys: Magnitudes as integers (see :func:`magnitude_keys`), in no order, up to ``2**31`` of them.
             Negative ones rank below all magnitudes.
         rank: From 1, the largest, to the number of magnitudes. None of them is NaN.
 

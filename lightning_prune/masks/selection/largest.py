@@ -1,7 +1,7 @@
 """Exact selection of the largest magnitudes, at memory speed.
 
-Two engines give the same masks, bit for bit: one scan for CPU tensors (:mod:`lightning_prune.scan`), and counting for
-other devices and for shards held by several processes (:mod:`lightning_prune.radix`).
+Two engines give the same masks, bit for bit: one scan for CPU tensors (``scan``), and counting for
+other devices and for shards held by several processes (:mod:`lightning_prune.masks.selection.radix`).
 
 Ties are resolved by position: among equal magnitudes the first in row-major order of the indices is kept, whatever the
 memory format, and those of an earlier tensor before those of a later one.
@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.magnitudes import mark_changed, mask_to_write
-from lightning_prune.radix import RadixSelection
-from lightning_prune.rounds import Reduce, Rounds, alone
-from lightning_prune.scan import FEW, Scan, keep_few
-from lightning_prune.sharding import Shard
+from lightning_prune.masks.selection.magnitudes import mark_changed, mask_to_write
+from lightning_prune.masks.selection.radix import RadixSelection
+from lightning_prune.masks.selection.scan import FEW, Scan, keep_few
+from lightning_prune.sharding import Reduce, Rounds, Shard, alone
 
 __all__ = [
     "Reduce",

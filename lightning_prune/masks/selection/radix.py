@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.magnitudes import FORMATS, holds_nan, magnitude_keys, nan_error
-from lightning_prune.rounds import Rounds
-from lightning_prune.sharding import Shard
+from lightning_prune.masks.selection.magnitudes import FORMATS, holds_nan, magnitude_keys, nan_error
+from lightning_prune.sharding import Rounds, Shard
 
 __all__ = ["RadixSelection"]
 

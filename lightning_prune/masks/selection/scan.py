@@ -10,11 +10,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.kth import bracket, kth_largest
-from lightning_prune.magnitudes import FORMATS, WORD, Array, FlatPair, Guard, as_fast_to_compare, clear_signs
-from lightning_prune.radix import RadixSelection
-from lightning_prune.rounds import alone
-from lightning_prune.sharding import Shard
+from lightning_prune.masks.selection.kth import bracket, kth_largest
+from lightning_prune.masks.selection.magnitudes import (
+    FORMATS,
+    WORD,
+    Array,
+    FlatPair,
+    Guard,
+    as_fast_to_compare,
+    clear_signs,
+)
+from lightning_prune.masks.selection.radix import RadixSelection
+from lightning_prune.sharding import Shard, alone
 
 __all__ = ["FEW", "Scan", "keep_few", "largest_of_few"]
 

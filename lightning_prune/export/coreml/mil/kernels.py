@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_prune import mil_recurrent, mil_shapes, mil_windows
-from lightning_prune.mil_shapes import dims, ints, number
+from lightning_prune.export.coreml.mil import recurrent as mil_recurrent
+from lightning_prune.export.coreml.mil import shapes as mil_shapes
+from lightning_prune.export.coreml.mil import windows as mil_windows
+from lightning_prune.export.coreml.mil.shapes import dims, ints, number
 
 __all__ = ["KERNELS", "TUPLE_INPUTS"]
 

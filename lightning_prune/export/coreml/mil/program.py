@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_prune.errors import ExportError
-from lightning_prune.mil_files import PackageFiles
-from lightning_prune.mil_values import BITS, Stored, blob_nbytes, data_type, decode, step_name, unfold
+from lightning_prune.export.coreml.mil.files import PackageFiles
+from lightning_prune.export.coreml.mil.values import BITS, Stored, blob_nbytes, data_type, decode, step_name, unfold
 
 __all__ = ["Block", "Constant", "Operation", "Package", "import_coremltools", "read_functions", "read_package"]
 

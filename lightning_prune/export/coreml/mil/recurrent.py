@@ -1,6 +1,6 @@
 """Recurrent operations of Core ML programs: LSTM, GRU and the plain one.
 
-See :mod:`lightning_prune.mil_kernels`.
+See :mod:`lightning_prune.export.coreml.mil.kernels`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_prune.mil_shapes import CannotRun
+from lightning_prune.export.coreml.mil.shapes import CannotRun
 
 __all__ = ["gru", "lstm", "rnn"]
 

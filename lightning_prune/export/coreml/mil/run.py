@@ -1,7 +1,7 @@
 """Run the program of a saved package on torch kernels, on any system.
 
 Core ML itself runs on macOS only. Here the operations that lie in the package are executed one by one with
-:mod:`lightning_prune.mil_kernels`, on the weights that lie in the package. What cannot be executed is named, and so is
+``kernels``, on the weights that lie there. What cannot be executed is named, and so is
 what depends on it; it is never taken as right.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_prune.mil import Block, Operation, Package
-from lightning_prune.mil_kernels import KERNELS, TUPLE_INPUTS
-from lightning_prune.mil_shapes import CannotRun
+from lightning_prune.export.coreml.mil.kernels import KERNELS, TUPLE_INPUTS
+from lightning_prune.export.coreml.mil.program import Block, Operation, Package
+from lightning_prune.export.coreml.mil.shapes import CannotRun
 
 __all__ = ["Run", "run"]
 
@@ -63,7 +63,7 @@ def run(
     """Execute a package's program.
 
     Args:
-        package: As read by :func:`lightning_prune.mil.read_package`.
+        package: As read by :func:`lightning_prune.export.coreml.mil.program.read_package`.
         inputs: One tensor for each input of the program; floating point ones are taken as float32.
         constants: Arrays to use instead of constants of the package, by name.
         states: What the last call left. Default: zeros, with which Core ML begins.

@@ -1,6 +1,6 @@
 """Operations of Core ML programs that move values without computing: shapes, slices, picking and placing.
 
-See :mod:`lightning_prune.mil_kernels`.
+See :mod:`lightning_prune.export.coreml.mil.kernels`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Operations of Core ML programs that look at neighbourhoods: convolution, pooling, padding, resizing.
 
-See :mod:`lightning_prune.mil_kernels`.
+See :mod:`lightning_prune.export.coreml.mil.kernels`.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_prune.mil_shapes import CannotRun, ints, number
+from lightning_prune.export.coreml.mil.shapes import CannotRun, ints, number
 
 __all__ = [
     "avg_pool",

@@ -1,0 +1,52 @@
+"""Small things that every room uses: tables, paths, names of classes, values of users."""
+
+from __future__ import annotations
+
+from lightning_prune.basics.class_names import is_a
+from lightning_prune.basics.files import put_in_place, recover, writing_to
+from lightning_prune.basics.locks import check_lock, lock, unlock, unlocked_state
+from lightning_prune.basics.matching import check_pattern, fullmatch
+from lightning_prune.basics.paths import home
+from lightning_prune.basics.tables import DottedText, as_text, literal, new_table, printable
+from lightning_prune.basics.tensor_files import check_claims, has_values, is_plain, load_tensors
+from lightning_prune.basics.values import (
+    as_flag,
+    as_fraction,
+    as_whole,
+    plain_list,
+    plain_number,
+    plain_text,
+    yaml_hint,
+)
+from lightning_prune.basics.yaml_text import load_yaml
+
+__all__ = [
+    "DottedText",
+    "as_flag",
+    "as_fraction",
+    "as_text",
+    "as_whole",
+    "check_claims",
+    "check_lock",
+    "check_pattern",
+    "fullmatch",
+    "has_values",
+    "home",
+    "is_a",
+    "is_plain",
+    "literal",
+    "load_tensors",
+    "load_yaml",
+    "lock",
+    "new_table",
+    "plain_list",
+    "plain_number",
+    "plain_text",
+    "printable",
+    "put_in_place",
+    "recover",
+    "unlock",
+    "unlocked_state",
+    "writing_to",
+    "yaml_hint",
+]

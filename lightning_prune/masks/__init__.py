@@ -1,0 +1,45 @@
+"""Weight, structure and count become a mask. Pure functions of tensors: no configuration, no module."""
+
+from __future__ import annotations
+
+from lightning_prune.masks.compute import Granularity, compute_mask, magnitude_mask, mask_shape
+from lightning_prune.masks.n_m import n_m_mask
+from lightning_prune.masks.selection import FORMATS, holds_nan, pruned_count
+from lightning_prune.masks.shards import compute_shard_mask, gather_state, present_zero_groups, whole_rows, zero_groups
+from lightning_prune.masks.spreads import (
+    Bound,
+    default_maximum,
+    erdos_renyi_kernel_zeros,
+    global_zeros,
+    rank_together,
+    uniform_zeros,
+)
+from lightning_prune.masks.zeros import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
+
+__all__ = [
+    "Bound",
+    "FORMATS",
+    "Granularity",
+    "compute_mask",
+    "compute_shard_mask",
+    "count_zeros",
+    "default_maximum",
+    "erdos_renyi_kernel_zeros",
+    "gather_state",
+    "global_zeros",
+    "holds_nan",
+    "magnitude_mask",
+    "mask_shape",
+    "n_m_groups",
+    "n_m_mask",
+    "present_zero_groups",
+    "pruned_count",
+    "rank_together",
+    "uniform_zeros",
+    "whole_rows",
+    "zero_blocks",
+    "zero_channels",
+    "zero_counts",
+    "zero_groups",
+    "zero_kernels",
+]

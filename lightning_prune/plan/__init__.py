@@ -1,0 +1,51 @@
+"""A configuration meets a model: what is pruned, by which rule, and why the rest is not."""
+
+from __future__ import annotations
+
+from lightning_prune.plan.patterns import dense_advice, exact_pattern, shared_patterns
+from lightning_prune.plan.planning import (
+    SUPPORTED_MODULES,
+    Owner,
+    PrunedParameter,
+    PruningPlan,
+    SkippedModule,
+    is_compiled,
+    plan_pruning,
+    uncompiled_name,
+)
+from lightning_prune.plan.reach import warn_of_dense
+from lightning_prune.plan.weight_norm import (
+    computed_weights,
+    copy_module,
+    fill_zero_rows,
+    normed_names,
+    normed_weight,
+    prune_normed,
+    recompute_weights,
+    row_axis,
+    split_mask,
+)
+
+__all__ = [
+    "Owner",
+    "PrunedParameter",
+    "PruningPlan",
+    "SUPPORTED_MODULES",
+    "SkippedModule",
+    "computed_weights",
+    "copy_module",
+    "dense_advice",
+    "exact_pattern",
+    "fill_zero_rows",
+    "is_compiled",
+    "normed_names",
+    "normed_weight",
+    "plan_pruning",
+    "prune_normed",
+    "recompute_weights",
+    "row_axis",
+    "shared_patterns",
+    "split_mask",
+    "uncompiled_name",
+    "warn_of_dense",
+]

@@ -1,0 +1,31 @@
+"""Who holds what where several processes hold one weight: boxes, rounds of collectives, comparing replicas."""
+
+from __future__ import annotations
+
+from lightning_prune.sharding.rounds import Reduce, Rounds, alone
+from lightning_prune.sharding.shardings import (
+    Box,
+    Shard,
+    Sharding,
+    find_shardings,
+    is_sharded,
+    local_part,
+    require_same,
+    reshard_model,
+    run_together,
+)
+
+__all__ = [
+    "Box",
+    "Reduce",
+    "Rounds",
+    "Shard",
+    "Sharding",
+    "alone",
+    "find_shardings",
+    "is_sharded",
+    "local_part",
+    "require_same",
+    "reshard_model",
+    "run_together",
+]
