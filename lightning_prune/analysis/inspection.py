@@ -218,7 +218,8 @@ def _countable(found: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor],
     left = [name for name, one in tensors.items() if not (is_plain(one) and _has_zeros(one.dtype))]
     why = "sparse, quantized, without values or of a type that torch cannot compare"
     notes = [f"Not looked into: {first_names(left)} ({why})."] if left else []
-    return {name: one for name, one in tensors.items() if name not in left}, notes
+    # as plain numbers: a tensor may say that its numbers are to be read with the other sign, or conjugate
+    return {name: one.resolve_conj().resolve_neg() for name, one in tensors.items() if name not in left}, notes
 
 
 def _has_zeros(dtype: torch.dtype) -> bool:

@@ -25,6 +25,7 @@ import lightning_prune
 from lightning_prune.analysis import Method
 from lightning_prune.basics import home, new_table, printable
 from lightning_prune.errors import CheckpointError, ConfigError, PruningError, first_names, one_line, shown
+from lightning_prune.pruner import MOST_STEPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -413,10 +414,12 @@ def _run_plot(options: argparse.Namespace, out: Console) -> int:
 def _draw_log(options: argparse.Namespace) -> Figure:
     from lightning_prune.analysis import plot_sparsity
 
+    if options.file.exists() and not options.file.is_file():  # a device has no end
+        raise CheckpointError(f"{options.file} is no file. Give the metrics.csv of a CSVLogger.")
     try:
         with options.file.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row.get("sparsity/global") and row.get("step")]
-        steps = [int(row["step"]) for row in rows]
+        steps = [_step(row["step"]) for row in rows]
         names = [name for name in (rows[0] if rows else ()) if name and name.startswith("sparsity/")]
         names = [name for name in names if options.layers or name == "sparsity/global"]
         curves = {name.removeprefix("sparsity/"): [float(row[name] or "nan") for row in rows] for name in names}
@@ -425,6 +428,13 @@ def _draw_log(options: argparse.Namespace) -> Figure:
     if not rows:
         raise CheckpointError(f"{options.file} has no rows with sparsity/global. Give the metrics.csv of a CSVLogger.")
     return plot_sparsity(steps, curves)
+
+
+def _step(text: str) -> int:
+    step = int(text)
+    if not 0 <= step <= MOST_STEPS:
+        raise ValueError(f"step must be a whole number from 0 to {MOST_STEPS}, got {shown(step)}")
+    return step
 
 
 def _draw_layers(options: argparse.Namespace) -> Figure:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.analysis import read_checkpoint, read_tensors
-from lightning_prune.errors import CheckpointError, ConfigError, did_you_mean, one_line, shown
+from lightning_prune.errors import CheckpointError, ConfigError, did_you_mean, first_names, one_line, shown
 from lightning_prune.plan import uncompiled_name
 
 __all__ = ["load_model"]
@@ -61,14 +61,15 @@ def _find(spec: str) -> Any:
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # a module may raise anything when it is imported
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         raise ConfigError(
-            f"The module {shown(module_name)} of {shown(spec)} cannot be imported: {one_line(error)}."
+            f"The module {shown(module_name)} of {shown(spec)} cannot be imported: {kind}{one_line(error)}."
         ) from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            known = [key for key in vars(found) if not key.startswith("_")]
+            known = [key for key in dir(found) if not key.startswith("_")]
             raise ConfigError(f"{shown(module_name)} has no {shown(name)}.{did_you_mean(part, known)}")
         found = getattr(found, part)
     return found
@@ -126,7 +127,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     missing, surplus = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
     other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     problems = [
-        f"{text} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        f"{text} {first_names(names, most=4)}"
         for text, names in (
             ("it lacks", missing),
             ("it has, but the model has not,", surplus),

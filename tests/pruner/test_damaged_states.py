@@ -9,11 +9,13 @@ import zlib
 
 import pytest
 import torch
+from lightning_prune.checkpoint import parse_state
 from torch import nn
 
 from lightning_prune import CheckpointError, ConstantSparsityScheduler, MagnitudePruner, PruningScheduler
 from lightning_prune.errors import shown
 from lightning_prune.schedules import TrainingRun
+from lightning_prune.sharding import Box
 
 RULES = {
     "global_config": {"scheduler": {"begin": 0.2, "end": 0.8, "frequency": 2}, "target_sparsity": 0.75},
@@ -259,3 +261,27 @@ def test_a_run_of_a_thousand_million_steps_is_caught_up_at_once():
     pruner.fast_forward(10**9)
     assert pruner.is_at_target
     assert not any(mask.all() for mask in pruner.masks().values())
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_process_that_holds_a_part_of_each_weight_refuses_the_same_states(allow):
+    good = prepared(steps=5)[1].state_dict()
+    plans = list(prepared(config=OTHER if allow else RULES)[1].plan)
+    boxes = [Box((1, *(0 for _ in one.shape[1:])), (3, *one.shape[1:])) for one in plans]
+
+    def parse(state):
+        return parse_state(state, plans, scope="layer", boxes=boxes, allow_config_change=allow)
+
+    step_count, states = parse(good)
+    assert step_count == 5
+    for one, box in zip(states, boxes, strict=True):
+        assert len(one.pruned_values) == int((one.mask.expand(box.shape) == 0).sum())
+    accepted = []
+    for what, state in damages(good):
+        try:
+            parse(state)
+        except CheckpointError:
+            continue
+        accepted.append(what)
+    ignored = ("scope", "rule=", "schedule=") if allow else ()
+    assert not [what for what in accepted if not any(one in what for one in (*HARMLESS, *ignored))]
