@@ -261,7 +261,7 @@ def test_what_is_excluded_is_a_list(exclude):
 def test_patterns_bound_several_layers():
     spread = allocate(net(), 0.6, maximum={"[02]": 0.25})
     assert spread.sparsities["0"] == spread.sparsities["2"] == 0.25
-    assert spread.__rich__().caption == "2,241 of 3,736 weights are zero (59.9839%)."
+    assert str(spread.__rich__().caption) == "2,241 of 3,736 weights are zero (59.9839%)."
 
 
 GLOBAL = {"global_config": {"scheduler": {"update_steps": [1, 2, 3, 4]}, "target_sparsity": 0.6}}

@@ -661,12 +661,13 @@ def sharded_export_and_hook(folder):
         trainer = make_trainer(folder, callbacks=[callback], strategy=strategy, devices=2, max_epochs=1)
         try:
             trainer.fit(kind(), make_loader(2))
+            messages.append("; ".join(one.reason for one in callback.pruner.plan.skipped))
         except ConfigError as error:
             messages.append(str(error))
     return messages
 
 
-def test_what_cannot_be_done_with_shards_is_refused_before_training(tmp_path):
+def test_what_cannot_be_done_with_shards_is_refused_or_left_dense(tmp_path):
     pytest.importorskip("coremltools")
     for export, hook, norm in launch(sharded_export_and_hook, 2, tmp_path):
         assert export.startswith("export needs the whole model in one process")
