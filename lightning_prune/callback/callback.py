@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,7 +30,16 @@ from lightning_prune.callback.monitors import TargetGate, check_gate
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.callback.timeline import Timeline
 from lightning_prune.config import MagnitudePrunerConfig, load_config
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, shown
+from lightning_prune.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    LifecycleError,
+    PruningError,
+    did_you_mean,
+    one_line,
+    shown,
+)
 from lightning_prune.export import CoreMLExport, ExportResult
 from lightning_prune.masking import ForeignWeights, Masking
 from lightning_prune.plan import PruningPlan, plan_pruning
@@ -39,9 +50,10 @@ __all__ = ["MagnitudePruningCallback"]
 
 _MOST_MISSED = 10**6  # optimizer steps in a batch that a checkpoint was saved in; each is made up for
 _FITTING = (
-    "the fit has begun, and keeps the configuration that it began with. Change it when the fit is over, or stop, "
+    "the fit has begun, and keeps what it began with. Change it when the fit is over, or stop, "
     "change it, and resume from a checkpoint with allow_config_change=True."
 )
+_FIXED = ("config", "masking", "scope", "keep_zeros", "best_at_target", "allow_untested")  # read when a fit begins
 _TIMELINE, _GATE = "timeline", "gate"  # keys in the state of the callback, beside those of the pruner's
 
 
@@ -59,8 +71,9 @@ class MagnitudePruningCallback(Callback):
             ``weight_orig`` and ``weight_mask``, as Core ML Tools does; checkpoints have plain names either way.
         scope: What is ranked together at an update: ``"layer"``, each layer by itself, or ``"global"``, the weights of
             all layers, so that layers of small weights become sparser than others.
-        export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.export.CoreMLExport`, or a path.
-            A failing export never costs the trained model: it is finalized, and ``export_error`` says what happened.
+        export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.export.CoreMLExport`, a dict of
+            its arguments, or a path. A failing export never costs the trained model: it is finalized, and
+            ``export_error`` says what happened.
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
         keep_zeros: Start a weight that has zeros already, from an earlier pruning, at their share and keep them, where
@@ -77,7 +90,8 @@ class MagnitudePruningCallback(Callback):
 
     Attributes:
         config: The configuration, a :class:`~lightning_prune.config.MagnitudePrunerConfig`: a copy of what was given.
-            It can be changed, but not while a fit runs.
+            It can be changed, but not while a fit runs; nor can then the other arguments that a fit reads when it
+            begins.
         pruner: The :class:`~lightning_prune.pruner.MagnitudePruner` of the current or last fit; None before.
         export_result: What was exported at the end of fit, or None.
         export_error: The error of a failed export, or None.
@@ -109,7 +123,7 @@ class MagnitudePruningCallback(Callback):
         *,
         masking: Masking = "resident",
         scope: Scope = "layer",
-        export: CoreMLExport | str | os.PathLike[str] | None = None,
+        export: CoreMLExport | dict[str, Any] | object | None = None,
         log_layers: bool = True,
         prog_bar: bool = True,
         keep_zeros: bool = True,
@@ -125,7 +139,7 @@ class MagnitudePruningCallback(Callback):
         try:
             check_choices(masking, scope)
             self.config = config
-            self.export = _as_export(export)
+            self.export = _load_export(export)
         except ConfigError as error:
             if builder() != "jsonargparse":
                 raise
@@ -158,6 +172,12 @@ class MagnitudePruningCallback(Callback):
         # what the last fit left, until this one trains
         self._before: tuple[MagnitudePruner | None, dict[str, Any]] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a value, unless a fit runs that has read it already: the change would do nothing, and say nothing."""
+        if name in _FIXED and "_config" in self.__dict__:
+            check_lock(self._config, name)
+        super().__setattr__(name, value)
+
     @property
     def config(self) -> MagnitudePrunerConfig:
         """What to prune and how; a new one is taken in any form that the constructor takes."""
@@ -167,8 +187,6 @@ class MagnitudePruningCallback(Callback):
 
     @config.setter
     def config(self, config: object) -> None:
-        if "_config" in self.__dict__:
-            check_lock(self._config, "config")
         self._config = load_config(config)
 
     def plan(self, model: nn.Module) -> PruningPlan:
@@ -367,6 +385,7 @@ class MagnitudePruningCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
+        unlock(self.config)
         if self._before is not None and not self._is_training:
             if self.pruner is not None and self.pruner.is_prepared:
                 self.pruner.undo()
@@ -467,8 +486,8 @@ class MagnitudePruningCallback(Callback):
 
     def _finish(self, trainer: Trainer, *, is_failed: bool = False) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
-        self._forget_foreign()
         unlock(self.config)
+        self._forget_foreign()
         if self._last_layer is not None:
             self._last_layer.close()
             self._last_layer = None
@@ -523,12 +542,28 @@ class MagnitudePruningCallback(Callback):
         return self.pruner
 
 
-def _as_export(export: Any) -> CoreMLExport | None:
+def _load_export(export: Any) -> CoreMLExport | None:
+    """Read an export in any form that a user may hold."""
+    if isinstance(export, (CoreMLExport, type(None))):
+        return export
     if isinstance(export, (str, os.PathLike)):
         return CoreMLExport(export)
-    if not isinstance(export, (CoreMLExport, type(None))):
-        raise ConfigError(f"export must be a CoreMLExport, a path or None, got {export!r}.")
-    return export
+    if type(export).__module__.startswith("jsonargparse.") and hasattr(export, "as_dict"):
+        return _load_export(export.as_dict())  # what LightningCLI could not build: the error says why
+    if not isinstance(export, Mapping):
+        raise ConfigError(f"export must be a CoreMLExport, a path or None, got {shown(export)}.")
+    if "class_path" in export and set(export) <= {"class_path", "init_args"}:  # as LightningCLI writes
+        if str(export["class_path"]).rpartition(".")[2] != CoreMLExport.__name__:
+            raise ConfigError(f"class_path of an export must be CoreMLExport, got {shown(export['class_path'])}.")
+        return _load_export(export["init_args"] if export.get("init_args") else {})
+    known = [entry.name for entry in fields(CoreMLExport)]
+    for key in export:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f" Known are {', '.join(known)}."
+            raise ConfigError(f"export.{one_line(key)} is not a known key.{hint}")
+    if "path" not in export:
+        raise ConfigError('export.path is missing. Write where the package goes: {"path": "model.mlpackage"}.')
+    return CoreMLExport(**export)
 
 
 def _show(renderable: RenderableType) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_prune.basics import is_a
-from lightning_prune.errors import CheckpointError
+from lightning_prune.errors import CheckpointError, shown
 
 __all__ = ["TargetGate", "check_gate"]
 
@@ -36,10 +36,13 @@ class TargetGate:
     def __init__(self, trainer: Any, state: Mapping[str, Any] | None = None) -> None:
         self.is_done = False
         self._opened_in: int | None = None  # the epoch
+        self._freed: set[int] = set()  # places of schedules in the Trainer's list
+        self._old_scores: dict[str, float] = {}  # what schedules would be shown that was logged before the last update
         self._is_validated = False
         self._held: list[Any] = []
         if state is not None:
             self._opened_in, self._is_validated = state["opened_in"], state["is_validated"]
+            self._freed = set(state["freed"])
             return
         self._held = [one for one in _find(trainer, "EarlyStopping") if hasattr(one, _CHECK)]
         for stopper in self._held:
@@ -55,24 +58,28 @@ class TargetGate:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know of an open gate, to forget when this one would have."""
-        return {"opened_in": self._opened_in, "is_validated": self._is_validated}
+        return {"opened_in": self._opened_in, "is_validated": self._is_validated, "freed": sorted(self._freed)}
 
     def hold(self, trainer: Any) -> None:
         """Call after each batch until all is done: a ReduceLROnPlateau that knows no best score lowers nothing.
 
         Lightning steps it once between two batches, and whatever score it is shown is the best that it knows. It is
-        not wrapped: what hangs on it is saved in checkpoints. It is held until the epoch of the last update is over,
-        whose means are of both networks, and until a validation has replaced what was logged before.
+        not wrapped: what hangs on it is saved in checkpoints. One that looks once an epoch is held until the epoch of
+        the last update is over, whose means are of both networks, and until a validation has replaced what was logged
+        before. One that looks at steps is held until its score is another one than at the last update.
         """
-        _forget_plateaus(trainer)
+        self._forget_plateaus(trainer)
         is_over = self._opened_in is not None and trainer.current_epoch > self._opened_in
         self.is_done = is_over and (self._is_validated or not trainer.enable_validation)
+        if self.is_open:
+            self._freed |= {place for place, one in _steppers(trainer) if self._has_new_score(trainer, one.monitor)}
 
     def start_validation(self, trainer: Any) -> None:
         """Call when a validation starts: at the target its score is the first."""
         if self.is_open:
-            _forget_plateaus(trainer)
+            self._forget_plateaus(trainer)
             self._is_validated = True
+            self._freed |= {place for place, _ in _steppers(trainer)}
 
     def close(self) -> None:
         """Call if the run ends before its last update: leaves no trace."""
@@ -91,7 +98,12 @@ class TargetGate:
         """
         self.close()
         self._opened_in = trainer.current_epoch
-        _forget_plateaus(trainer)
+        self._old_scores = {
+            config.monitor: float(trainer.callback_metrics[config.monitor])
+            for config in trainer.lr_scheduler_configs
+            if config.monitor in trainer.callback_metrics
+        }
+        self._forget_plateaus(trainer)
         for stopper in _find(trainer, "EarlyStopping"):
             stopper.wait_count = 0
             stopper.stopped_epoch = 0
@@ -107,6 +119,17 @@ class TargetGate:
             saver.kth_value = torch.tensor(torch.inf if saver.mode == "min" else -torch.inf)
         return forgotten
 
+    def _forget_plateaus(self, trainer: Any) -> None:
+        for place, config in enumerate(trainer.lr_scheduler_configs):
+            if place not in self._freed:
+                for plateau in _plateaus(config.scheduler):
+                    plateau.best = plateau.mode_worse
+                    plateau.num_bad_epochs = 0
+
+    def _has_new_score(self, trainer: Any, monitor: str) -> bool:
+        score = trainer.callback_metrics.get(monitor)
+        return score is not None and float(score) != self._old_scores.get(monitor)
+
 
 def check_gate(state: Any) -> Mapping[str, Any] | None:
     """Check the state of an open gate, or None where there was none.
@@ -118,7 +141,10 @@ def check_gate(state: Any) -> Mapping[str, Any] | None:
         return None
     if not isinstance(state, Mapping) or type(state.get("opened_in")) is not int or "is_validated" not in state:
         raise CheckpointError("The state of the monitors is damaged: it must hold the epoch in which they were freed.")
-    return {"opened_in": state["opened_in"], "is_validated": bool(state["is_validated"])}
+    freed = state.get("freed", [])
+    if not isinstance(freed, (list, tuple)) or any(type(place) is not int for place in freed):
+        raise CheckpointError(f"The state of the monitors is damaged: freed must be whole numbers, got {shown(freed)}.")
+    return {"opened_in": state["opened_in"], "is_validated": bool(state["is_validated"]), "freed": list(freed)}
 
 
 class _Held:
@@ -142,11 +168,9 @@ def _is_lost(stopper: Any, trainer: Any) -> bool:
     return bool(stopper.check_finite and current is not None and not torch.isfinite(current))
 
 
-def _forget_plateaus(trainer: Any) -> None:
-    for config in trainer.lr_scheduler_configs:
-        for plateau in _plateaus(config.scheduler):
-            plateau.best = plateau.mode_worse
-            plateau.num_bad_epochs = 0
+def _steppers(trainer: Any) -> Iterator[tuple[int, Any]]:
+    """What the Trainer holds of each schedule that looks at steps, and its place in the Trainer's list."""
+    yield from (item for item in enumerate(trainer.lr_scheduler_configs) if item[1].interval == "step")
 
 
 def _plateaus(scheduler: object, seen: frozenset[int] = frozenset()) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,64 @@ def test_a_configuration_cannot_be_changed_amid_a_fit_and_can_after_it(tmp_path,
     model, _ = fit(tmp_path, callback)
     rule = callback.config.get_module_config("fc1", model.fc1)
     assert sparsity_of(model.fc1.weight) == pytest.approx(0.0 if rule is None else rule.target_sparsity, abs=0.01)
+
+
+FIXED = {
+    "masking": "hook",
+    "scope": "global",
+    "keep_zeros": False,
+    "best_at_target": False,
+    "allow_untested": True,
+}
+
+
+@pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_end", "on_train_end"])
+def test_what_a_fit_has_read_cannot_be_set_while_it_runs_and_can_whatever_its_ending(tmp_path, hook, ending):
+    class Sets(ToyModule):
+        refused: list[str] = []
+
+    def change(*_):
+        for name, value in FIXED.items():
+            with pytest.raises(ConfigError, match=rf"^{name} cannot be changed now: the fit has begun.* fit is over"):
+                setattr(callback, name, value)
+            assert getattr(callback, name) != value
+            Sets.refused.append(name)
+        callback.log_layers, callback.show_plan = False, False  # these are read whenever something is logged
+        if ending is not None:
+            raise ending("stop")
+
+    setattr(Sets, hook, change)
+    callback = MagnitudePruningCallback(POLYNOMIAL, show_plan=False)
+    trainer = make_trainer(tmp_path, callbacks=[callback], max_epochs=1)
+    with nullcontext() if ending is None else pytest.raises((ending, SystemExit)):
+        trainer.fit(Sets(), make_loader())
+    assert set(Sets.refused) == set(FIXED)
+    for name, value in FIXED.items():
+        setattr(callback, name, value)
+    model, _ = fit(tmp_path, callback)
+    sparsities = {round(sparsity_of(one.weight), 2) for one in (model.fc1, model.fc2)}
+    assert len(sparsities) == 2, "the scope is global now"
+
+
+@pytest.mark.parametrize("can_undo", [True, False])
+def test_a_fit_that_fails_before_it_trains_unlocks_the_callback(tmp_path, can_undo):
+    class Fails(ToyModule):
+        def on_fit_start(self):
+            with pytest.raises(ConfigError, match="scope cannot be changed now"):
+                callback.scope = "global"
+            if not can_undo:
+                callback.pruner.undo = self.on_train_start
+            raise RuntimeError("stop")
+
+        def on_train_start(self):
+            raise RuntimeError("no way back")
+
+    callback = MagnitudePruningCallback(POLYNOMIAL, show_plan=False)
+    with pytest.raises(RuntimeError, match="stop" if can_undo else "no way back"):
+        make_trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(Fails(), make_loader(2))
+    callback.scope = "global"
+    callback.config = {"global_config": {"target_sparsity": 0.25}}
 
 
 def test_a_copy_of_a_locked_configuration_can_be_changed_and_saved(tmp_path):

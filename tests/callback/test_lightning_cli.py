@@ -5,7 +5,7 @@ import yaml
 from conftest import ToyModule
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_prune import ConfigError, MagnitudePruningCallback
+from lightning_prune import ConfigError, CoreMLExport, MagnitudePruningCallback
 
 RULES = {
     "global_config": {"scheduler": {"begin": 0.1, "end": 0.6}, "target_sparsity": 0.75},
@@ -71,6 +71,23 @@ class Named(MagnitudePruningCallback):
             {"export": {"class_path": "lightning_prune.CoreMLExport", "init_args": {"path": "a.onnx"}}},
             "export.path must",
         ),
+        ({"export": {"path": "net.txt"}}, "export.path must end in .mlpackage, got 'net.txt'"),
+        ({"export": {"path": "a.mlpackage", "compression": "int9"}}, "export.compression must be"),
+        (
+            {
+                "export": {
+                    "class_path": "lightning_prune.CoreMLExport",
+                    "init_args": {"path": "a.mlpackage", "compression": "int9"},
+                }
+            },
+            "export.compression must be",
+        ),
+        ({"export": {"path": "a.mlpackage", "overwrite": "maybe"}}, "export.overwrite must be True or False"),
+        ({"export": {"path": "a.mlpackage", "frontend": "onnx"}}, "export.frontend must be"),
+        ({"export": {"path": "a.mlpackage", "compresion": "int8"}}, "export.compresion is not a known key. Did you"),
+        ({"export": {"compression": "int8"}}, "export.path must be a path that ends in .mlpackage, got None"),
+        ({"export": {"class_path": "no.such.Thing", "init_args": {}}}, "class_path of an export must be CoreMLExport"),
+        ({"export": 3}, "export must be a CoreMLExport, a path or None, got 3"),
     ],
 )
 def test_an_error_of_a_configuration_is_the_last_thing_that_the_user_reads(tmp_path, arguments, message):
@@ -82,6 +99,31 @@ def test_an_error_of_a_configuration_is_the_last_thing_that_the_user_reads(tmp_p
         LightningCLI(ToyModule, run=False, args=["--config", str(path)], save_config_callback=None)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+    assert "Namespace" not in str(caught.value)
+
+
+def parse_export(tmp_path, export, *arguments: str) -> CoreMLExport | None:
+    path = tmp_path / "run.yaml"
+    callbacks = [{"class_path": CALLBACK, "init_args": {"config": RULES, "export": export}}]
+    path.write_text(yaml.safe_dump({"trainer": {"logger": False, "accelerator": "cpu", "callbacks": callbacks}}))
+    cli = LightningCLI(ToyModule, run=False, args=["--config", str(path), *arguments], save_config_callback=None)
+    return next(one for one in cli.trainer.callbacks if isinstance(one, MagnitudePruningCallback)).export
+
+
+def test_an_export_may_be_a_path_a_dict_or_a_class(tmp_path):
+    path = str(tmp_path / "net.mlpackage")
+    values = {"path": path, "compute_precision": "float32", "output_names": ["digit"], "overwrite": False}
+    expected = CoreMLExport(**values)
+    assert parse_export(tmp_path, values) == expected
+    assert parse_export(tmp_path, {"class_path": "lightning_prune.CoreMLExport", "init_args": values}) == expected
+    assert MagnitudePruningCallback(RULES, export=values).export == expected
+    with pytest.raises(ConfigError, match=r"export.path is missing. Write where"):
+        MagnitudePruningCallback(RULES, export={"compression": "int8"})
+    assert parse_export(tmp_path, path) == CoreMLExport(path)
+    assert parse_export(tmp_path, None) is None
+    assert parse_export(tmp_path, None, f"--trainer.callbacks.export={path}") == CoreMLExport(path)
+    changed = parse_export(tmp_path, values, "--trainer.callbacks.export.compute_precision=float16")
+    assert changed == CoreMLExport(**{**values, "compute_precision": "float16"})
 
 
 def test_a_subclass_of_the_callback_has_the_last_word_too(tmp_path):

@@ -633,6 +633,56 @@ def test_a_plateau_is_held_before_the_target_and_falls_after_it_by_its_patience(
     assert model.rates == pytest.approx([0.1] * 7 + [0.01] * 2)
 
 
+class WorseSteps(Plateaus):
+    """Its score gets worse with every step, and is shown to its schedule at every step."""
+
+    def __init__(self, make=ReduceLROnPlateau):
+        super().__init__(lambda optimizer: make(optimizer, patience=1), interval="step")
+
+    def training_step(self, batch, batch_idx):
+        self.log("score", float(self.trainer.global_step))
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def on_train_batch_start(self, *_):
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+
+
+def test_a_plateau_that_looks_at_steps_falls_in_the_epoch_of_the_last_update(tmp_path):
+    model = WorseSteps()
+    fit_plateau(tmp_path, model, max_epochs=1, batches=14)
+    # the last update is after the 8th step, so that the score of the 9th is the best, and the next two are worse
+    assert model.rates[:14] == pytest.approx([0.1] * 11 + [0.01] * 2 + [0.001])
+
+
+# Lightning leaves out the look of the step at which it resumes: a fall comes one step later, but at 8 it was held anyway
+@pytest.mark.parametrize(("at", "first_low"), [(8, 11), (9, 12), (10, 12)])
+def test_a_resumed_run_does_not_hold_again_a_plateau_that_was_free(tmp_path, at, first_low):
+    whole, resumed = WorseSteps(), WorseSteps()
+    fit_plateau(tmp_path, whole, saver(tmp_path), enable_checkpointing=True, max_epochs=1, batches=14)
+    (path,) = (tmp_path / "saved").glob(f"*step={at}.ckpt")
+    fit_plateau(tmp_path, resumed, ckpt_path=path, max_epochs=1, batches=14)
+    assert [rate < 0.1 for rate in whole.rates].index(True) == 11
+    assert at + [rate < 0.1 for rate in resumed.rates].index(True) == first_low
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric score")  # before the first validation
+def test_a_plateau_that_looks_at_steps_takes_up_no_score_of_the_dense_network(tmp_path):
+    class Watched(ReduceLROnPlateau):
+        def step(self, metrics, *arguments):
+            super().step(metrics, *arguments)
+            seen[model.trainer.global_step] = (round(self.best, 2), self.num_bad_epochs)
+
+    seen: dict[int, tuple[float, int]] = {}
+    model = Plateaus(lambda optimizer: Watched(optimizer, patience=9), interval="step", strict=False)
+    fit_plateau(tmp_path, model, steps=(2, 6), max_epochs=1, batches=12, val_check_interval=4)
+    # the score of step 4, which is dense, is shown until that of step 8 is there, and never counts
+    assert {step: seen[step] for step in (4, 5, 6, 7)} == dict.fromkeys((4, 5, 6, 7), (0.86, 0))
+    assert [seen[step] for step in (8, 9, 10, 11)] == [(1.92, 0), (1.92, 1), (1.92, 2), (1.92, 3)]
+
+
 def test_a_plateau_falls_before_the_target_if_the_user_says_so(tmp_path):
     model, callback = Worse(), MagnitudePruningCallback(rules(steps=(8, 10)), show_plan=False, best_at_target=False)
     make_trainer(tmp_path, max_epochs=5, callbacks=[callback]).fit(model, make_loader(2))
@@ -654,7 +704,17 @@ def test_a_resumed_run_holds_a_plateau_as_long_as_one_never_stopped(tmp_path, at
     assert "step" not in ours, "nothing of ours is saved with the schedule"
 
 
-@pytest.mark.parametrize("state", [3, {}, {"opened_in": "3", "is_validated": True}, {"opened_in": 3}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        3,
+        {},
+        {"opened_in": "3", "is_validated": True},
+        {"opened_in": 3},
+        {"opened_in": 3, "is_validated": True, "freed": "0"},
+        {"opened_in": 3, "is_validated": True, "freed": [0.5]},
+    ],
+)
 def test_a_damaged_state_of_the_monitors_is_refused(state):
     with pytest.raises(CheckpointError, match="The state of the monitors is damaged"):
         check_gate(state)

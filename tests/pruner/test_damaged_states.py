@@ -9,11 +9,11 @@ import zlib
 
 import pytest
 import torch
-from lightning_prune.checkpoint import parse_state
 from torch import nn
 
 from lightning_prune import CheckpointError, ConstantSparsityScheduler, MagnitudePruner, PruningScheduler
 from lightning_prune.errors import shown
+from lightning_prune.pruner.state import parse_state
 from lightning_prune.schedules import TrainingRun
 from lightning_prune.sharding import Box
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune as torch_prune
 
+import lightning_prune
 from lightning_prune import (
     CheckpointError,
     ConfigError,
@@ -27,7 +28,8 @@ from lightning_prune.analysis.metrics import ChannelSparsity
 # 0.73 of no layer, at no update, is a whole number of weights: there Core ML Tools' float32 count may be off by one
 CUBIC = {"scheduler": {"update_steps": [3, 5, 7, 9]}, "target_sparsity": 0.73}
 RULES = {
-    "per_scalar": {"global_config": {**CUBIC, "initial_sparsity": 0.1}},
+    # of 0.1 theirs takes another mask at the first update: 0.73 + (0.1 - 0.73) is not quite 0.1
+    "per_scalar": {"global_config": {**CUBIC, "initial_sparsity": 0.12}},
     "block and 2:4": {
         "module_type_configs": {
             "Conv2d": {**CUBIC, "block_size": 2},
@@ -116,6 +118,37 @@ def test_training_is_bit_equal_to_core_ml_tools(coremltools, masking, rule, opti
     ours = Run(RULES[rule], optimizer=optimizer, masking=masking).train(12)
     assert ours.losses == theirs.losses
     assert_equal_states(ours.finalize(), theirs.finalize())
+
+
+def first_masks(pruning, target: float) -> list[torch.Tensor]:
+    """The masks of a layer at prepare, and after each of two updates, its weights new before the first of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16))
+    rule = {"scheduler": {"update_steps": [1, 2]}, "initial_sparsity": 0.1, "target_sparsity": target}
+    config = pruning.MagnitudePrunerConfig.from_dict({"global_config": rule})
+    pruner = pruning.MagnitudePruner(model, config)
+    pruner.prepare(inplace=True)
+    masks = [model[0].weight_mask.bool().clone()]
+    with torch.no_grad():
+        model[0].weight_orig.normal_()
+    for _ in range(2):
+        pruner.step()
+        masks.append(model[0].weight_mask.bool().clone())
+    return masks
+
+
+@pytest.mark.parametrize("target", [0.73, 0.75, 0.6])
+def test_the_first_update_of_a_curve_keeps_the_initial_mask_whatever_the_rounding(target):
+    prepared, first, second = first_masks(lightning_prune, target)
+    assert int((~prepared).sum()) == 25
+    assert torch.equal(first, prepared)
+    assert not torch.equal(second, first)
+
+
+def test_core_ml_tools_takes_another_mask_where_it_misses_the_initial_sparsity_by_rounding(coremltools):
+    prepared, first, _ = first_masks(coremltools.optimize.torch.pruning, 0.73)
+    assert 0.73 + (0.1 - 0.73) != 0.1
+    assert not torch.equal(first, prepared)
 
 
 @pytest.mark.parametrize("closure", [False, True])
