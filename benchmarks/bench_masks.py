@@ -25,7 +25,7 @@ from torch.nn.utils import prune
 from benchmarks.common import RESULTS, import_coremltools
 from lightning_prune import MagnitudePruner
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
-from lightning_prune.masks import compute_mask, mask_shape
+from lightning_prune.masks import compute_mask, structure_of
 from lightning_prune.schedules import PruningScheduler
 
 Shapes = Sequence[tuple[int, ...]]
@@ -108,7 +108,7 @@ def our_masks(shapes: Shapes, rule: dict[str, Any], sparsity: float) -> Callable
         weight = layer.weight.detach()
         # Kernels and channels of a Linear layer are scalars to Core ML Tools.
         options = {key: value for key, value in rule.items() if weight.ndim > 2 or key != "granularity"}
-        shape = mask_shape(tuple(weight.shape), granularity=options.get("granularity", "per_scalar"))
+        shape = structure_of(**options).mask_shape(tuple(weight.shape))
         mask = torch.ones(shape, dtype=torch.bool)
         calls.append(partial(compute_mask, weight, sparsity, out=mask, **options))
     return lambda: [call() for call in calls]
@@ -263,7 +263,7 @@ def peak_memory(contender: str, rule: str) -> float:
     options = MEMORY_RULES[rule]
     weight = torch.randn(4096, 4096) if "granularity" not in options else torch.randn(1024, 1024, 4, 4)
     if contender == "ours":
-        shape = mask_shape(tuple(weight.shape), granularity=options.get("granularity", "per_scalar"))
+        shape = structure_of(**options).mask_shape(tuple(weight.shape))
         held = torch.ones(shape, dtype=torch.bool)
         update = partial(compute_mask, sparsity=0.5, **options)
         update(weight[:256, :256].clone(), out=held[:256, :256].clone())

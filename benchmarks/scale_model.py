@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from lightning_prune.masks import compute_shard_mask
+from lightning_prune.masks import structure_of
 from lightning_prune.sharding import Box, Sharding, run_together
 
 HISTOGRAM = 4096 * 8  # bytes of one round of counts
@@ -120,7 +120,7 @@ def measure_updates(sharding: Sharding, parameters: int, device: str, dtype: tor
         _synchronize(device)
         start = time.perf_counter()
         pairs = zip(weights, masks, strict=True)
-        run_together([(sharding, compute_shard_mask(weight, 0.75, sharding, out=mask)) for weight, mask in pairs])
+        run_together([(sharding, structure_of().compute(weight, 0.75, mask, sharding)) for weight, mask in pairs])
         sharding.sum(torch.zeros(3 * parameters, dtype=torch.int64, device=device))  # the counts of the report
         _synchronize(device)
         times.append(time.perf_counter() - start)

@@ -30,7 +30,7 @@ from lightning_prune.basics import (
     yaml_hint,
 )
 from lightning_prune.errors import ConfigError, did_you_mean, one_line, shown
-from lightning_prune.masks import Granularity
+from lightning_prune.masks import Granularity, Structure, pruned_count, structure_of
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
@@ -153,6 +153,28 @@ class ModuleMagnitudePrunerConfig:
             raise ConfigError(
                 f"target_sparsity is {n / m:g} by {ratio}, got {self.target_sparsity}. Leave one of the two out."
             )
+
+    @property
+    def structure(self) -> Structure:
+        """What is zeroed together, as one value: ``granularity`` and ``block_size``, or ``n_m_ratio`` and ``dim``."""
+        return structure_of(
+            granularity=self.granularity, block_size=self.block_size, n_m_ratio=self.n_m_ratio, dim=self.dim
+        )
+
+    def with_target(self: _Leaf, target: float) -> _Leaf | None:
+        """The same rule with another target; None, which is dense, where that prunes nothing.
+
+        Example:
+            >>> ModuleMagnitudePrunerConfig(n_m_ratio=(2, 4)).with_target(0.8).n_m_ratio
+            (3, 4)
+        """
+        if self.n_m_ratio is None:
+            initial = min(self.initial_sparsity, target)
+            return replace(self, target_sparsity=target, initial_sparsity=initial) if target else None
+        group_size = self.n_m_ratio[1]
+        num_zeros = min(pruned_count(group_size, target), group_size - 1)
+        ratio = (num_zeros, group_size)
+        return replace(self, n_m_ratio=ratio, target_sparsity=num_zeros / group_size) if num_zeros else None
 
     @property
     def schedule(self) -> PruningScheduler:

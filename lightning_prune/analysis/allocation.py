@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Literal, get_args
 
 from rich.table import Table
@@ -29,7 +28,6 @@ from lightning_prune.masks import (
     default_maximum,
     erdos_renyi_kernel_zeros,
     global_zeros,
-    mask_shape,
     uniform_zeros,
 )
 from lightning_prune.plan import PrunedParameter, exact_pattern, plan_pruning, uncompiled_name
@@ -190,7 +188,7 @@ def _matching(pattern: str, names: Sequence[str], what: str) -> list[str]:
 def _check_layers(layers: Iterable[PrunedParameter], method: str) -> None:
     """Refuse rules whose sparsity cannot be moved from layer to layer."""
     for one in layers:
-        if one.config.n_m_ratio is not None:
+        if one.config.structure.fixed_sparsity is not None:
             raise ConfigError(
                 f"{one.rule}.n_m_ratio fixes the sparsity of {one.name}, so none can be allocated to it. "
                 "Prune it by granularity, or leave it out with None."
@@ -208,8 +206,7 @@ def _check_layers(layers: Iterable[PrunedParameter], method: str) -> None:
 
 
 def _weights_per_group(one: PrunedParameter) -> int:
-    groups = prod(mask_shape(one.shape, granularity=one.config.granularity))
-    return one.numel // groups * one.config.block_size
+    return one.config.structure.weights_per_choice(one.shape)
 
 
 def _rules(model: nn.Module, layers: Mapping[str, PrunedParameter], zeros: Mapping[str, int]) -> MagnitudePrunerConfig:

@@ -18,7 +18,7 @@ from lightning_prune.analysis.allocation import module_patterns
 from lightning_prune.basics import DottedText, as_fraction, as_text, new_table, plain_list, plain_number
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError
-from lightning_prune.masks import compute_mask, count_zeros, pruned_count
+from lightning_prune.masks import count_zeros
 from lightning_prune.plan import PrunedParameter, plan_pruning
 from lightning_prune.schedules import PruningScheduler
 
@@ -276,18 +276,9 @@ def sensitivity(
 def _rule(
     rule: ModuleMagnitudePrunerConfig, target: float, scheduler: PruningScheduler | Mapping[str, Any]
 ) -> ModuleMagnitudePrunerConfig | None:
-    """The rule with another target; None, which is dense, where that prunes nothing."""
-    if rule.n_m_ratio is None:
-        if target == 0:
-            return None
-        initial = min(rule.initial_sparsity, target)
-        return replace(rule, scheduler=scheduler, target_sparsity=target, initial_sparsity=initial)
-    group_size = rule.n_m_ratio[1]
-    num_zeros = min(pruned_count(group_size, target), group_size - 1)
-    if num_zeros == 0:
-        return None
-    ratio = (num_zeros, group_size)
-    return replace(rule, scheduler=scheduler, n_m_ratio=ratio, target_sparsity=num_zeros / group_size)
+    """The rule with another target and schedule; None, which is dense, where that prunes nothing."""
+    found = rule.with_target(target)
+    return None if found is None else replace(found, scheduler=scheduler)
 
 
 @contextmanager
@@ -296,14 +287,7 @@ def _pruned(one: PrunedParameter, sparsity: float) -> Iterator[float]:
     rule, gain = one.config, one.gain_parameter
     trained = [part.detach() for part in (one.parameter, gain) if part is not None]
     before = [part.clone() for part in trained]
-    mask = compute_mask(
-        one.weight.detach(),
-        sparsity,
-        granularity=rule.granularity,
-        block_size=rule.block_size,
-        n_m_ratio=rule.n_m_ratio,
-        dim=rule.dim,
-    )
+    mask = rule.structure.mask(one.weight, sparsity)
     try:
         if gain is None:
             trained[0].masked_fill_(~mask, 0.0)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lightning_prune.analysis.overlaps import Curve, show_overlaps
 from lightning_prune.basics import printable
 from lightning_prune.errors import ConfigError, first_names, shown
-from lightning_prune.masks import pruned_count
 from lightning_prune.plan import PrunedParameter, PruningPlan
 from lightning_prune.pruner import SparsityReport, describe_structure
 from lightning_prune.schedules import TrainingRun
@@ -406,10 +405,8 @@ def _follow(one: PrunedParameter, run: TrainingRun, total_steps: int) -> dict[in
         asked = schedule.compute_sparsity(step, sparsity, one.config)
         if asked != sparsity:
             curve[step] = sparsity = asked
-    if one.config.n_m_ratio is not None:
-        group = one.config.n_m_ratio[1]
-        # less than one zero in a group is pruned by single weights
-        curve = {step: (pruned_count(group, value) / group) or value for step, value in curve.items()}
+    structure = one.config.structure
+    curve = {step: structure.reached(value) for step, value in curve.items()}
     return {**curve, total_steps: curve[max(curve)]}
 
 

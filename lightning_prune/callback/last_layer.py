@@ -74,7 +74,7 @@ def _empties_outputs(one: PrunedParameter) -> bool:
     """Whether a rule that names no module zeroes whole outputs of it, at its target."""
     is_named = one.rule.startswith("module_name_configs")
     has_outputs_first = isinstance(one.owners[0].module, SUPPORTED_MODULES)
-    is_structured = one.config.granularity == "per_channel" and len(one.shape) > 1
+    is_structured = one.config.structure.empties_channels and len(one.shape) > 1
     return is_structured and has_outputs_first and not is_named and one.target_zeros > 0
 
 

@@ -15,7 +15,6 @@ from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masking.guards import PlainNames, drop_guards
 from lightning_prune.masking.held import HeldMask, watch_gradient
 from lightning_prune.masking.products import apply_mask, ones, put_pruned, select_pruned
-from lightning_prune.masks import mask_shape
 from lightning_prune.plan import Owner, PrunedParameter, is_compiled
 from lightning_prune.sharding import is_sharded
 
@@ -31,7 +30,7 @@ class HookMask(HeldMask):
         self.parameter = one.parameter
         self._owners = one.owners
         self._name = one.name
-        shape = mask_shape(one.shape, granularity=one.config.granularity)
+        shape = one.config.structure.mask_shape(one.shape)
         mask = ones(self.parameter, shape)
         self._hooks = [_MaskedForward(owner.attribute) for owner in one.owners]
         self._last_mask = mask

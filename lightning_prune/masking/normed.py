@@ -12,7 +12,6 @@ from typing_extensions import override
 from lightning_prune.masking.held import HeldMask
 from lightning_prune.masking.products import ones, put_pruned, select_pruned
 from lightning_prune.masking.resident import ResidentMask
-from lightning_prune.masks import mask_shape
 from lightning_prune.plan import (
     Owner,
     PrunedParameter,
@@ -41,7 +40,7 @@ class NormedMask(HeldMask):
     def __init__(self, one: PrunedParameter, gain: Owner) -> None:
         config = replace(one.config, granularity="per_scalar", block_size=1, n_m_ratio=None)
         self.parameter = one.parameter
-        self._mask = ones(self.parameter, mask_shape(one.shape, granularity=one.config.granularity))
+        self._mask = ones(self.parameter, one.config.structure.mask_shape(one.shape))
         self._gain_name = one.gain_name
         self._owners = one.owners
         self._direction = _Direction(replace(one, config=config))

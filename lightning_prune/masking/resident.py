@@ -22,7 +22,6 @@ from lightning_prune.masking.products import (
     select_pruned,
     split,
 )
-from lightning_prune.masks import mask_shape
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sharding import is_sharded, local_part
 
@@ -44,7 +43,7 @@ class ResidentMask(HeldMask):
     def __init__(self, one: PrunedParameter) -> None:
         self.parameter = one.parameter
         self._owners = one.owners
-        shape = mask_shape(tuple(local_part(self.parameter).shape), granularity=one.config.granularity)
+        shape = one.config.structure.mask_shape(tuple(local_part(self.parameter).shape))
         self.mask = ones(self.parameter, shape)
         self._stash: Tensor | None = None
         self._keeps_stash = True

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lightning_prune.masks.compute import Granularity, compute_mask, magnitude_mask, mask_shape
+from lightning_prune.masks.compute import Granularity, magnitude_mask
 from lightning_prune.masks.n_m import n_m_mask
 from lightning_prune.masks.selection import FORMATS, holds_nan, pruned_count
-from lightning_prune.masks.shards import compute_shard_mask, gather_state, present_zero_groups, whole_rows, zero_groups
+from lightning_prune.masks.shards import gather_state, whole_rows
 from lightning_prune.masks.spreads import (
     Bound,
     default_maximum,
@@ -14,14 +14,15 @@ from lightning_prune.masks.spreads import (
     rank_together,
     uniform_zeros,
 )
+from lightning_prune.masks.structure import Structure, compute_mask, structure_of
 from lightning_prune.masks.zeros import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
 
 __all__ = [
     "Bound",
     "FORMATS",
     "Granularity",
+    "Structure",
     "compute_mask",
-    "compute_shard_mask",
     "count_zeros",
     "default_maximum",
     "erdos_renyi_kernel_zeros",
@@ -29,17 +30,15 @@ __all__ = [
     "global_zeros",
     "holds_nan",
     "magnitude_mask",
-    "mask_shape",
     "n_m_groups",
     "n_m_mask",
-    "present_zero_groups",
     "pruned_count",
     "rank_together",
+    "structure_of",
     "uniform_zeros",
     "whole_rows",
     "zero_blocks",
     "zero_channels",
     "zero_counts",
-    "zero_groups",
     "zero_kernels",
 ]

@@ -60,12 +60,11 @@ def keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> No
         return
     blocks = torch.empty(-(-rows // block_size), *out.shape[1:], dtype=torch.bool, device=out.device)
     ranking.keep(count, blocks)
-    # Each block kept covers block_size groups, but one of the last row covers fewer: then more blocks are needed.
     while short < block_size:
-        missing = keep - count * block_size + (block_size - short) * int(blocks[-1].count_nonzero())
-        if missing <= 0:
+        more = missing_blocks(keep, count, block_size, short, int(blocks[-1].count_nonzero()))
+        if not more:
             break
-        count += -(-missing // block_size)
+        count += more
         ranking.keep(count, blocks)
     full = rows // block_size
     target: Any
@@ -75,6 +74,23 @@ def keep_blocks(weight: Tensor, block_size: int, pruned: int, out: Tensor) -> No
     target[: full * block_size].reshape(full, block_size, *out.shape[1:])[:] = source[:full, None]
     target[full * block_size :] = source[full:]
     mark_changed([out])
+
+
+def missing_blocks(keep: int, count: int, block_size: int, short: int, in_last: int) -> int:
+    """How many more blocks are to be kept: one covers ``block_size`` groups, but one of the last row covers fewer.
+
+    Args:
+        keep: Groups that are to be kept at least.
+        count: Blocks that are kept so far.
+        block_size: Groups in a block.
+        short: Groups in a block of the last row.
+        in_last: Blocks of the last row among those that are kept.
+
+    Example:
+        >>> missing_blocks(10, 3, 4, 1, 1)
+        1
+    """
+    return max(0, -(-(keep - count * block_size + (block_size - short) * in_last) // block_size))
 
 
 def block_scores(weight: Tensor, block_size: int, dims: int, dtype: torch.dtype) -> Tensor:

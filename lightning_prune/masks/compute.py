@@ -13,16 +13,13 @@ from torch import Tensor
 from lightning_prune.basics import as_fraction, as_whole
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks.blocks import keep_blocks
-from lightning_prune.masks.n_m import n_m_mask
 from lightning_prune.masks.selection import keep_largest, mask_to_write, pruned_count
 
 __all__ = [
     "Granularity",
-    "compute_mask",
     "group_dims",
     "magnitude_mask",
     "mask_shape",
-    "n_m_mask",
 ]
 
 Granularity: TypeAlias = Literal["per_scalar", "per_kernel", "per_channel"]
@@ -47,46 +44,6 @@ def mask_shape(shape: tuple[int, ...], *, granularity: Granularity = "per_scalar
     """
     dims = group_dims(len(shape), granularity)
     return tuple(shape[:dims]) + (1,) * (len(shape) - dims)
-
-
-def compute_mask(
-    weight: Tensor,
-    sparsity: float,
-    *,
-    granularity: Granularity = "per_scalar",
-    block_size: int = 1,
-    n_m_ratio: tuple[int, int] | None = None,
-    dim: int = 1,
-    out: Tensor | None = None,
-) -> Tensor:
-    """The mask of one weight at one sparsity, by any of the rules.
-
-    Args:
-        weight: Shape ``(C_out, C_in, *K)``. Not modified.
-        sparsity: Fraction of zeros, in ``[0, 1]``.
-        granularity: As in :func:`magnitude_mask`.
-        block_size: As in :func:`magnitude_mask`.
-        n_m_ratio: ``(n, m)`` for n:m sparsity; only ``m`` is read. ``floor(m * sparsity)`` of every ``m`` weights are
-            zero, and as long as that is none, the smallest weights of the whole tensor are pruned.
-        dim: As in :func:`n_m_mask`.
-        out: As in :func:`magnitude_mask`.
-
-    Returns:
-        Bool mask, ``True`` = keep.
-
-    Example:
-        >>> import torch
-        >>> weight = torch.tensor([[3.0, 1.0, 2.0, 4.0]])
-        >>> [compute_mask(weight, sparsity, n_m_ratio=(2, 4)).int().tolist() for sparsity in (0.2, 0.25, 0.5)]
-        [[[1, 1, 1, 1]], [[1, 0, 1, 1]], [[1, 0, 0, 1]]]
-    """
-    if n_m_ratio is None:
-        return magnitude_mask(weight, sparsity, granularity=granularity, block_size=block_size, out=out)
-    group_size = as_whole("n_m_ratio[1]", n_m_ratio[1], least=1)
-    num_zeros = pruned_count(group_size, as_fraction("sparsity", sparsity))
-    if num_zeros == 0:
-        return magnitude_mask(weight, sparsity, out=out)
-    return n_m_mask(weight, num_zeros, group_size, dim=dim, out=out)
 
 
 def magnitude_mask(

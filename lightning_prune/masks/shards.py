@@ -11,54 +11,38 @@ from math import inf, prod
 import torch
 from torch import Tensor
 
-from lightning_prune.masks.blocks import TINY, block_scores
+from lightning_prune.masks.blocks import TINY, block_scores, missing_blocks
 from lightning_prune.masks.compute import Granularity, group_dims, mask_shape
 from lightning_prune.masks.n_m import n_m_mask
 from lightning_prune.masks.selection import holds_nan, keep_largest_of_shards_in_rounds, nan_error, pruned_count
 from lightning_prune.sharding import Box, Rounds, Shard, Sharding, alone
 
-__all__ = ["compute_shard_mask", "gather_state", "present_zero_groups", "whole_rows", "zero_groups"]
+__all__ = [
+    "gather_state",
+    "keep_shard_groups",
+    "keep_shard_n_m",
+    "shard_zero_groups",
+    "whole_rows",
+    "zero_groups",
+]
 
 
-def compute_shard_mask(
-    values: Tensor,
-    sparsity: float,
-    sharding: Sharding,
-    *,
-    granularity: Granularity = "per_scalar",
-    block_size: int = 1,
-    n_m_ratio: tuple[int, int] | None = None,
-    dim: int = 1,
-    out: Tensor,
+def keep_shard_groups(
+    values: Tensor, sparsity: float, sharding: Sharding, granularity: Granularity, block_size: int, out: Tensor
 ) -> Rounds[None]:
-    """Compute this process's part of the mask of one weight. Every process that holds a part must run it.
+    """:func:`~lightning_prune.masks.magnitude_mask` of this process's piece; every process that holds one must run it.
 
     Args:
         values: This process's piece of the weight, of the shape of ``sharding.box``.
-        sparsity: As in :func:`~lightning_prune.masks.compute_mask`, and so on.
+        sparsity: Fraction of groups to prune, in [0, 1].
         sharding: Who holds what.
         granularity: What is zeroed as one.
         block_size: Output channels that are pruned together.
-        n_m_ratio: ``(n, m)`` for n:m sparsity.
-        dim: Dimension of the n:m groups.
         out: This process's part of the mask, bool, written in place.
 
     Raises:
         PruningError: A piece of any process holds NaN; raised in every process, and ``out`` is unchanged.
     """
-    num_zeros = 0 if n_m_ratio is None else pruned_count(n_m_ratio[1], sparsity)
-    if n_m_ratio is not None and num_zeros:
-        group_size = n_m_ratio[1]
-        multiples = tuple(group_size if place == dim else 1 for place in range(values.ndim))
-        if (yield from _add_up(values, [int(holds_nan(values))]))[0]:
-            raise nan_error()
-        boxes = sharding.aligned(multiples)
-        piece = sharding.exchange(values, sharding.boxes, boxes)
-        mask = n_m_mask(piece, num_zeros, group_size, dim=dim) if piece.numel() else piece.bool()
-        _bring_back(mask, boxes, sharding, sharding.shape, out)
-        return
-    if n_m_ratio is not None:
-        granularity, block_size = "per_scalar", 1
     shape = mask_shape(sharding.shape, granularity=granularity)
     pruned = pruned_count(prod(shape), sparsity)
     if pruned in (0, prod(shape)):
@@ -73,6 +57,19 @@ def compute_shard_mask(
         piece = sharding.exchange(values, sharding.boxes, boxes)
         mask = yield from _keep_blocks(piece, boxes, sharding, block_size, dims, pruned)
         _bring_back(mask, boxes, sharding, shape, out)
+
+
+def keep_shard_n_m(
+    values: Tensor, num_zeros: int, group_size: int, dim: int, sharding: Sharding, out: Tensor
+) -> Rounds[None]:
+    """:func:`~lightning_prune.masks.n_m_mask` of this process's piece; arguments as for :func:`keep_shard_groups`."""
+    multiples = tuple(group_size if place == dim else 1 for place in range(values.ndim))
+    if (yield from _add_up(values, [int(holds_nan(values))]))[0]:
+        raise nan_error()
+    boxes = sharding.aligned(multiples)
+    piece = sharding.exchange(values, sharding.boxes, boxes)
+    mask = n_m_mask(piece, num_zeros, group_size, dim=dim) if piece.numel() else piece.bool()
+    _bring_back(mask, boxes, sharding, sharding.shape, out)
 
 
 def zero_groups(values: Tensor, *, granularity: Granularity, block_size: int) -> int:
@@ -90,8 +87,8 @@ def zero_groups(values: Tensor, *, granularity: Granularity, block_size: int) ->
     return sum(int(block.all(0).sum()) * len(block) for block in torch.split(zero, block_size) if len(block))
 
 
-def present_zero_groups(
-    values: Tensor, sharding: Sharding, *, granularity: Granularity, block_size: int
+def shard_zero_groups(
+    values: Tensor, sharding: Sharding, granularity: Granularity, block_size: int
 ) -> Rounds[tuple[int, int]]:
     """:func:`zero_groups` of a sharded weight, and the number of all groups; every process must run it."""
     dims = group_dims(values.ndim, granularity)
@@ -186,12 +183,11 @@ def _keep_blocks(
         (blocks,) = yield from keep_largest_of_shards_in_rounds([shard], prod(shape) - count)
         if short == block_size:
             break
-        # Each block kept covers block_size groups, but one of the last row covers fewer: then more blocks are needed.
         (in_last,) = yield from _add_up(piece, [int(blocks[-1].sum()) if has_last else 0])
-        missing = keep - count * block_size + (block_size - short) * in_last
-        if missing <= 0:
+        more = missing_blocks(keep, count, block_size, short, in_last)
+        if not more:
             break
-        count += -(-missing // block_size)
+        count += more
     mask = blocks.repeat_interleave(block_size, 0)[: len(piece)]
     return mask.reshape(*mask.shape, *(1 for _ in range(piece.ndim - dims)))
 

@@ -18,8 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from lightning_prune.basics import DottedText, as_text, fullmatch, new_table
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, did_you_mean, shown
-from lightning_prune.masks import FORMATS, mask_shape, pruned_count
-from lightning_prune.plan.misfit import find_misfit
+from lightning_prune.masks import FORMATS
 from lightning_prune.plan.patterns import dense_advice
 from lightning_prune.plan.weight_norm import normed_names, normed_weight
 from lightning_prune.sharding import is_sharded, local_part
@@ -105,26 +104,12 @@ class PrunedParameter:
     @property
     def target_zeros(self) -> int:
         """Weights that are zero at the target; the most there can be where blocks do not divide the channels."""
-        config = self.config
-        if config.n_m_ratio is not None:
-            n, m = config.n_m_ratio
-            length = self.shape[config.dim]
-            padding = -length % m  # is pruned first
-            in_a_row = length // m * n + (max(0, n - padding) if padding else 0)
-            return in_a_row * (self.numel // length)
-        groups = math.prod(mask_shape(self.shape, granularity=config.granularity))
-        pruned = pruned_count(groups, config.target_sparsity)
-        if config.block_size > 1 and self.shape[0] % config.block_size == 0:
-            pruned = pruned // config.block_size * config.block_size
-        return pruned * (self.numel // groups)
+        return self.config.structure.zeros(self.shape, self.config.target_sparsity)
 
     @property
     def structure(self) -> str:
         """The structure of its zeros, in words."""
-        if self.config.n_m_ratio is not None:
-            return "{}:{} zeros, dim {}".format(*self.config.n_m_ratio, self.config.dim)
-        block = f", block {self.config.block_size}" if self.config.block_size > 1 else ""
-        return self.config.granularity + block
+        return str(self.config.structure)
 
 
 Cause = Literal["rule", "misfit", "tie", "name", "reach", "wait"]
@@ -460,7 +445,7 @@ def _choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> _Cho
         full_name = ".".join(filter(None, (name, path)))
         _check_prunable(parameter, PrunedParameter(full_name, label, (owner,), leaf, rule, ()), module)
         one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape), is_exact, gain)
-        misfit = find_misfit(one.shape, leaf, is_named=by_name) or _norm_misfit(one, module, attribute)
+        misfit = leaf.structure.misfit(one.shape, is_named=by_name) or _norm_misfit(one, module, attribute)
         if misfit is None:
             choice.pruned.append(one)
         elif by_name:

@@ -30,16 +30,11 @@ from lightning_prune.masking import (
     remove_hooks,
 )
 from lightning_prune.masks import (
-    compute_mask,
-    compute_shard_mask,
     count_zeros,
     gather_state,
     holds_nan,
-    mask_shape,
-    present_zero_groups,
     rank_together,
     whole_rows,
-    zero_groups,
 )
 from lightning_prune.plan import (
     SUPPORTED_MODULES,
@@ -919,8 +914,7 @@ def _do_all(actions: list[Callable[[], None]]) -> None:
 def _need_single_weights(plan: PruningPlan) -> None:
     """Refuse rules whose groups are no single weights, or whose sparsity is fixed."""
     for one in plan:
-        config = one.config
-        if config.n_m_ratio is not None or config.granularity != "per_scalar" or config.block_size > 1:
+        if not one.config.structure.ranks_single_weights:
             raise ConfigError(
                 f'{one.rule}: scope="global" ranks the single weights of all layers together, but {one.name} is pruned '
                 f'as {one.structure}. Write scope="layer", or granularity per_scalar without block_size and n_m_ratio.'
@@ -970,14 +964,7 @@ def _share_schedule(layers: list[_Layer]) -> None:
 
 def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:
     """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
-    weight, config = local_part(one.weight), one.config
-    if sharding is None:
-        groups = prod(mask_shape(one.shape, granularity=config.granularity))
-        zeros = zero_groups(weight, granularity=config.granularity, block_size=config.block_size)
-    else:
-        zeros, groups = yield from present_zero_groups(
-            weight, sharding, granularity=config.granularity, block_size=config.block_size
-        )
+    zeros, groups = yield from one.config.structure.present_zeros(local_part(one.weight), sharding)
     return 0.0 if zeros == groups else zeros / groups
 
 
@@ -993,20 +980,11 @@ def _update(layer: _Layer, asked: float, sparsity: float, track_changes: bool) -
     Returns:
         How many weights are newly pruned, and how many return.
     """
-    config, held = layer.plan.config, layer.held
-    rule: dict[str, Any] = {
-        "granularity": config.granularity,
-        "block_size": config.block_size,
-        "n_m_ratio": config.n_m_ratio,
-        "dim": config.dim,
-    }
+    held, structure = layer.held, layer.plan.config.structure
     out = held.mask.view(torch.bool)
     before = out.clone() if track_changes else out
     try:
-        if layer.sharding is None:
-            compute_mask(held.dense(), sparsity, **rule, out=out)
-        else:
-            yield from compute_shard_mask(held.dense(), sparsity, layer.sharding, **rule, out=out)
+        yield from structure.compute(held.dense(), sparsity, out, layer.sharding)
     except PruningError as error:
         raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
     layer.measured = None
@@ -1022,7 +1000,7 @@ def _count_changes(layer: _Layer, before: Tensor, after: Tensor) -> Rounds[tuple
     if sharding is None:
         pruned, returned = (one.numel - count_zeros(flag, shape=one.shape) for flag in flags)
         return pruned, returned
-    whole = mask_shape(one.shape, granularity=one.config.granularity)
+    whole = one.config.structure.mask_shape(one.shape)
     rows = [whole_rows(flag, sharding, whole, 1) for flag in flags]
     pruned, returned = (yield torch.stack([row.sum() for row in rows])).tolist()
     return pruned * (one.numel // prod(whole)), returned * (one.numel // prod(whole))
@@ -1037,7 +1015,7 @@ def _measure_sharded(layers: list[_Layer]) -> None:
 
 
 def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> Rounds[LayerSparsity]:
-    whole = mask_shape(one.shape, granularity=one.config.granularity)
+    whole = one.config.structure.mask_shape(one.shape)
     rows = whole_rows(mask, sharding, whole, 2)
     local = replace(one, shape=(len(rows), *one.shape[1:]))
     counts = torch.zeros(3, dtype=torch.int64, device=mask.device)
@@ -1054,7 +1032,7 @@ def _state_of(layer: _Layer) -> ParameterState | None:
     mask, values = held.mask, held.pruned_values()
     if sharding is None:
         return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values, layer.floor, layer.schedule)
-    shape = mask_shape(layer.plan.shape, granularity=layer.plan.config.granularity)
+    shape = layer.plan.config.structure.mask_shape(layer.plan.shape)
     gathered = gather_state(mask.view(torch.bool), values, local_part(held.parameter), sharding, shape)
     if gathered is None:
         return None

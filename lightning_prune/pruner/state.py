@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import CheckpointError, first_names, one_line, shown
-from lightning_prune.masks import FORMATS, mask_shape
+from lightning_prune.masks import FORMATS
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.pruner.state_values import MOST_STEPS, StateValues
 from lightning_prune.schedules import (
@@ -164,10 +164,10 @@ def _parse_parameter(one: PrunedParameter, entry: StateValues, box: Box | None, 
             f"{one.name} has shape {shown(list(saved_shape))} in the pruning state and {list(one.shape)} now. "
             "Resume with the model of the checkpoint."
         )
-    if shape != mask_shape(one.shape, granularity=one.config.granularity):
+    if shape != one.config.structure.mask_shape(one.shape):
         raise CheckpointError(
-            f"{one.name}: the mask of the checkpoint has shape {shown(shape)}, which does not fit the granularity "
-            f"{one.config.granularity} of now. Resume with the granularity of the checkpoint."
+            f"{one.name}: the mask of the checkpoint has shape {shown(shape)}, which does not fit the structure "
+            f"{one.structure} of now. Resume with the structure of the checkpoint."
         )
     groups = prod(shape)
     packed = entry.vector("mask", -(-groups // 8), (torch.uint8,)).contiguous()

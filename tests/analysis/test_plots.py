@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePrunerConfig, PruningScheduler, plan_pruning
 from lightning_prune.analysis import plots
-from lightning_prune.masks.compute import compute_mask
+from lightning_prune.masks import compute_mask
 from lightning_prune.schedules import TrainingRun
 
 pytest.importorskip("matplotlib")

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_prune import ConfigError, ModuleMagnitudePrunerConfig, PruningError, plan_pruning
 from lightning_prune.analysis.layer_sensitivity import LayerSensitivity, Sensitivity, sensitivity
 from lightning_prune.analysis.plots import plot_sensitivity
-from lightning_prune.masks.compute import compute_mask
+from lightning_prune.masks import compute_mask
 from lightning_prune.masks.zeros import count_zeros
 
 

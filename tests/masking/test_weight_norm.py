@@ -17,7 +17,7 @@ from lightning_prune.analysis.allocation import allocate
 from lightning_prune.analysis.inspection import inspect_file
 from lightning_prune.analysis.layer_sensitivity import sensitivity
 from lightning_prune.analysis.metrics import EffectiveParameters, WeightSparsity
-from lightning_prune.masks.compute import compute_mask
+from lightning_prune.masks import compute_mask
 from lightning_prune.plan.planning import plan_pruning
 from lightning_prune.plan.weight_norm import fill_zero_rows, normed_weight, prune_normed, split_mask
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError, PruningError
-from lightning_prune.masks import blocks, n_m
-from lightning_prune.masks.compute import Granularity, compute_mask, magnitude_mask, mask_shape, n_m_mask
+from lightning_prune.masks import blocks, compute_mask, n_m, n_m_mask
+from lightning_prune.masks.compute import Granularity, magnitude_mask, mask_shape
 from lightning_prune.masks.selection import largest as selection
 from lightning_prune.masks.selection import scan
 from lightning_prune.masks.selection.largest import pruned_count

@@ -9,7 +9,8 @@ import torch
 
 from lightning_prune import MagnitudePruner
 from lightning_prune.config import load_config
-from lightning_prune.masks.compute import Granularity, magnitude_mask, n_m_mask
+from lightning_prune.masks import n_m_mask
+from lightning_prune.masks.compute import Granularity, magnitude_mask
 
 SHAPES = [
     (64, 48),

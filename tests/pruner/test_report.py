@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from lightning_prune import MagnitudePruner, MagnitudePrunerConfig, plan_pruning
-from lightning_prune.masks.compute import compute_mask
+from lightning_prune.masks import compute_mask
 from lightning_prune.masks.zeros import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_kernels
 from lightning_prune.pruner.report import SparsityReport, describe_structure, measure_layer, stored_bytes
 

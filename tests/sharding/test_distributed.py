@@ -24,13 +24,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-import lightning_prune.pruner.pruner
+import lightning_prune.masks.structure
 from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningError
 from lightning_prune.analysis.allocation import allocate
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.masking.guards import ProjectFirst
-from lightning_prune.masks.compute import compute_mask, mask_shape
-from lightning_prune.masks.shards import compute_shard_mask
+from lightning_prune.masks import compute_mask
+from lightning_prune.masks.compute import mask_shape
+from lightning_prune.masks.structure import structure_of
 from lightning_prune.sharding.rounds import alone
 from lightning_prune.sharding.shardings import find_shardings, local_part, run_together
 
@@ -259,7 +260,7 @@ def masks_that_differ(mesh_shape, placements) -> list:
                 narrow = sharding.box.narrowed(tuple(expected.shape))
                 expected = expected[narrow.within(sharding.whole)]
                 ours = torch.empty(mask_shape(tuple(part.shape), granularity=granularity), dtype=torch.bool)
-                alone(compute_shard_mask(part, sparsity, sharding, **rule, out=ours), sharding.sum)
+                alone(structure_of(**rule).compute(part, sparsity, ours, sharding), sharding.sum)
                 count += 1
                 if not torch.equal(ours, expected):
                     wrong.append((shape, dtype, rule, sparsity))
@@ -298,7 +299,7 @@ def masks_in_shared_rounds(world) -> tuple[list, int, int]:
         ours = torch.empty(
             mask_shape(tuple(part.shape), granularity=rule.get("granularity", "per_scalar")), dtype=torch.bool
         )
-        tasks.append((sharding, compute_shard_mask(part, sparsity, sharding, **rule, out=ours)))
+        tasks.append((sharding, structure_of(**rule).compute(part, sparsity, ours, sharding)))
         results.append((ours, expected[narrow.within(sharding.whole)], (shape, rule, sparsity)))
     calls, all_reduce = [], distributed.all_reduce
 
@@ -689,7 +690,9 @@ class Fail(Callback):
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "killed in an update":
-                lightning_prune.pruner.pruner.compute_shard_mask = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+                lightning_prune.masks.structure.keep_shard_groups = lambda *_, **__: os.kill(
+                    os.getpid(), signal.SIGKILL
+                )
                 return
             if self.how == "nan":
                 with torch.no_grad():
