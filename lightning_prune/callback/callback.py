@@ -41,7 +41,7 @@ from lightning_prune.errors import (
     shown,
 )
 from lightning_prune.export import CoreMLExport, ExportResult
-from lightning_prune.masking import ForeignWeights, Masking
+from lightning_prune.masking import ForeignWeights, Masking, way_of
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, SparsityReport, check_choices
 from lightning_prune.sharding import reshard_model
@@ -258,7 +258,7 @@ class MagnitudePruningCallback(Callback):
                 "CoreMLExport(path).save(Model.load_from_checkpoint(checkpoint))."
             )
         refuse_second_pruner(trainer, self.pruner.plan)
-        if self.masking == "hook":
+        if way_of(self.masking).shows_dense:
             refuse_averages(trainer)
         self.pruner.find_unattached()  # now, so that step() does not warn of what the next line says
         warn_if_untrained(trainer, self.pruner)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from lightning_prune.masking.attach import Masking, attach_mask
 from lightning_prune.masking.foreign import ForeignWeights, convert_checkpoint, plain_state_dict
 from lightning_prune.masking.held import HeldMask
-from lightning_prune.masking.hook import find_unused, hooked_names, remove_hooks
+from lightning_prune.masking.hook import hooked_names, remove_hooks
 from lightning_prune.masking.metadata import register_coreml_metadata
 from lightning_prune.masking.optimizers import OptimizerLink
-from lightning_prune.masking.resident import ResidentMask
+from lightning_prune.masking.ways import Masking, MaskingWay, way_of
 
 __all__ = [
     "ForeignWeights",
     "HeldMask",
     "Masking",
+    "MaskingWay",
     "OptimizerLink",
-    "ResidentMask",
-    "attach_mask",
     "convert_checkpoint",
-    "find_unused",
     "hooked_names",
     "plain_state_dict",
     "register_coreml_metadata",
     "remove_hooks",
+    "way_of",
 ]

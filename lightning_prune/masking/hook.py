@@ -171,17 +171,16 @@ def _has_forward(module: nn.Module) -> bool:
     return owner is not nn.Module and owner.__name__ != "LightningModule"
 
 
-def find_unused(masks: Mapping[str, HeldMask], model: nn.Module) -> list[str] | None:
+def find_unused(hooks: Mapping[str, HookMask], model: nn.Module) -> list[str] | None:
     """Find hook masks whose weights no forward has used in training, though others were, and no gradient came.
 
     Args:
-        masks: Masks by parameter name.
+        hooks: Masks by parameter name.
         model: The whole model.
 
     Returns:
         Their names; None where nothing at all was trained yet, as far as can be seen.
     """
-    hooks = {name: mask for name, mask in masks.items() if isinstance(mask, HookMask)}
     has_gradients = any(one.grad is not None for one in model.parameters())
     has_run = any(mask.was_used for mask in hooks.values())
     if not has_gradients and (not has_run or any(map(is_compiled, model.modules()))):

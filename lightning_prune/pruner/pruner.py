@@ -22,12 +22,10 @@ from lightning_prune.masking import (
     HeldMask,
     Masking,
     OptimizerLink,
-    ResidentMask,
-    attach_mask,
-    find_unused,
     hooked_names,
     register_coreml_metadata,
     remove_hooks,
+    way_of,
 )
 from lightning_prune.masks import (
     count_zeros,
@@ -168,7 +166,7 @@ class MagnitudePruner:
         check_choices(masking, scope)
         self._model = self._unprepared = model
         self._config = load_config(config)
-        self._masking: Masking = masking
+        self._way = way_of(masking)
         self._scope: Scope = scope
         self._step_count = 0
         self._update_count = 0
@@ -180,7 +178,7 @@ class MagnitudePruner:
         self._start: tuple[bool, list[int]] | None = None  # keep_zeros, and the fingerprints of what prepare() left
         self._links: list[OptimizerLink] = []
         self._unattached: list[HeldMask] | None = None  # not looked for yet
-        self._looks = 0 if masking == "hook" else _LOOKS  # for weights that nothing uses
+        self._looks = 0  # for weights that nothing uses
         self._has_told = False  # of what stays dense
         self._is_finalized = False
         self._track_changes = track_changes
@@ -317,7 +315,7 @@ class MagnitudePruner:
                 _need_single_weights(plan)
             for one, sharding, zeros in zip(plan, shardings, present, strict=True):
                 start = max(one.config.initial_sparsity, zeros)
-                layers.append(_Layer(one, attach_mask(one, self._masking), start, one.config.schedule, sharding))
+                layers.append(_Layer(one, self._way.attach(one), start, one.config.schedule, sharding))
             first = [layer for layer in self._trained_among(layers) if layer.initial_sparsity > 0]
             # zeros that are there already stay where they are: they are not ranked with the weights of other layers
             self._update([(layer, layer.initial_sparsity) for layer in first], "layer" if any(present) else self._scope)
@@ -431,11 +429,9 @@ class MagnitudePruner:
         self._optimizers += [one for one in optimizers if not any(one is known for known in self._optimizers)]
         linked = {id(link.optimizer) for link in self._links}
         new = [one for one in optimizers if id(one) not in linked]
-        if new and self._masking == "resident":
-            parts = [part for layer in self._layers for part in layer.held.parts()]
-            masks = [part for part in parts if isinstance(part, ResidentMask)]
-            self._links += [OptimizerLink(one, masks) for one in new]
-            self._unattached = None
+        links = [self._way.link(one, [layer.held for layer in self._layers]) for one in new]
+        self._links += [link for link in links if link is not None]
+        self._unattached = None if new else self._unattached
 
     def find_unattached(self) -> list[str]:
         """Find what no attached optimizer updates now; :meth:`step` keeps it pruned, whatever else writes to it.
@@ -443,15 +439,10 @@ class MagnitudePruner:
         Returns:
             Names of these parameters; none that is frozen, and none with ``masking="hook"``.
         """
-        attached = {id(mask) for link in self._links for mask in link}
-        left = [
-            layer
-            for layer in self._layers
-            if self._masking == "resident"
-            and any(part.parameter.requires_grad and id(part) not in attached for part in layer.held.parts())
-        ]
-        self._unattached = [layer.held for layer in left]
-        return [layer.plan.name for layer in left]
+        held = {layer.plan.name: layer.held for layer in self._layers}
+        names = self._way.find_unattached(held, self._links)
+        self._unattached = [held[name] for name in names]
+        return names
 
     def step(self) -> None:
         """Count one optimizer step, and update the masks that are due. Call it after ``optimizer.step()``.
@@ -784,7 +775,7 @@ class MagnitudePruner:
             )
 
     def _warn_of_unused(self) -> None:
-        names = find_unused({layer.plan.name: layer.held for layer in self._layers}, self._model)
+        names = self._way.find_unused({layer.plan.name: layer.held for layer in self._layers}, self._model)
         self._looks = self._looks + 1 if names is None else _LOOKS
         if names:
             warnings.warn(
