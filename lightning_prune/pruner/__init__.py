@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_prune.pruner.pruner import MagnitudePruner, Scope, check_choices
+from lightning_prune.pruner.choices import Scope, check_choices
+from lightning_prune.pruner.pruner import MagnitudePruner
 from lightning_prune.pruner.report import LayerSparsity, MaskChanges, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.pruner.state_values import MOST_STEPS
 

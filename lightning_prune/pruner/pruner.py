@@ -7,9 +7,8 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_prune.basics import as_whole
 from lightning_prune.config import load_config
-from lightning_prune.errors import CheckpointError, ConfigError, LifecycleError, PruningError, shown
+from lightning_prune.errors import ConfigError, LifecycleError, shown
 from lightning_prune.masking import (
     HeldMask,
     Masking,
@@ -27,96 +26,30 @@ from lightning_prune.masking import (
     remove_hooks,
     way_of,
 )
-from lightning_prune.masks import (
-    count_zeros,
-    gather_state,
-    holds_nan,
-    rank_together,
-    whole_rows,
-)
 from lightning_prune.plan import (
     SUPPORTED_MODULES,
-    PrunedParameter,
     PruningPlan,
     copy_module,
     plan_pruning,
     uncompiled_name,
     warn_of_dense,
 )
-from lightning_prune.pruner.report import LayerSparsity, MaskChanges, SparsityReport, measure_layer
-from lightning_prune.pruner.state import ParameterState, dump_state, parse_state
+from lightning_prune.pruner.choices import Scope, check_choices
+from lightning_prune.pruner.layer import Layer, group_by_schedule, state_of
+from lightning_prune.pruner.measuring import measure_sharded
+from lightning_prune.pruner.report import MaskChanges, SparsityReport, measure_layer
+from lightning_prune.pruner.starting import kept_sparsities, need_single_weights, present_sparsity, share_schedule
+from lightning_prune.pruner.state import dump_state, parse_state
 from lightning_prune.pruner.state_values import MOST_STEPS
+from lightning_prune.pruner.updating import find_behind, need_fractions, need_numbers, rank_layers, update_layer
 from lightning_prune.schedules import PruningScheduler, TrainingRun
-from lightning_prune.sharding import (
-    Rounds,
-    Sharding,
-    find_shardings,
-    is_sharded,
-    local_part,
-    require_same,
-    run_together,
-)
+from lightning_prune.sharding import Rounds, find_shardings, is_sharded, require_same, run_together
 
-__all__ = ["MagnitudePruner", "Scope", "check_choices"]
+__all__ = ["MagnitudePruner"]
 
-Scope = Literal["layer", "global"]
 _LOOKS = 3  # steps, at most, at which weights are looked for that nothing uses
 _WAITS = "nothing trains it: it waits until an optimizer does"
 _NEARLY = 0.99  # of its target, which a schedule that cannot tell its end may never meet
-
-
-@dataclass
-class _Layer:
-    """One pruned parameter while it is pruned."""
-
-    plan: PrunedParameter
-    held: HeldMask
-    initial_sparsity: float
-    schedule: PruningScheduler  # in steps, once the length of the run is known
-    sharding: Sharding | None = None
-    sparsity: float = 0.0  # that its schedule asks for; with scope="global" it may have more or less
-    floor: float = 0.0
-    measured: LayerSparsity | None = None
-    is_behind: bool = False  # an update has left it out, since nothing trains it
-    is_continued: bool = False  # its mask is that of another library's checkpoint, and holds until the next update
-
-    @property
-    def target_sparsity(self) -> float:
-        """Fraction of zeros at the end of the schedule."""
-        return self.plan.config.target_sparsity
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it is dense, and stays so until something trains it."""
-        return self.is_behind and self.sparsity == 0.0
-
-    def resolved(self, run: TrainingRun, step_count: int) -> PruningScheduler:
-        """Give the schedule in steps; where the run is another than it was thought to be, from the next step on."""
-        written = self.plan.config.schedule
-        if written.is_resolved:
-            return self.schedule
-        try:
-            return written.resolve(run).after(self.schedule, step_count)
-        except ConfigError as error:
-            raise ConfigError(f"{self.plan.rule}.scheduler.{error}") from error
-
-    def restored(self, saved: ParameterState) -> _Layer:
-        """The layer as it was saved; its mask is this one's, and is not changed."""
-        return replace(
-            self,
-            initial_sparsity=saved.initial_sparsity,
-            sparsity=saved.sparsity,
-            floor=min(saved.sparsity, self.target_sparsity) if saved.is_other_rule else saved.floor,
-            schedule=self.schedule if saved.schedule is None else saved.schedule,
-            measured=None,
-            is_behind=self.is_behind and saved.sparsity == 0.0,
-        )
-
-    def follow(self, schedule: PruningScheduler) -> None:
-        """Go on by another schedule, below whose sparsity of now it may not fall."""
-        if schedule != self.schedule:
-            self.floor = max(self.floor, min(self.sparsity, self.target_sparsity))
-            self.schedule = schedule
 
 
 class MagnitudePruner:
@@ -171,8 +104,8 @@ class MagnitudePruner:
         self._step_count = 0
         self._update_count = 0
         self._plan: PruningPlan | None = None
-        self._layers: list[_Layer] = []
-        self._groups: list[tuple[PruningScheduler, list[_Layer]]] = []
+        self._layers: list[Layer] = []
+        self._groups: list[tuple[PruningScheduler, list[Layer]]] = []
         self._optimizers: list[Optimizer] = []
         self._only_trained = self._is_guarded = False
         self._start: tuple[bool, list[int]] | None = None  # keep_zeros, and the fingerprints of what prepare() left
@@ -304,27 +237,27 @@ class MagnitudePruner:
         if not self._has_told:  # what is prepared anew is told of already
             warn_of_dense(plan, self._config)
         self._has_told = True
-        layers: list[_Layer] = []
+        layers: list[Layer] = []
         shardings = find_shardings([one.parameter for one in plan])
         present = [0.0] * len(shardings)
         if keep_zeros:
-            tasks = [(two, _present_sparsity(one, two)) for one, two in zip(plan, shardings, strict=True)]
-            present = _kept_sparsities(plan, run_together(tasks), self._scope)
+            tasks = [(two, present_sparsity(one, two)) for one, two in zip(plan, shardings, strict=True)]
+            present = kept_sparsities(plan, run_together(tasks), self._scope)
         try:
             if self._scope == "global":
-                _need_single_weights(plan)
+                need_single_weights(plan)
             for one, sharding, zeros in zip(plan, shardings, present, strict=True):
                 start = max(one.config.initial_sparsity, zeros)
-                layers.append(_Layer(one, self._way.attach(one), start, one.config.schedule, sharding))
+                layers.append(Layer(one, self._way.attach(one), start, one.config.schedule, sharding))
             first = [layer for layer in self._trained_among(layers) if layer.initial_sparsity > 0]
             # zeros that are there already stay where they are: they are not ranked with the weights of other layers
             self._update([(layer, layer.initial_sparsity) for layer in first], "layer" if any(present) else self._scope)
             if self._scope == "global" and any(present):
-                _share_schedule(layers)
-            self._plan, self._layers, self._groups = plan, layers, _group_by_schedule(layers)
+                share_schedule(layers)
+            self._plan, self._layers, self._groups = plan, layers, group_by_schedule(layers)
             if run is not None:
                 self.resolve(run)
-            _measure_sharded(layers)
+            measure_sharded(layers)
             self.attach_optimizers(*self._optimizers)
         except BaseException:
             self._take_off(layers)
@@ -396,7 +329,7 @@ class MagnitudePruner:
         self._model = self._unprepared
         self._step_count, self._update_count, self._changes = 0, 0, None
 
-    def _take_off(self, layers: list[_Layer]) -> None:
+    def _take_off(self, layers: list[Layer]) -> None:
         removals = [*(link.remove for link in self._links), *(layer.held.undo for layer in layers)]
         self._plan, self._layers, self._groups, self._links = None, [], [], []
         self._start, self._is_guarded = None, False
@@ -416,7 +349,7 @@ class MagnitudePruner:
         schedules = [layer.resolved(run, self._step_count) for layer in self._layers]
         for layer, schedule in zip(self._layers, schedules, strict=True):
             layer.follow(schedule)
-        self._groups = _group_by_schedule(self._layers)
+        self._groups = group_by_schedule(self._layers)
 
     def attach_optimizers(self, *optimizers: Optimizer) -> None:
         """Tell which optimizers train the model. Resident masks need them; hooks do without.
@@ -494,7 +427,7 @@ class MagnitudePruner:
         first, self._step_count = self._step_count + 1, step_count
         holding = [layer for layer in self._layers if layer.is_continued and not self._has_ended(layer.schedule)]
         behind = [layer for layer in self._layers if not any(layer is other for other in holding)]
-        self._catch_up(_find_behind(self._groups, self._trained_among(behind), first, step_count))
+        self._catch_up(find_behind(self._groups, self._trained_among(behind), first, step_count))
         self._note_start()
 
     def restore_dense(self, dense: Mapping[str, Tensor]) -> None:
@@ -642,7 +575,7 @@ class MagnitudePruner:
         """
         if not self._layers:
             raise LifecycleError("state_dict() needs a prepared model. Call prepare() first.")
-        states = ((layer.plan, _state_of(layer)) for layer in self._layers)
+        states = ((layer.plan, state_of(layer)) for layer in self._layers)
         return dump_state(self._step_count, self._scope, ((one, state) for one, state in states if state is not None))
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow_config_change: bool = False) -> None:
@@ -669,10 +602,10 @@ class MagnitudePruner:
             allow_config_change=allow_config_change,
         )
         layers = [layer.restored(saved) for layer, saved in zip(self._layers, states, strict=True)]
-        groups = _group_by_schedule(layers)
+        groups = group_by_schedule(layers)
         changed = [layer for layer, saved in zip(layers, states, strict=True) if saved.is_other_rule]
-        behind = _find_behind(groups, changed, 1, step_count)
-        _need_numbers([layer for layer, _ in behind], dict(zip(map(id, layers), states, strict=True)))
+        behind = find_behind(groups, changed, 1, step_count)
+        need_numbers([layer for layer, _ in behind], dict(zip(map(id, layers), states, strict=True)))
         # all is checked: from here on nothing fails
         self._step_count, self._start, self._layers, self._groups = step_count, None, layers, groups
         for layer, saved in zip(layers, states, strict=True):
@@ -680,9 +613,9 @@ class MagnitudePruner:
             layer.held.restore(saved.pruned_values)
         self._catch_up(behind)
 
-    def _update_groups(self, groups: list[tuple[PruningScheduler, list[_Layer]]]) -> None:
+    def _update_groups(self, groups: list[tuple[PruningScheduler, list[Layer]]]) -> None:
         step = self._step_count
-        asked: list[tuple[_Layer, float]] = []
+        asked: list[tuple[Layer, float]] = []
         for scheduler, layers in groups:
             for layer in self._trained_among(layers):
                 sparsity = max(layer.floor, float(scheduler.compute_sparsity(step, layer.sparsity, layer)))
@@ -693,9 +626,9 @@ class MagnitudePruner:
         self.find_unattached()
         for scheduler, layers in groups:
             self._release_if_done(scheduler, layers)
-            _measure_sharded(layers)
+            measure_sharded(layers)
 
-    def _trained_among(self, layers: list[_Layer]) -> list[_Layer]:
+    def _trained_among(self, layers: list[Layer]) -> list[Layer]:
         """Layers that an optimizer trains, of those that are due; the others wait, and are noted."""
         if not self._only_trained:
             return layers
@@ -718,20 +651,20 @@ class MagnitudePruner:
         ]
         trained = self._trained_among(late) if late else []
         if trained:
-            self._catch_up(_find_behind(self._groups, trained, 1, self._step_count))
+            self._catch_up(find_behind(self._groups, trained, 1, self._step_count))
 
     def _has_ended(self, schedule: PruningScheduler) -> bool:
         last = schedule.last_update_step
         return last is not None and self._step_count > last
 
-    def _update(self, asked: list[tuple[_Layer, float]], scope: Scope | None = None) -> None:
+    def _update(self, asked: list[tuple[Layer, float]], scope: Scope | None = None) -> None:
         """Compute the masks of layers anew, at the sparsities that are asked of them."""
-        _need_fractions(asked)
+        need_fractions(asked)
         try:
-            found = _rank_together(asked) if (scope or self._scope) == "global" else [sparsity for _, sparsity in asked]
+            found = rank_layers(asked) if (scope or self._scope) == "global" else [sparsity for _, sparsity in asked]
             changes = run_together(
                 [
-                    (layer.sharding, _update(layer, sparsity, own, self._track_changes))
+                    (layer.sharding, update_layer(layer, sparsity, own, self._track_changes))
                     for (layer, sparsity), own in zip(asked, found, strict=True)
                 ]
             )
@@ -743,15 +676,15 @@ class MagnitudePruner:
             pruned, returned = (sum(one[place] for one in changes) for place in (0, 1))
             self._changes = MaskChanges(pruned, returned, sum(layer.plan.numel for layer in self._layers))
 
-    def _catch_up(self, asked: list[tuple[_Layer, float]]) -> None:
+    def _catch_up(self, asked: list[tuple[Layer, float]]) -> None:
         """Prune layers that are behind their schedules."""
         self._update(asked)
         self._update_count += 1 if asked else 0
         for scheduler, layers in self._groups:
             self._release_if_done(scheduler, layers)
-        _measure_sharded(self._layers)
+        measure_sharded(self._layers)
 
-    def _release_if_done(self, scheduler: PruningScheduler, layers: list[_Layer]) -> None:
+    def _release_if_done(self, scheduler: PruningScheduler, layers: list[Layer]) -> None:
         last = scheduler.last_update_step
         if last is not None and self._step_count >= last:
             for layer in layers:
@@ -843,53 +776,6 @@ class MagnitudePruner:
             raise LifecycleError(f"{method}() needs a prepared model. Call prepare() first.")
 
 
-def _find_behind(
-    groups: list[tuple[PruningScheduler, list[_Layer]]], chosen: list[_Layer], first: int, last: int
-) -> list[tuple[_Layer, float]]:
-    """Find which of the chosen layers have less sparsity than their schedules, played from one step to another, say."""
-    asked: list[tuple[_Layer, float]] = []
-    for scheduler, layers in groups:
-        behind = [one for one in layers if any(one is other for other in chosen)]
-        due = list(scheduler.due_steps(first, last)) if behind else []
-        for layer in behind:
-            sparsity = layer.sparsity
-            for step in due:
-                sparsity = float(scheduler.compute_sparsity(step, sparsity, layer))
-            if sparsity > layer.sparsity:
-                asked.append((layer, sparsity))
-    _need_fractions(asked)
-    return asked
-
-
-def _need_fractions(asked: list[tuple[_Layer, float]]) -> None:
-    for layer, sparsity in asked:
-        if not 0.0 <= sparsity <= 1.0:
-            raise ConfigError(
-                f"{layer.plan.rule}.scheduler gave a sparsity of {sparsity}; it must be a fraction in [0, 1]."
-            )
-
-
-def _need_numbers(layers: list[_Layer], states: Mapping[int, ParameterState]) -> None:
-    """Refuse a state from which a layer is to be pruned further, but cannot be ranked."""
-    for layer in layers:
-        values = states[id(layer)].pruned_values
-        if layer.sharding is None and (
-            holds_nan(layer.held.parameter.detach()) or (values is not None and holds_nan(values))
-        ):
-            raise CheckpointError(
-                f"{layer.plan.name} holds NaN, so it cannot be pruned as far as the rule of now asks. Resume from a "
-                "checkpoint of before, or with the rule of the checkpoint."
-            )
-
-
-def check_choices(masking: str, scope: str) -> None:
-    """Refuse what is neither a way to hold masks nor a scope of ranking."""
-    for name, value, known in (("masking", masking, Masking), ("scope", scope, Scope)):
-        if value not in get_args(known):
-            allowed = " or ".join(f'"{one}"' for one in get_args(known))
-            raise ConfigError(f"{name} must be {allowed}, got {shown(value)}.")
-
-
 def _is_anywhere(is_true: bool, device: torch.device) -> Rounds[bool]:
     """Whether something is true in one of the processes."""
     return bool((yield torch.tensor([int(is_true)], device=device)).item())
@@ -900,145 +786,3 @@ def _do_all(actions: list[Callable[[], None]]) -> None:
     with ExitStack() as stack:
         for action in actions:
             stack.callback(action)
-
-
-def _need_single_weights(plan: PruningPlan) -> None:
-    """Refuse rules whose groups are no single weights, or whose sparsity is fixed."""
-    for one in plan:
-        if not one.config.structure.ranks_single_weights:
-            raise ConfigError(
-                f'{one.rule}: scope="global" ranks the single weights of all layers together, but {one.name} is pruned '
-                f'as {one.structure}. Write scope="layer", or granularity per_scalar without block_size and n_m_ratio.'
-            )
-
-
-def _rank_together(asked: list[tuple[_Layer, float]]) -> list[float]:
-    """Move zeros between layers to where one ranking of all dense weights finds the smallest."""
-    if not asked:
-        return []
-    layers = [layer for layer, _ in asked]
-    dense = [layer.held.dense() for layer in layers]
-    try:
-        return rank_together(dense, [sparsity for _, sparsity in asked], [layer.sharding for layer in layers])
-    except PruningError as error:
-        invalid = [layer.plan.name for layer, one in zip(layers, dense, strict=True) if holds_nan(one)]
-        raise type(error)(f"{', '.join(invalid) or 'The layers'} cannot be pruned: {error}") from error
-
-
-def _kept_sparsities(plan: PruningPlan, present: list[float], scope: Scope) -> list[float]:
-    """Fractions of zeros that an earlier pruning left; where a rule never makes as many, they are an initialisation."""
-    weights, targets = [one.numel for one in plan], [one.config.target_sparsity for one in plan]
-    if scope == "global":
-        asked = sum(target * weight for target, weight in zip(targets, weights, strict=True))
-        is_meant = sum(zeros * weight for zeros, weight in zip(present, weights, strict=True)) <= asked
-        kept = present if is_meant else [0.0] * len(present)
-    else:
-        kept = [zeros if zeros <= target else 0.0 for zeros, target in zip(present, targets, strict=True)]
-    lost = [f"{one.name} ({zeros:.1%})" for one, zeros, new in zip(plan, present, kept, strict=True) if zeros > new]
-    if lost:
-        warnings.warn(
-            f"More zeros than the target asks for: {', '.join(lost)}. They count as initialised so, and are trained "
-            "from here on. To keep the zeros of an earlier pruning, ask for as many.",
-            stacklevel=4,
-        )
-    return kept
-
-
-def _share_schedule(layers: list[_Layer]) -> None:
-    """Let schedules go on from the zeros of all layers together: what one of them has more than others is no target."""
-    weights = sum(layer.plan.numel for layer in layers)
-    share = sum(layer.initial_sparsity * layer.plan.numel for layer in layers) / weights
-    for layer in layers:
-        start = max(layer.plan.config.initial_sparsity, min(share, layer.target_sparsity))
-        layer.initial_sparsity = layer.sparsity = start
-
-
-def _present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:
-    """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
-    zeros, groups = yield from one.config.structure.present_zeros(local_part(one.weight), sharding)
-    return 0.0 if zeros == groups else zeros / groups
-
-
-def _update(layer: _Layer, asked: float, sparsity: float, track_changes: bool) -> Rounds[tuple[int, int]]:
-    """Compute one mask from the dense weights, in place.
-
-    Args:
-        layer: Whose mask.
-        asked: Sparsity that its schedule asks for.
-        sparsity: Sparsity that it gets.
-        track_changes: Whether to count.
-
-    Returns:
-        How many weights are newly pruned, and how many return.
-    """
-    held, structure = layer.held, layer.plan.config.structure
-    out = held.mask.view(torch.bool)
-    before = out.clone() if track_changes else out
-    try:
-        yield from structure.compute(held.dense(), sparsity, out, layer.sharding)
-    except PruningError as error:
-        raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
-    layer.measured = None
-    held.settle()  # at once, while this layer is in the processor's cache
-    layer.sparsity = asked
-    return (yield from _count_changes(layer, before, out)) if track_changes else (0, 0)
-
-
-def _count_changes(layer: _Layer, before: Tensor, after: Tensor) -> Rounds[tuple[int, int]]:
-    """Weights of the whole layer that are newly pruned, and that returned."""
-    one, sharding = layer.plan, layer.sharding
-    flags = [before & ~after, after & ~before]
-    if sharding is None:
-        pruned, returned = (one.numel - count_zeros(flag, shape=one.shape) for flag in flags)
-        return pruned, returned
-    whole = one.config.structure.mask_shape(one.shape)
-    rows = [whole_rows(flag, sharding, whole, 1) for flag in flags]
-    pruned, returned = (yield torch.stack([row.sum() for row in rows])).tolist()
-    return pruned * (one.numel // prod(whole)), returned * (one.numel // prod(whole))
-
-
-def _measure_sharded(layers: list[_Layer]) -> None:
-    """Count the zeros of sharded layers right after an update, so that a report never has to ask other processes."""
-    changed = [(one, one.sharding) for one in layers if one.sharding is not None and one.measured is None]
-    tasks = [(sharding, _measure_one(one.plan, one.held.mask.view(torch.bool), sharding)) for one, sharding in changed]
-    for (one, _), measured in zip(changed, run_together(tasks), strict=True):
-        one.measured = measured
-
-
-def _measure_one(one: PrunedParameter, mask: Tensor, sharding: Sharding) -> Rounds[LayerSparsity]:
-    whole = one.config.structure.mask_shape(one.shape)
-    rows = whole_rows(mask, sharding, whole, 2)
-    local = replace(one, shape=(len(rows), *one.shape[1:]))
-    counts = torch.zeros(3, dtype=torch.int64, device=mask.device)
-    if len(rows):
-        here = measure_layer(local, rows)
-        counts += torch.tensor([here.zeros, here.zero_channels, here.zero_pairs or 0], device=mask.device)
-    zeros, channels, pairs = (yield counts).tolist()
-    return LayerSparsity.of(one, zeros, channels, pairs)
-
-
-def _state_of(layer: _Layer) -> ParameterState | None:
-    """The state of one layer as a whole; None in a process that others hold parts for but which gathers none."""
-    held, sharding = layer.held, layer.sharding
-    mask, values = held.mask, held.pruned_values()
-    if sharding is None:
-        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values, layer.floor, layer.schedule)
-    shape = layer.plan.config.structure.mask_shape(layer.plan.shape)
-    gathered = gather_state(mask.view(torch.bool), values, local_part(held.parameter), sharding, shape)
-    if gathered is None:
-        return None
-    return ParameterState(layer.initial_sparsity, layer.sparsity, *gathered, layer.floor, layer.schedule)
-
-
-def _group_by_schedule(layers: list[_Layer]) -> list[tuple[PruningScheduler, list[_Layer]]]:
-    """Layers that share a schedule, so that a step with nothing due looks up each distinct schedule once."""
-    groups: list[tuple[PruningScheduler, list[_Layer]]] = []
-    for layer in layers:
-        schedule = layer.schedule
-        for other, members in groups:
-            if other is schedule or other == schedule:
-                members.append(layer)
-                break
-        else:
-            groups.append((schedule, [layer]))
-    return groups
