@@ -70,7 +70,7 @@ def test_another_granularity_on_resume_is_refused_whole(tmp_path):
     _, trainer = fit(tmp_path, ToyModule(), config={"module_name_configs": {"conv": {}}})
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     other = {"module_name_configs": {"conv": {"granularity": "per_channel"}}}
-    with pytest.raises(CheckpointError, match="does not fit the granularity per_channel of now"):
+    with pytest.raises(CheckpointError, match="does not fit the structure per_channel of now"):
         fit(
             tmp_path,
             ToyModule(),
