@@ -514,7 +514,7 @@ def test_an_interrupt_has_a_code_of_its_own(folder, capsys, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_prune.analysis.inspection.inspect_file", interrupt)
+    monkeypatch.setattr("lightning_prune.analysis.inspect_file", interrupt)
     assert run(capsys, "inspect", "a.ckpt") == (130, "", "interrupted\n")
 
 
