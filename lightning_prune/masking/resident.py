@@ -22,6 +22,7 @@ from lightning_prune.masking.products import (
     select_pruned,
     split,
 )
+from lightning_prune.masks import GOLDEN
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sharding import is_sharded, local_part
 
@@ -241,8 +242,7 @@ class ResidentMask(HeldMask):
 def _pruned_places(mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Indices of some pruned entries from all over a mask that broadcasts over ``shape``; none if few are pruned."""
     numel = prod(shape)
-    # multiples of the golden ratio, modulo the size, never fall in step with rows or groups
-    sample = torch.arange(min(numel, _SAMPLE), device=mask.device) * 0x9E37_79B1 % numel
+    sample = torch.arange(min(numel, _SAMPLE), device=mask.device) * GOLDEN % numel
     places = torch.unravel_index(sample, shape)
     pruned = (mask.expand(shape)[places] == 0).nonzero().view(-1)
     pruned = pruned[:: max(1, len(pruned) // _LOOKS)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_prune.masks.compute import Granularity, magnitude_mask
 from lightning_prune.masks.n_m import n_m_mask
-from lightning_prune.masks.selection import FORMATS, holds_nan, pruned_count
+from lightning_prune.masks.selection import FORMATS, GOLDEN, holds_nan, pruned_count
 from lightning_prune.masks.shards import gather_state, whole_rows
 from lightning_prune.masks.spreads import (
     Bound,
@@ -20,6 +20,7 @@ from lightning_prune.masks.zeros import count_zeros, n_m_groups, zero_blocks, ze
 __all__ = [
     "Bound",
     "FORMATS",
+    "GOLDEN",
     "Granularity",
     "Structure",
     "compute_mask",

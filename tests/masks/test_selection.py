@@ -22,7 +22,6 @@ from lightning_prune.masks.selection.largest import (
     keep_largest,
     keep_largest_of_all,
     keep_largest_of_shards,
-    kth_magnitude,
     pruned_count,
 )
 from lightning_prune.masks.selection.magnitudes import holds_nan
@@ -253,14 +252,6 @@ def test_a_mask_that_does_not_fit_is_an_error() -> None:
         keep_largest(torch.ones(4), 2, out=torch.ones(3, dtype=torch.bool))
     with pytest.raises(ConfigError, match=r"magnitudes are ranked in .* got torch.int64"):
         keep_largest(torch.ones(4, dtype=torch.int64), 2)
-
-
-def test_kth_magnitude_counts_what_is_above_and_what_is_equal() -> None:
-    values = [torch.tensor([1.0, -4.0, 2.0]), torch.tensor([[-2.0], [2.0]], dtype=torch.bfloat16)]
-    found = [kth_magnitude(values, rank) for rank in range(1, 6)]
-    assert [(one.value, one.above, one.ties) for one in found] == [(4.0, 0, 1), *[(2.0, 1, 3)] * 3, (1.0, 4, 1)]
-    with pytest.raises(ConfigError, match="rank must be from 1 to 5"):
-        kth_magnitude(values, 6)
 
 
 class Processes:

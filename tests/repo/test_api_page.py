@@ -28,6 +28,7 @@ INNER = {
     "lightning_prune.masks": {
         "Bound",
         "FORMATS",
+        "GOLDEN",
         "Granularity",
         "Structure",
         "count_zeros",

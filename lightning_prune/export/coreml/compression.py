@@ -5,19 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.conversion import SPARSE_OPERATIONS
 from lightning_prune.export.coreml.draws import draw_inputs
 from lightning_prune.export.coreml.inputs import ProgramInput
-from lightning_prune.export.coreml.mil import Constant, Package, repeat_to, run
+from lightning_prune.export.coreml.mil import Array, Constant, Package, repeat_to, run
 from lightning_prune.export.coreml.proof import TOLERANCE, Findings, difference, outputs_of
 from lightning_prune.export.standalone import Standalone
 
 __all__ = ["COMPRESSIONS", "compressed", "prove_compression"]
 
-Array = npt.NDArray[Any]
 
 COMPRESSIONS = ("int8", "int4", "palette8", "palette6", "palette4", "palette3", "palette2", "palette1")
 

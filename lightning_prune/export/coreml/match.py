@@ -8,16 +8,13 @@ a batch norm or scale of the model can have made.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from lightning_prune.export.coreml.mil import Constant, Operation, Package
+from lightning_prune.export.coreml.mil import Array, Constant, Operation, Package
 
 __all__ = ["Match", "compare", "find"]
 
-Array = npt.NDArray[Any]
 
 # The gates of recurrent layers in the package, in the order that torch has them.
 GATES = {"lstm": (0, 1, 3, 2), "gru": (0, 2, 1)}

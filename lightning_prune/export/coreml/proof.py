@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,7 +29,6 @@ __all__ = [
     "prove_on_device",
 ]
 
-Array = npt.NDArray[Any]
 
 # Largest difference of an output, as a fraction of its largest value, that rounding explains in an ordinary network.
 TOLERANCE = {"float16": 5e-3, "float32": 1e-4}

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,14 +18,13 @@ from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.conversion import BREAK_EVEN, SPARSE_OPERATIONS
 from lightning_prune.export.coreml.dataflow import Meetings, watch
 from lightning_prune.export.coreml.match import Match, find
-from lightning_prune.export.coreml.mil import Constant, Package
+from lightning_prune.export.coreml.mil import Array, Constant, Package
 from lightning_prune.export.coreml.proof import Findings
 from lightning_prune.export.coreml.result import ExportedLayer
 from lightning_prune.export.standalone import Standalone, kept_buffers
 
 __all__ = ["prove_weights"]
 
-Array = npt.NDArray[Any]
 
 # Fewer values than this lie in the program's text; so few that no storage makes them smaller.
 INLINE_BELOW = 10

@@ -13,6 +13,7 @@ from lightning_prune.masks.selection.largest import (
 )
 from lightning_prune.masks.selection.magnitudes import (
     FORMATS,
+    GOLDEN,
     Array,
     FlatPair,
     Guard,
@@ -30,6 +31,7 @@ __all__ = [
     "Array",
     "FEW",
     "FORMATS",
+    "GOLDEN",
     "FlatPair",
     "Guard",
     "as_fast_to_compare",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_prune.masks.selection.magnitudes import WORD, Array, as_fast_to_compare
+from lightning_prune.masks.selection.magnitudes import GOLDEN, WORD, Array, as_fast_to_compare
 
 __all__ = ["bracket", "kth_largest", "ranked"]
 
@@ -19,8 +19,7 @@ __all__ = ["bracket", "kth_largest", "ranked"]
 _FEW = 2**12
 # Keys handled at a time.
 _CHUNK = 2**17
-# Multiples of the golden ratio, modulo 2**32: places that spread evenly and never fall in step with rows or groups.
-_SPREAD = np.arange(2**10, dtype=np.int64) * 0x9E37_79B1 & 0xFFFF_FFFF
+_SPREAD = np.arange(2**10, dtype=np.int64) * GOLDEN & 0xFFFF_FFFF
 # A bracket of fewer different keys, as numbers of 16 bits soon have, is searched by counting alone.
 _NARROW = 8
 _SIGMAS = 3.0

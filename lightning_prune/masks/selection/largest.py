@@ -8,10 +8,8 @@ memory format, and those of an earlier tensor before those of a later one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError
@@ -22,32 +20,15 @@ from lightning_prune.sharding import Reduce, Rounds, Shard, alone
 
 __all__ = [
     "Reduce",
-    "Threshold",
     "keep_largest",
     "keep_largest_of_all",
     "keep_largest_of_shards",
     "keep_largest_of_shards_in_rounds",
-    "kth_magnitude",
     "pruned_count",
     "pruned_count_of_all",
 ]
 
 _BITS = 50  # an allowance of 2**-50 of a group, for each group; see pruned_count
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where a ranking by magnitude is cut.
-
-    Args:
-        value: The magnitude of the last element kept.
-        above: Number of elements that are strictly larger.
-        ties: Number of elements of exactly this magnitude, at least one.
-    """
-
-    value: float
-    above: int
-    ties: int
 
 
 def pruned_count(groups: int, sparsity: float) -> int:
@@ -64,6 +45,7 @@ def pruned_count(groups: int, sparsity: float) -> int:
         A number from 0 to ``groups``.
 
     Example:
+        >>> import torch
         >>> pruned_count(100, 0.29), pruned_count(22, 15 / 22), pruned_count(3, 0.5)
         (29, 15, 1)
     """
@@ -75,6 +57,7 @@ def pruned_count_of_all(groups: Sequence[int], sparsities: Sequence[float]) -> i
     """The same for several tensors ranked together: what is asked of all of them is rounded down once.
 
     Example:
+        >>> import torch
         >>> pruned_count_of_all([9, 9, 9], [0.3, 0.3, 0.3]), 3 * pruned_count(9, 0.3)
         (8, 6)
     """
@@ -105,6 +88,7 @@ def keep_largest(values: Tensor, pruned: int, *, out: Tensor | None = None) -> T
         PruningError: ``values`` holds NaN, and some but not all of it is to be pruned; ``out`` is then unchanged.
 
     Example:
+        >>> import torch
         >>> keep_largest(torch.tensor([0.5, -2.0, 0.5, 0.0]), 2).int().tolist()
         [1, 1, 0, 0]
     """
@@ -127,6 +111,7 @@ def keep_largest_of_all(values: Sequence[Tensor], pruned: int, *, out: Sequence[
         PruningError: A tensor holds NaN, and some but not all elements are to be pruned; no mask is then changed.
 
     Example:
+        >>> import torch
         >>> masks = keep_largest_of_all([torch.tensor([1.0, 3.0]), torch.tensor([[2.0], [1.0]])], 1)
         >>> [mask.flatten().int().tolist() for mask in masks]
         [[1, 1], [1, 0]]
@@ -171,6 +156,7 @@ def keep_largest_of_shards(
         PruningError: A shard of any process holds NaN; raised by every process, and no mask is then changed.
 
     Example:
+        >>> import torch
         >>> whole = Shard(torch.tensor([[3.0, 1.0], [1.0, 2.0]]), shape=(2, 2), offset=(0, 0))
         >>> [mask.int().tolist() for mask in keep_largest_of_shards([whole], 1)]
         [[[1, 1], [0, 1]]]
@@ -188,31 +174,6 @@ def keep_largest_of_shards_in_rounds(
     if not _all_or_none(masks, pruned, total):
         yield from RadixSelection(shards).keep(masks, total - pruned)
     return masks
-
-
-def kth_magnitude(values: Sequence[Tensor], rank: int, *, reduce: Reduce | None = None) -> Threshold:
-    """Find the ``rank``-th largest magnitude of several tensors, or shards, ranked together.
-
-    Args:
-        values: Tensors, or this process's pieces of them, of any shape, floating dtype and memory format.
-        rank: From 1, the largest, to the number of elements over all processes.
-        reduce: As in :func:`keep_largest_of_shards`.
-
-    Returns:
-        The magnitude, and how many elements of all processes lie above it and at it.
-
-    Raises:
-        PruningError: A tensor of any process holds NaN.
-
-    Example:
-        >>> kth_magnitude([torch.tensor([1.0, -4.0]), torch.tensor([2.0, -2.0])], 2)
-        Threshold(value=2.0, above=1, ties=2)
-    """
-    shards = [Shard(value.detach(), tuple(value.shape), (0,) * value.ndim) for value in values]
-    selection = RadixSelection(shards)
-    key, above, ties = alone(selection.threshold(rank), reduce)
-    bits = torch.tensor([key], dtype=selection.form.integer)
-    return Threshold(float(bits.view(selection.dtype)), above, ties)
 
 
 def _masks_for(values: Sequence[Tensor], out: Sequence[Tensor] | None) -> list[Tensor]:

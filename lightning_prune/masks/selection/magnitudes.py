@@ -18,6 +18,7 @@ from lightning_prune.errors import ConfigError, PruningError
 
 __all__ = [
     "FORMATS",
+    "GOLDEN",
     "WORD",
     "Array",
     "FlatPair",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[Any]
+# Its multiples, modulo 2**32, are places that spread evenly and never fall in step with rows or groups: golden ratio.
+GOLDEN = 0x9E37_79B1
 # Mask bytes that are compared and moved at a time, as one 64-bit integer.
 WORD = 8
 

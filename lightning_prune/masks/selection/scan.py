@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_prune.masks.selection.kth import bracket, kth_largest
 from lightning_prune.masks.selection.magnitudes import (
     FORMATS,
+    GOLDEN,
     WORD,
     Array,
     FlatPair,
@@ -99,8 +100,7 @@ class Scan:
         if stride < 2 or runs < stride:
             return clear_signs(bits)
         index = np.arange(runs // stride, dtype=np.int64)
-        # Multiples of the golden ratio, modulo 1, spread evenly and never in step with the rows of a weight.
-        starts = index * stride + ((index * 0x9E37_79B1 & 0xFFFF_FFFF) * stride >> 32)
+        starts = index * stride + ((index * GOLDEN & 0xFFFF_FFFF) * stride >> 32)
         return clear_signs(bits[: runs * _RUN].reshape(runs, _RUN).take(starts, axis=0).ravel())
 
     def select(self, low: int, high: int) -> bool:

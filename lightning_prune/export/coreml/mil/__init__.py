@@ -11,9 +11,10 @@ from lightning_prune.export.coreml.mil.program import (
     read_package,
 )
 from lightning_prune.export.coreml.mil.run import Run, run
-from lightning_prune.export.coreml.mil.values import repeat_to
+from lightning_prune.export.coreml.mil.values import Array, repeat_to
 
 __all__ = [
+    "Array",
     "Constant",
     "Operation",
     "Package",

@@ -17,15 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.mil.files import PackageFiles
-from lightning_prune.export.coreml.mil.values import BITS, Stored, blob_nbytes, data_type, decode, step_name, unfold
+from lightning_prune.export.coreml.mil.values import (
+    BITS,
+    Array,
+    Stored,
+    blob_nbytes,
+    data_type,
+    decode,
+    step_name,
+    unfold,
+)
 
 __all__ = ["Block", "Constant", "Operation", "Package", "import_coremltools", "read_functions", "read_package"]
 
-Array = npt.NDArray[Any]
 
 # Bytes of values for each byte of the files: a bit of a mask can stand for a number of four bytes.
 MOST_PER_BYTE = 64

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from lightning_prune.errors import ExportError
 
 __all__ = [
+    "Array",
     "BITS",
     "Stored",
     "blob_nbytes",
