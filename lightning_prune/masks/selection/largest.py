@@ -45,7 +45,6 @@ def pruned_count(groups: int, sparsity: float) -> int:
         A number from 0 to ``groups``.
 
     Example:
-        >>> import torch
         >>> pruned_count(100, 0.29), pruned_count(22, 15 / 22), pruned_count(3, 0.5)
         (29, 15, 1)
     """
@@ -57,7 +56,6 @@ def pruned_count_of_all(groups: Sequence[int], sparsities: Sequence[float]) -> i
     """The same for several tensors ranked together: what is asked of all of them is rounded down once.
 
     Example:
-        >>> import torch
         >>> pruned_count_of_all([9, 9, 9], [0.3, 0.3, 0.3]), 3 * pruned_count(9, 0.3)
         (8, 6)
     """
