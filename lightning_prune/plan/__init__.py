@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
+from lightning_prune.plan.names import SUPPORTED_MODULES, is_compiled, uncompiled_name
 from lightning_prune.plan.patterns import dense_advice, exact_pattern, shared_patterns
-from lightning_prune.plan.planning import (
-    SUPPORTED_MODULES,
-    Owner,
-    PrunedParameter,
-    PruningPlan,
-    SkippedModule,
-    is_compiled,
-    plan_pruning,
-    uncompiled_name,
-)
+from lightning_prune.plan.planning import plan_pruning
 from lightning_prune.plan.reach import warn_of_dense
+from lightning_prune.plan.rows import Owner, PrunedParameter, PruningPlan, SkippedModule
 from lightning_prune.plan.weight_norm import (
     computed_weights,
     copy_module,

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 
 from lightning_prune.config import MagnitudePrunerConfig
-from lightning_prune.plan.planning import PruningPlan, SkippedModule
+from lightning_prune.plan.rows import PruningPlan, SkippedModule
 
 __all__ = ["warn_of_dense"]
 

@@ -1,0 +1,199 @@
+"""The rows of a plan: a parameter that is pruned, a module that stays dense, and both as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.table import Table
+from torch import Tensor, nn
+
+from lightning_prune.basics import DottedText, as_text, new_table
+from lightning_prune.config import ModuleMagnitudePrunerConfig
+from lightning_prune.plan.weight_norm import normed_weight
+
+__all__ = ["Cause", "Owner", "PrunedParameter", "PruningPlan", "SkippedModule"]
+
+Cause = Literal["rule", "misfit", "tie", "name", "reach", "wait"]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A place where a parameter hangs: ``getattr(module, attribute)``."""
+
+    module: nn.Module = field(repr=False)
+    attribute: str
+
+
+@dataclass(frozen=True)
+class PrunedParameter:
+    """One parameter that is pruned: where it is, and by which rule.
+
+    Attributes:
+        name: Its name in the state dict, such as ``"body.0.weight"``.
+        label: What reports call it: the name of its module, or of the parameter where a module has several.
+        owners: The places where it hangs; more than one for a tied parameter.
+        config: What the rule says.
+        rule: The path of the rule in the configuration.
+        shape: Shape of the weight, ``(C_out, C_in, *K)``.
+        is_named: Whether the rule is for this one module, by its whole name.
+        gain: Where the ``g`` of a weight norm hangs, if the parameter is its ``v``.
+    """
+
+    name: str
+    label: str
+    owners: tuple[Owner, ...]
+    config: ModuleMagnitudePrunerConfig
+    rule: str
+    shape: tuple[int, ...]
+    is_named: bool = False
+    gain: Owner | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter itself, as it hangs before masks are attached."""
+        return getattr(self.owners[0].module, self.owners[0].attribute)  # type: ignore[no-any-return]
+
+    @property
+    def gain_parameter(self) -> nn.Parameter | None:
+        """The ``g`` of a weight norm, whose ``v`` is the parameter."""
+        return None if self.gain is None else getattr(self.gain.module, self.gain.attribute)
+
+    @property
+    def gain_name(self) -> str:
+        """The name of ``g`` in the state dict; empty where there is none."""
+        return "" if self.gain is None else ".".join([*self.name.split(".")[:-1], self.gain.attribute])
+
+    @property
+    def weight(self) -> Tensor:
+        """What is ranked: the parameter, or the weight that a weight norm computes from it."""
+        gain = self.gain_parameter
+        return self.parameter if gain is None else normed_weight(self.parameter, gain)
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def target_zeros(self) -> int:
+        """Weights that are zero at the target; the most there can be where blocks do not divide the channels."""
+        return self.config.structure.zeros(self.shape, self.config.target_sparsity)
+
+    @property
+    def structure(self) -> str:
+        """The structure of its zeros, in words."""
+        return str(self.config.structure)
+
+
+@dataclass(frozen=True)
+class SkippedModule:
+    """A module with parameters, or one parameter of a module that is pruned otherwise, that stays dense, and why.
+
+    Attributes:
+        name: Its name.
+        kind: Class of the module, as ``module_type_configs`` knows it.
+        reason: Why it stays dense.
+        cause: Whether a rule leaves it dense with None (``"rule"``), does not fit it (``"misfit"``) or names other
+            parameters and modules (``"name"``), it is tied to what is pruned (``"tie"``), no rule by name or type
+            applies to it and ``global_config`` does not reach it (``"reach"``), or it waits to be trained (``"wait"``).
+        weights: Number of weights that stay dense and could be pruned, by the name that each parameter of rank 2 and
+            more has in its module.
+    """
+
+    name: str
+    kind: str
+    reason: str
+    cause: Cause = field(default="reach", repr=False)
+    weights: Mapping[str, int] = field(default_factory=dict, repr=False, hash=False)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What a configuration does to a model. Prints as a table; iterates over the pruned parameters.
+
+    Attributes:
+        parameters: What is pruned.
+        skipped: Modules that stay dense, and parameters of rank 2 and more that do so in a module that is pruned; the
+            table has one row for those that do so alike, :meth:`records` all.
+        dense_weights: Number of weights of rank 2 and more that no rule prunes.
+    """
+
+    parameters: tuple[PrunedParameter, ...]
+    skipped: tuple[SkippedModule, ...]
+    dense_weights: int = 0
+
+    def __iter__(self) -> Iterator[PrunedParameter]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict of plain values a module, pruned ones first."""
+        pruned = [
+            {
+                "module": one.label,
+                "rule": one.rule,
+                "shape": list(one.shape),
+                "structure": one.structure,
+                "target_sparsity": one.config.target_sparsity,
+                "zeros": one.target_zeros,
+                "weights": one.numel,
+                "reason": None,
+            }
+            for one in self.parameters
+        ]
+        nothing = dict.fromkeys(("rule", "shape", "structure", "target_sparsity", "zeros", "weights"))
+        return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
+
+    def without(self, parameters: Iterable[PrunedParameter], reason: str) -> PruningPlan:
+        """The same plan with some parameters among what stays dense, for a reason."""
+        left = {one.name: one for one in parameters}
+        skipped = [
+            SkippedModule(one.label, type(one.owners[0].module).__name__, reason, "wait") for one in left.values()
+        ]
+        return PruningPlan(
+            tuple(one for one in self.parameters if one.name not in left),
+            (*self.skipped, *skipped),
+            self.dense_weights + sum(one.numel for one in left.values() if len(one.shape) > 1),
+        )
+
+    def _skipped_alike(self) -> dict[tuple[str, str], list[str]]:
+        """Names of the modules that stay dense, by their kind and the reason."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for one in self.skipped:
+            alike.setdefault((one.kind, one.reason), []).append(one.name)
+        return alike
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+    def __rich__(self) -> Table:
+        """Table for a terminal or a notebook; 80 columns are enough. What stays dense alike shares a row."""
+        table = new_table("Pruning plan")
+        table.add_column("module")
+        table.add_column("shape", no_wrap=True)
+        table.add_column("structure", min_width=10)
+        for heading in ("target", "zeros"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("rule, or why it stays dense")
+        for one in self.parameters:
+            shape, target = "x".join(map(str, one.shape)), f"{one.config.target_sparsity:.1%}"
+            label, rule = DottedText(one.label or "(root)"), DottedText(one.rule)
+            table.add_row(label, shape, one.structure, target, f"{one.target_zeros:,}", rule)
+        for (kind, reason), names in self._skipped_alike().items():
+            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            name, reason_text = (DottedText(text, "dim") for text in (f"{names[0] or '(root)'}{more}", reason))
+            table.add_row(name, "", DottedText(kind, "dim"), "", "", reason_text)
+        zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
+        layers = "1 layer" if len(self) == 1 else f"{len(self)} layers"
+        table.caption = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
+        table.caption += (
+            f", {zeros / (weights + self.dense_weights):.1%} with the weights of rank 2 and more that stay dense."
+            if self.dense_weights
+            else "."
+        )
+        return table
