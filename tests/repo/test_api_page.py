@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_prune.cli.commands import build_parser
+from lightning_prune.pruner import MagnitudePruner
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 # Names that other rooms import, and nobody else needs to.
@@ -129,6 +130,12 @@ def test_no_public_name_is_left_out(module):
     public = set(MODULES[module].__all__)
     assert inner <= public, "INNER names what is not there any more"
     assert {name for name in public - inner if not re.search(rf"\b{name}\b", PAGE)} == set()
+
+
+def test_every_member_of_the_pruner_is_told_of():
+    section = PAGE.split("## Members of MagnitudePruner")[1].split("\n## ")[0]
+    told = set(re.findall(r"`\.(\w+)", section))
+    assert told == {name for name in vars(MagnitudePruner) if not name.startswith("_")}
 
 
 def test_every_command_is_there():
