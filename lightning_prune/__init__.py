@@ -54,6 +54,8 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+__path__ += [f"{folder}/former" for folder in __path__]  # modules that lie in rooms now, under their former paths
+
 _LAZY = {
     "CoreMLExport": "lightning_prune.export",
     "ExportResult": "lightning_prune.export",
