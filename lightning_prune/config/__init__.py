@@ -1,0 +1,11 @@
+"""Configuration: what is pruned, how, and by which schedule. Every value is checked when it is set.
+
+Three levels, the nearer wins: ``module_name_configs`` (regular expressions that match whole names) over
+``module_type_configs`` over ``global_config``. ``None`` at any level leaves what it matches dense.
+"""
+
+from __future__ import annotations
+
+from lightning_prune.config.rules import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
+
+__all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "load_config"]

@@ -1,0 +1,26 @@
+"""Schedules: how sparse a weight is at each optimizer step. Pure functions of the step, without torch.
+
+A schedule that is written in raw steps (``update_steps``, ``begin_step``) is ready as it stands. One written in the
+units of a training run (fractions, epochs) is turned into steps by :meth:`PruningScheduler.resolve` once the length of
+the run is known.
+"""
+
+from __future__ import annotations
+
+from lightning_prune.schedules.curves import (
+    ConstantSparsityScheduler,
+    CosineDecayScheduler,
+    PolynomialDecayScheduler,
+    PruningScheduler,
+    SparsityBounds,
+    TrainingRun,
+)
+
+__all__ = [
+    "ConstantSparsityScheduler",
+    "CosineDecayScheduler",
+    "PolynomialDecayScheduler",
+    "PruningScheduler",
+    "SparsityBounds",
+    "TrainingRun",
+]
