@@ -7,14 +7,10 @@ the run is known.
 
 from __future__ import annotations
 
-from lightning_prune.schedules.curves import (
-    ConstantSparsityScheduler,
-    CosineDecayScheduler,
-    PolynomialDecayScheduler,
-    PruningScheduler,
-    SparsityBounds,
-    TrainingRun,
-)
+from lightning_prune.schedules.constant import ConstantSparsityScheduler
+from lightning_prune.schedules.curves import CosineDecayScheduler, PolynomialDecayScheduler
+from lightning_prune.schedules.runs import TrainingRun
+from lightning_prune.schedules.scheduler import PruningScheduler, SparsityBounds
 
 __all__ = [
     "ConstantSparsityScheduler",
