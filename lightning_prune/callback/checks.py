@@ -23,7 +23,7 @@ __all__ = [
     "warn_if_untrained",
 ]
 
-_FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
+_FEW = 6  # updates, below which an update of a cubic schedule prunes more than half of what is to be pruned
 _ROOM = 20  # optimizer steps of a run in which there is room for more
 
 
@@ -41,11 +41,11 @@ def refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
     """Refuse Lightning's ModelPruning on a parameter of the plan: it would rename it at the end of the first epoch."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         others = {(id(module), name) for module, name in getattr(callback, "_parameters_to_prune", None) or ()}
-        for one in plan:
-            if any((id(owner.module), owner.attribute) in others for owner in one.owners):
+        for parameter in plan:
+            if any((id(owner.module), owner.attribute) in others for owner in parameter.owners):
                 raise ConfigError(
-                    f"{one.rule}: {one.name} is pruned already, by {type(callback).__name__}. One parameter can have "
-                    "one pruner: take one of the two callbacks out, or leave this module out with None."
+                    f"{parameter.rule}: {parameter.name} is pruned already, by {type(callback).__name__}. One "
+                    "parameter can have one pruner: take one of the two callbacks out, or leave this module out with None."
                 )
 
 
@@ -71,8 +71,10 @@ def refuse_orphans(trainer: Trainer, key: str, states: Mapping[str, object]) -> 
 
 def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
     """Say which weights no optimizer of the Trainer updates, though they are not frozen."""
-    known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
-    names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    known = {id(parameter) for group in groups for parameter in group["params"]}
+    trained = {name: parameter for name, parameter in pruner.parameters().items() if parameter.requires_grad}
+    names = [name for name, parameter in trained.items() if id(parameter) not in known]
     if names:
         rank_zero_warn(
             f"Updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is not seen, and "
@@ -123,7 +125,7 @@ def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:
     if run.is_rehearsal or run.total_steps is None or run.total_steps < _ROOM or pruner.is_at_target:
         return
     schedules = pruner.schedules
-    rules = {one.rule: (one.config.schedule, schedules[one.name]) for one in pruner.plan}
+    rules = {parameter.rule: (parameter.config.schedule, schedules[parameter.name]) for parameter in pruner.plan}
     for rule, (written, schedule) in rules.items():
         if written.is_resolved:
             continue
@@ -148,10 +150,12 @@ def warn_if_too_short(pruner: MagnitudePruner, run: TrainingRun) -> None:
     """Say which schedules in steps end after the run does, and what to write in each."""
     if run.is_rehearsal or run.total_steps is None:
         return
-    written = {one.rule: one.config.schedule for one in pruner.plan}
-    rules = {one.rule: pruner.schedules[one.name] for one in pruner.plan}
-    late = {rule: last for rule, one in rules.items() if (last := one.last_update_step or 0) > run.total_steps}
-    for rule, last in late.items():
+    written = {parameter.rule: parameter.config.schedule for parameter in pruner.plan}
+    rules = {parameter.rule: pruner.schedules[parameter.name] for parameter in pruner.plan}
+    for rule, schedule in rules.items():
+        last = schedule.last_update_step or 0
+        if last <= run.total_steps:
+            continue
         rank_zero_warn(
             f"{rule}.scheduler: the last pruning update is at optimizer step {last}, but this run has "
             f"{run.total_steps}: it will end below the target sparsity. Train longer, or "

@@ -35,7 +35,7 @@ class MagnitudePrunerConfig:
     With no rule at all, ``global_config`` is a default :class:`ModuleMagnitudePrunerConfig`. Values may be dicts.
 
     A weight that a rule does not fit (n:m without one whole group, blocks of more than half the channels) stays dense
-    under a global rule or one by type, with the reason in the plan; a rule by name that cannot prune it is refused.
+    under a global rule or a rule by type, with the reason in the plan; a rule by name that cannot prune it is refused.
 
     Raises:
         ConfigError: A key or a value cannot work; the message starts with its path.
@@ -81,7 +81,7 @@ class MagnitudePrunerConfig:
     def set_module_type(
         self, object_type: type[nn.Module] | str, opt_config: Rule | Mapping[str, Any]
     ) -> MagnitudePrunerConfig:
-        """Set the rule for a class of modules, or for the name of one; returns self."""
+        """Set the rule for a class of modules, or for the name of a class; returns self."""
         self.module_type_configs = {**self.module_type_configs, object_type: cast(Rule, opt_config)}
         return self
 
@@ -160,7 +160,7 @@ def _build_rule(rule: Any, path: str) -> Rule:
 
 
 def _type_rules(rules: Any, level: str) -> dict[type[nn.Module] | str, Rule]:
-    """Rules by type; of one type that is spelled in two ways the later rule holds."""
+    """Rules by type; where a type is spelled in two ways, as a class and by its name, the later rule holds."""
     built: dict[type[nn.Module] | str, Rule] = {}
     for key, rule in _as_mapping(rules, level).items():
         if not isinstance(key, (str, type)):

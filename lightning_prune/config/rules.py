@@ -87,7 +87,7 @@ class ModuleMagnitudePrunerConfig:
                 raise ConfigError(f"{name} is not a setting.{did_you_mean(name, self.__dataclass_fields__)}")
             changed = {name: value}
             if name == "n_m_ratio" and self.n_m_ratio is not None:
-                changed["target_sparsity"] = DEFAULT_TARGET  # the one that it gave is not the user's
+                changed["target_sparsity"] = DEFAULT_TARGET  # the target that the old ratio gave is not the user's
             self.__dict__.update(vars(replace(self, **changed)))  # the constructor checks, and derives the target
         else:
             super().__setattr__(name, value)
@@ -156,7 +156,7 @@ class ModuleMagnitudePrunerConfig:
 
     @property
     def schedule(self) -> PruningScheduler:
-        """The scheduler, by its type: a dict was turned into one when the configuration was built."""
+        """The scheduler, by its type: a dict was turned into a scheduler when the configuration was built."""
         return cast(PruningScheduler, self.scheduler)
 
     @classmethod

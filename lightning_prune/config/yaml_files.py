@@ -18,7 +18,7 @@ class _Loader(yaml.SafeLoader):
     """Leaves texts of what YAML 1.1 takes for octal numbers (``0100``) and numbers in base 60 (``2:4``)."""
 
     def construct_whole(self, node: yaml.ScalarNode) -> int | str:
-        """A decimal number, or the text of one in another base that does not say so, for the check that follows."""
+        """Give a decimal number, or the text of what may be meant otherwise, for the check that follows."""
         text = str(self.construct_scalar(node))
         is_meant = ":" not in text and not re.match(r"[-+]?0[0-9_]", text)
         return self.construct_yaml_int(node) if is_meant else text
