@@ -195,8 +195,8 @@ def _check_layers(layers: Iterable[PrunedParameter], method: str) -> None:
             )
         if parameter.label == parameter.name:
             raise ConfigError(
-                f"{parameter.rule}.param_name prunes {parameter.name} beside other parameters of its module, but a rule "
-                "gives all of them one sparsity. Leave the module out with None."
+                f"{parameter.rule}.param_name prunes {parameter.name} beside other parameters of its module, but a "
+                "rule gives all of them one sparsity. Leave the module out with None."
             )
         if method == "global" and _weights_per_group(parameter) > 1:
             raise ConfigError(

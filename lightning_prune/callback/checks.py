@@ -45,7 +45,8 @@ def refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
             if any((id(owner.module), owner.attribute) in others for owner in parameter.owners):
                 raise ConfigError(
                     f"{parameter.rule}: {parameter.name} is pruned already, by {type(callback).__name__}. One "
-                    "parameter can have one pruner: take one of the two callbacks out, or leave this module out with None."
+                    "parameter can have one pruner: take one of the two callbacks out, or leave this module out "
+                    "with None."
                 )
 
 
