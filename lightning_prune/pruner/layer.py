@@ -26,7 +26,7 @@ class Layer:
     held: HeldMask
     initial_sparsity: float
     schedule: PruningScheduler  # in steps, once the length of the run is known
-    sharding: Sharding | None = None
+    sharding: Sharding
     sparsity: float = 0.0  # that its schedule asks for; with scope="global" it may have more or less
     floor: float = 0.0
     measured: LayerSparsity | None = None
@@ -88,12 +88,9 @@ def group_by_schedule(layers: list[Layer]) -> list[tuple[PruningScheduler, list[
 
 def state_of(layer: Layer) -> ParameterState | None:
     """The state of one layer as a whole; None in a process that others hold parts for but which gathers none."""
-    held, sharding = layer.held, layer.sharding
-    mask, values = held.mask, held.pruned_values()
-    if sharding is None:
-        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values, layer.floor, layer.schedule)
-    shape = layer.plan.config.structure.mask_shape(layer.plan.shape)
-    gathered = gather_state(mask.view(torch.bool), values, local_part(held.parameter), sharding, shape)
+    held, shape = layer.held, layer.plan.config.structure.mask_shape(layer.plan.shape)
+    mask, weight = held.mask.view(torch.bool), local_part(held.parameter)
+    gathered = gather_state(mask, held.pruned_values(), weight, layer.sharding, shape)
     if gathered is None:
         return None
     return ParameterState(layer.initial_sparsity, layer.sparsity, *gathered, layer.floor, layer.schedule)

@@ -36,14 +36,14 @@ from lightning_prune.plan import (
 )
 from lightning_prune.pruner.choices import Scope, check_choices
 from lightning_prune.pruner.layer import Layer, group_by_schedule, state_of
-from lightning_prune.pruner.measuring import measure_sharded
-from lightning_prune.pruner.report import MaskChanges, SparsityReport, measure_layer
+from lightning_prune.pruner.measuring import measure, measure_sharded
+from lightning_prune.pruner.report import MaskChanges, SparsityReport
 from lightning_prune.pruner.starting import kept_sparsities, need_single_weights, present_sparsity, share_schedule
 from lightning_prune.pruner.state import dump_state, parse_state
 from lightning_prune.pruner.state_values import MOST_STEPS
 from lightning_prune.pruner.updating import find_behind, need_fractions, need_numbers, rank_layers, update_layer
 from lightning_prune.schedules import PruningScheduler, TrainingRun
-from lightning_prune.sharding import Rounds, find_shardings, is_sharded, require_same, run_together
+from lightning_prune.sharding import add_up, find_shardings, is_sharded, require_same, run_together
 
 __all__ = ["MagnitudePruner"]
 
@@ -150,7 +150,7 @@ class MagnitudePruner:
     @property
     def is_sharded(self) -> bool:
         """Whether other processes hold parts of the weights; then all of them must make the same calls."""
-        return any(layer.sharding is not None for layer in self._layers)
+        return any(is_sharded(layer.plan.parameter) for layer in self._layers)
 
     @property
     def plan(self) -> PruningPlan:
@@ -298,9 +298,9 @@ class MagnitudePruner:
 
     def _any_process(self, is_true: bool) -> bool:
         """Whether it is true in any of the processes that hold parts of the weights."""
-        sharded = [layer for layer in self._layers if layer.sharding is not None][:1]
-        tasks = [(layer.sharding, _is_anywhere(is_true, layer.held.mask.device)) for layer in sharded]
-        return any(run_together(tasks)) if tasks else is_true
+        flags = ((layer.sharding, add_up([int(is_true)], layer.held.mask.device)) for layer in self._layers)
+        sharded = [(sharding, flag) for sharding, flag in flags if not sharding.is_whole][:1]
+        return any(sum(counts) for counts in run_together(sharded)) if sharded else is_true
 
     def guard_state_dicts(self) -> None:
         """Let every state dict of the model have pruned weights under plain names, until the model is finalized.
@@ -442,8 +442,7 @@ class MagnitudePruner:
         for layer in self._layers:
             weight = dense.get(layer.plan.name)
             if weight is not None and tuple(weight.shape) == layer.plan.shape:
-                if layer.sharding is not None:
-                    weight = weight[layer.sharding.box.within(layer.sharding.whole)]
+                weight = weight[layer.sharding.box.within(layer.sharding.whole)]
                 layer.held.restore_dense(weight)
                 layer.initial_sparsity = layer.plan.config.initial_sparsity
                 layer.floor, layer.is_continued = min(layer.sparsity, layer.target_sparsity), layer.sparsity > 0.0
@@ -559,9 +558,7 @@ class MagnitudePruner:
 
     def _measure(self) -> None:
         """Count the zeros of all masks that lie wholly in this process."""
-        for layer in self._layers:
-            if layer.measured is None and layer.sharding is None:
-                layer.measured = measure_layer(layer.plan, layer.held.mask)
+        measure([layer for layer in self._layers if layer.sharding.is_whole])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the step count, the masks and the pruned-away values as plain numbers and tensors.
@@ -598,7 +595,7 @@ class MagnitudePruner:
             state,
             [layer.plan for layer in self._layers],
             scope=self._scope,
-            boxes=[None if layer.sharding is None else layer.sharding.box for layer in self._layers],
+            boxes=[layer.sharding.box for layer in self._layers],
             allow_config_change=allow_config_change,
         )
         layers = [layer.restored(saved) for layer, saved in zip(self._layers, states, strict=True)]
@@ -724,7 +721,7 @@ class MagnitudePruner:
         return [
             layer.plan.name
             for layer in self._layers
-            if layer.sharding is None  # FSDP2 swaps parameters all the time
+            if not is_sharded(layer.plan.parameter)  # FSDP2 swaps parameters all the time
             and any(id(part.parameter) not in there for part in layer.held.parts())
         ]
 
@@ -774,11 +771,6 @@ class MagnitudePruner:
             )
         if not self._layers:
             raise LifecycleError(f"{method}() needs a prepared model. Call prepare() first.")
-
-
-def _is_anywhere(is_true: bool, device: torch.device) -> Rounds[bool]:
-    """Whether something is true in one of the processes."""
-    return bool((yield torch.tensor([int(is_true)], device=device)).item())
 
 
 def _do_all(actions: list[Callable[[], None]]) -> None:

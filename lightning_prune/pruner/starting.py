@@ -51,7 +51,7 @@ def share_schedule(layers: list[Layer]) -> None:
         layer.initial_sparsity = layer.sparsity = start
 
 
-def present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:
+def present_sparsity(one: PrunedParameter, sharding: Sharding) -> Rounds[float]:
     """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
     zeros, groups = yield from one.config.structure.present_zeros(local_part(one.weight), sharding)
     return 0.0 if zeros == groups else zeros / groups

@@ -27,7 +27,7 @@ from lightning_prune.schedules import (
     PolynomialDecayScheduler,
     PruningScheduler,
 )
-from lightning_prune.sharding import Box
+from lightning_prune.sharding import Box, Sharding
 
 __all__ = [
     "FORMAT_VERSION",
@@ -77,7 +77,7 @@ def parse_state(
     parameters: Sequence[PrunedParameter],
     *,
     scope: str = "layer",
-    boxes: Sequence[Box | None] | None = None,
+    boxes: Sequence[Box] | None = None,
     allow_config_change: bool = False,
 ) -> tuple[int, list[ParameterState]]:
     """Check a state against the parameters that it must fit, and read it.
@@ -86,7 +86,7 @@ def parse_state(
         state: What :func:`dump_state` gave.
         parameters: The parameters that are pruned now.
         scope: What is ranked together now, a layer or all of them.
-        boxes: For each parameter the part that this process holds; None for the whole.
+        boxes: For each parameter the part that this process holds. If not given, all of them whole.
         allow_config_change: Accept that a rule (a target, a schedule) differs from the one that the state was saved
             with; names and shapes must fit all the same.
 
@@ -118,7 +118,7 @@ def parse_state(
     if not allow_config_change:
         for one, entry in zip(parameters, saved, strict=True):
             _check_rule(one, entry)
-    parts = [None] * len(parameters) if boxes is None else boxes
+    parts = [Sharding.of_one(one.shape).box for one in parameters] if boxes is None else boxes
     return step_count, [
         _parse_parameter(one, entry, box, is_old=is_old)
         for one, entry, box in zip(parameters, saved, parts, strict=True)
@@ -157,7 +157,7 @@ def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, An
     }
 
 
-def _parse_parameter(one: PrunedParameter, entry: StateValues, box: Box | None, *, is_old: bool) -> ParameterState:
+def _parse_parameter(one: PrunedParameter, entry: StateValues, box: Box, *, is_old: bool) -> ParameterState:
     shape, saved_shape = entry.shape("mask_shape"), entry.shape("shape")
     if saved_shape != tuple(one.shape):
         raise CheckpointError(
@@ -177,7 +177,7 @@ def _parse_parameter(one: PrunedParameter, entry: StateValues, box: Box | None, 
         values = entry.vector("pruned_values", pruned, tuple(FORMATS)).contiguous()
     if _digest(packed, values) != entry.integer("digest", most=2**32 - 1):
         raise entry.damaged("its digest does not fit its content")
-    if box is None:
+    if box.shape == saved_shape:
         mask = _unpack(packed, 0, groups).reshape(shape)
     else:
         mask, values = _cut_out(packed, shape, values, one.shape, box)

@@ -13,7 +13,7 @@ from lightning_prune.masks import count_zeros, holds_nan, rank_together, whole_r
 from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.state import ParameterState
 from lightning_prune.schedules import PruningScheduler
-from lightning_prune.sharding import Rounds
+from lightning_prune.sharding import Rounds, add_up
 
 __all__ = ["find_behind", "need_fractions", "need_numbers", "rank_layers", "update_layer"]
 
@@ -49,7 +49,7 @@ def need_numbers(layers: list[Layer], states: Mapping[int, ParameterState]) -> N
     """Refuse a state from which a layer is to be pruned further, but cannot be ranked."""
     for layer in layers:
         values = states[id(layer)].pruned_values
-        if layer.sharding is None and (
+        if layer.sharding.is_whole and (
             holds_nan(layer.held.parameter.detach()) or (values is not None and holds_nan(values))
         ):
             raise CheckpointError(
@@ -98,12 +98,9 @@ def update_layer(layer: Layer, asked: float, sparsity: float, track_changes: boo
 
 def _count_changes(layer: Layer, before: Tensor, after: Tensor) -> Rounds[tuple[int, int]]:
     """Weights of the whole layer that are newly pruned, and that returned."""
-    one, sharding = layer.plan, layer.sharding
-    flags = [before & ~after, after & ~before]
-    if sharding is None:
-        pruned, returned = (one.numel - count_zeros(flag, shape=one.shape) for flag in flags)
-        return pruned, returned
-    whole = one.config.structure.mask_shape(one.shape)
-    rows = [whole_rows(flag, sharding, whole, 1) for flag in flags]
-    pruned, returned = (yield torch.stack([row.sum() for row in rows])).tolist()
-    return pruned * (one.numel // prod(whole)), returned * (one.numel // prod(whole))
+    shape, whole = layer.plan.shape, layer.plan.config.structure.mask_shape(layer.plan.shape)
+    rows = [whole_rows(flags, layer.sharding, whole, 1) for flags in (before & ~after, after & ~before)]
+    counts = [flags.numel() - count_zeros(flags) for flags in rows]
+    pruned, returned = yield from add_up(counts, after.device)
+    weights = prod(shape) // prod(whole)  # for which one byte of the mask stands
+    return pruned * weights, returned * weights
