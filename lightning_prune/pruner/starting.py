@@ -35,9 +35,10 @@ class Start:
 def find_starts(plan: PruningPlan, scope: Scope, *, keep_zeros: bool) -> list[Start]:
     """Find where each layer starts; every process that holds a part of a weight must do so.
 
-    With ``scope="global"`` zeros of an earlier pruning stay where they are, which is more than the ranking of an update
-    would promise: it knows no weights that are all zero from the start, and empties no layer. Schedules go on from the
-    zeros of all layers together, as what a layer has more than others is no target of its own.
+    With ``scope="global"`` the zeros of an earlier pruning stay where they are, and schedules go on from the share of
+    all layers together, as what a layer has more than others is no target of its own. The ranking of an update would
+    not always find the same zeros: it leaves each layer a share of its weights, takes no layer beyond its target, and
+    may find those of a layer that is all zero from its initialisation.
 
     Raises:
         ConfigError: A rule cannot be ranked with those of other layers, as ``scope="global"`` asks for.
