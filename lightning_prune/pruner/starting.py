@@ -102,7 +102,7 @@ def _meant_zeros(plan: PruningPlan, present: list[float], scope: Scope) -> list[
         warnings.warn(
             f"More zeros than the target asks for: {', '.join(lost)}. They count as initialised so, and are trained "
             "from here on. To keep the zeros of an earlier pruning, ask for as many.",
-            stacklevel=5,
+            stacklevel=4,
         )
     return kept
 

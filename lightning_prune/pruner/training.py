@@ -108,14 +108,14 @@ class Training:
                 'step() with masking="resident" knows no optimizer. That is right where a network is pruned without '
                 "training. If it is trained, what was pruned away is not trained with it: call "
                 "pruner.attach_optimizers(optimizer) after prepare().",
-                stacklevel=4,
+                stacklevel=5,
             )
         elif names:
             warnings.warn(
                 f"Pruned, but updated by no attached optimizer: {', '.join(names)}. They stay pruned, but what was "
                 "pruned away is not trained. Give their optimizer to attach_optimizers(); one that was made before "
                 "prepare() copied the model trains the original.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _warn_of_unused(self, layers: Sequence[Layer], model: nn.Module) -> None:
@@ -126,7 +126,7 @@ class Training:
                 f'No gradient at the first optimizer step: {", ".join(names)}. With masking="hook" a weight is trained '
                 "only through the forward of its own module. If another module or a function reads it, use "
                 'masking="resident".',
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
