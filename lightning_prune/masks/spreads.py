@@ -194,7 +194,7 @@ def _ranked_zeros(pieces: Sequence[tuple[Tensor, Sharding]], total: int) -> list
         return [count_zeros(mask) for mask in keep_largest_of_all([piece for piece, _ in pieces], total)]
     if len({sharding.groups for sharding in shardings}) > 1:
         raise ConfigError("Weights that are ranked together must all be sharded, over the same dimensions of the mesh.")
-    shards = [one.shard(piece, one.boxes, one.shape) for piece, one in pieces]
+    shards = [sharding.shard(piece, sharding.boxes, sharding.shape) for piece, sharding in pieces]
     masks = keep_largest_of_shards(shards, total, reduce=shardings[0].sum)
     return [int(zeros) for zeros in shardings[0].sum(torch.stack([(~mask).sum() for mask in masks]))]
 

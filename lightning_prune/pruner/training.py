@@ -39,10 +39,12 @@ class Training:
 
     def attach(self, optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> None:
         """Link the masks of all layers with optimizers, where they need it."""
-        self.optimizers += [one for one in optimizers if not any(one is known for known in self.optimizers)]
+        self.optimizers += [
+            optimizer for optimizer in optimizers if not any(optimizer is known for known in self.optimizers)
+        ]
         linked = {id(link.optimizer) for link in self._links}
-        new = [one for one in optimizers if id(one) not in linked]
-        links = [self._way.link(one, [layer.held for layer in layers]) for one in new]
+        new = [optimizer for optimizer in optimizers if id(optimizer) not in linked]
+        links = [self._way.link(optimizer, [layer.held for layer in layers]) for optimizer in new]
         self._links += [link for link in links if link is not None]
         self._unattached = None if new else self._unattached
 
