@@ -214,7 +214,7 @@ class _Direction(ResidentMask):
         self._put_rows_back()
 
     def _put_rows_back(self) -> None:
-        if self._kept_rows is None or self._is_folded:
+        if self._kept_rows is None or self.is_folded:
             return
         axis, places, kept = self._kept_rows
         weight = self.parameter.detach()
