@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import IO, Any, TypeVar, cast, get_args
 
-import yaml
 from torch import nn
 
 from lightning_prune.basics import (
@@ -22,7 +21,6 @@ from lightning_prune.basics import (
     check_lock,
     check_pattern,
     fullmatch,
-    load_yaml,
     plain_list,
     plain_number,
     plain_text,
@@ -324,6 +322,8 @@ class MagnitudePrunerConfig:
 
     def as_yaml(self) -> str:
         """Give the configuration as YAML text, from which :meth:`from_yaml` builds an equal one."""
+        import yaml
+
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
     def __eq__(self, other: object) -> bool:
@@ -556,21 +556,10 @@ def _plain(value: Any) -> Any:
     return list(value)
 
 
-class _Loader(yaml.SafeLoader):
-    """Leaves texts of what YAML 1.1 takes for octal numbers (``0100``) and numbers in base 60 (``2:4``)."""
-
-    def construct_whole(self, node: yaml.ScalarNode) -> int | str:
-        """A decimal number, or the text of one in another base that does not say so, for the check that follows."""
-        text = str(self.construct_scalar(node))
-        is_meant = ":" not in text and not re.match(r"[-+]?0[0-9_]", text)
-        return self.construct_yaml_int(node) if is_meant else text
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
-
-
 def _read_yaml(source: str | os.PathLike[str] | IO[str]) -> Any:
-    values = load_yaml(source, loader=_Loader)
+    from lightning_prune.basics import load_yaml
+
+    values = load_yaml(source)
     if values is None:
         raise ConfigError("The YAML configuration is empty. Write {} to prune every supported module by half.")
     return values
