@@ -152,7 +152,8 @@ class ResidentMask(HeldMask):
 
     @override
     def dense(self) -> Tensor:
-        self._prunes, self.choices = self._prunes or None, self.choices + 1
+        self._prunes = self._prunes or None  # the caller may write zeros to the mask
+        self.choices += 1
         self.fold()
         return local_part(self.parameter)
 
