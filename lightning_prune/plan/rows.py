@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_prune.basics import DottedText, as_text, new_table
 from lightning_prune.config import ModuleMagnitudePrunerConfig
 from lightning_prune.plan.weight_norm import normed_weight
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Cause", "Owner", "PrunedParameter", "PruningPlan", "SkippedModule"]
 
@@ -169,10 +170,14 @@ class PruningPlan:
         return alike
 
     def __str__(self) -> str:
+        from lightning_prune.basics import as_text
+
         return as_text(self.__rich__())
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough. What stays dense alike shares a row."""
+        from lightning_prune.basics import DottedText, new_table
+
         table = new_table("Pruning plan")
         table.add_column("module")
         table.add_column("shape", no_wrap=True)
