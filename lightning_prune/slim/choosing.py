@@ -77,11 +77,14 @@ def choose(found: Walk, uses: Mapping[str, int], further: Sequence[Pin] = ()) ->
     refused: dict[str, list[Tensor]] = defaultdict(list)
     while True:
         before = gone.clone()
-        for reader, folds in zip(flow.readers, foldable, strict=True):
+        # From the outputs on: what is read by nothing that stays can go, and so on back to the inputs.
+        for reader, folds in zip(reversed(flow.readers), reversed(foldable), strict=True):
             held = _held(flow, reader, folds, classes, gone)
             gone[classes[reader.ids[held]]] = False
             if bool((constant := reader.ids[held & ~reader.constants.isnan()]).numel()):
                 refused[_reason(reader)].append(constant)
+        if not torch.equal(before, gone):
+            continue
         _keep_one(flow, classes, gone)
         for ids in flow.even:
             _level(narrowed(ids), classes, gone, empty_rows=False)

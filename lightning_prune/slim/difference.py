@@ -2,109 +2,159 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.errors import SlimError
 from lightning_prune.slim.choosing import Choice
 from lightning_prune.slim.flow import Pin
-from lightning_prune.slim.graph import Call, Graph, capture
-from lightning_prune.slim.ops.operation import operation_of, values_in
+from lightning_prune.slim.graph import Call, Graph
+from lightning_prune.slim.names import standing_names, states_of
+from lightning_prune.slim.ops import operation_of
+from lightning_prune.slim.ops.operation import values_in
 from lightning_prune.slim.proof import Doubled
 from lightning_prune.slim.walk import Walk
 
-__all__ = ["first_difference", "nodes_at", "pins_at"]
+__all__ = ["first_difference", "pins_at"]
 
 
-def nodes_at(error: BaseException, graph: Graph) -> list[fx.Node]:
-    """The operations at the line of the model that raised an error: those of the deepest line that has any."""
-    frames = [
-        (frame.f_code.co_filename, line, frame.f_locals.get("self"))
-        for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    for file, line, _ in reversed(frames):
-        place = f'File "{file}", line {line}, '
-        found = [node for node in graph.nodes if place in (node.meta.get("stack_trace") or "")]
-        if found:
-            return found
-    return []
+class _Listener(TorchDispatchMode):
+    """Tells of each basic operation that runs, and of its result."""
+
+    def __init__(self, tell: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.tell(str(func), result)
+        return result
 
 
+class _Found(Exception):  # noqa: N818
+    """The run has gone another way; nothing after that matters."""
+
+
+class _Nodes(fx.Interpreter):
+    """Runs a graph and keeps every result, with the basic operations that each node runs."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.program.graph_module, garbage_collect_values=False)
+        self.names: list[str] = []
+        self.owners: list[fx.Node] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, listening."""
+
+        def tell(name: str, _: Any) -> None:
+            self.names.append(name)
+            self.owners.append(n)
+
+        with _Listener(tell):
+            return super().run_node(n)
+
+
+@torch.no_grad()
 def first_difference(
     graph: Graph, found: Walk, choice: Choice, whole: nn.Module, slim: nn.Module, call: Call, tolerance: float
 ) -> fx.Node | None:
-    """The first operation whose result is not what is left of the whole network's, or None if all are."""
+    """The first operation that a cut network runs otherwise than the whole one, or whose result is not what is left.
+
+    Both networks are run as they are, and their basic operations are compared in the order in which they run.
+
+    Args:
+        graph: Of the whole network.
+        found: What was found in it.
+        choice: What went.
+        whole: The network in double precision.
+        slim: The same, cut.
+        call: An input in double precision.
+        tolerance: The largest difference that counts as none.
+    """
+    nodes = _Nodes(graph)
+    with Doubled():
+        nodes.run(*_inputs(graph, whole, call))
+    names: list[str] = []
+    with Doubled(), _Listener(lambda name, _: names.append(name)):
+        call.of(whole)
+    owners = _owners(names, nodes)
+    last = {node: index for index, node in enumerate(owners) if node is not None}
+    position = 0
+
+    def tell(name: str, result: Any) -> None:
+        nonlocal position
+        if position >= len(names) or name != names[position]:
+            raise _Found
+        node = owners[position]
+        if node is not None and last[node] == position and not _is_left(node, result, nodes, found, choice, tolerance):
+            raise _Found
+        position += 1
+
     try:
-        other = capture(slim, call)
-    except SlimError as error:
-        cause = error.__cause__
-        places = nodes_at(cause, graph) if cause is not None else []
-        return places[0] if places else None
-    ours, theirs = _results(graph, whole, call), _results(other, slim, call)
-    calls = [[node for node in each.nodes if node.op == "call_function"] for each in (graph, other)]
-    for node, twin in zip(*calls, strict=False):
-        if node.target != twin.target:
-            return node
-        expected, came = ours[node], theirs[twin]
-        values = found.values[node]
-        pairs = (
-            zip(values, expected, came, strict=False) if isinstance(values, tuple) else [(values, expected, came)]
-        )
-        for value, full, part in pairs:
-            if not isinstance(full, Tensor) or not isinstance(part, Tensor) or not hasattr(value, "ids"):
-                continue
-            left = full[choice.stays(value.ids)]
-            if left.numel() != part.numel() or not _close(left, part.flatten(), tolerance):
-                return node
+        with Doubled(), _Listener(tell):
+            call.of(slim)
+    except Exception:  # _Found, or what the forward itself raised at this place
+        return next((node for node in owners[position:] if node is not None), None)
     return None
 
 
-def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
-    if not left.is_floating_point():
+def _inputs(graph: Graph, model: nn.Module, call: Call) -> list[Any]:
+    """What the graph is called with."""
+    states, standing = states_of(model), standing_names(model)
+    flat = iter(torch.utils._pytree.tree_leaves((call.args, call.kwargs)))
+    return [
+        states[standing[graph.states[node.name]]].detach()
+        if node.name in graph.states
+        else graph.constants[node.name]
+        if node.name in graph.constants
+        else next(flat)
+        for node in graph.nodes
+        if node.op == "placeholder"
+    ]
+
+
+def _owners(names: list[str], nodes: _Nodes) -> list[fx.Node | None]:
+    """The node that each basic operation of a run belongs to, as far as the two runs are alike."""
+    owners: list[fx.Node | None] = [None] * len(names)
+    if names == nodes.names:
+        return list(nodes.owners)
+    matcher = difflib.SequenceMatcher(None, names, nodes.names, autojunk=False)
+    for block in matcher.get_matching_blocks():
+        owners[block.a : block.a + block.size] = nodes.owners[block.b : block.b + block.size]
+    return owners
+
+
+def _is_left(node: fx.Node, result: Any, nodes: _Nodes, found: Walk, choice: Choice, tolerance: float) -> bool:
+    """Whether a result is what the choice leaves of the whole network's."""
+    values, full = found.values[node], nodes.env[node]
+    if not isinstance(values, tuple):
+        values, full, result = (values,), (full,), (result,)
+    if not isinstance(full, (tuple, list)) or not isinstance(result, (tuple, list)) or len(full) != len(result):
+        return len(values) != 1 or isinstance(result, Tensor)
+    for value, whole, part in zip(values, full, result, strict=False):
+        ids = getattr(value, "ids", None)
+        if ids is None or not isinstance(whole, Tensor) or not isinstance(part, Tensor) or whole.shape != ids.shape:
+            continue
+        left = whole[choice.stays(ids)]
+        if left.numel() != part.numel() or not _is_close(left, part.flatten(), tolerance):
+            return False
+    return True
+
+
+def _is_close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    if not left.is_floating_point() or not left.numel():
         return torch.equal(left, right)
     left, right = left.double().nan_to_num(), right.double().nan_to_num()
-    size = float(left.abs().max()) if left.numel() else 0.0
-    return not left.numel() or float((left - right).abs().max()) <= tolerance * max(size, 1e-30)
+    return float((left - right).abs().max()) <= tolerance * max(float(left.abs().max()), 1e-30)
 
 
-class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-
-
-def _results(graph: Graph, model: nn.Module, call: Call) -> dict[fx.Node, Any]:
-    """What each operation computes."""
-    module = graph.program.graph_module
-    states = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    flat = iter(torch.utils._pytree.tree_leaves((call.args, call.kwargs)))
-    given = []
-    for node in graph.nodes:
-        if node.op != "placeholder":
-            continue
-        if node.name in graph.states:
-            given.append(states[graph.states[node.name]].detach())
-        elif node.name in graph.constants:
-            given.append(graph.constants[node.name])
-        else:
-            given.append(next(flat))
-    recorder = _Recorder(module)
-    with torch.no_grad(), Doubled():
-        recorder.run(*given)
-    return recorder.env
-
-
-def pins_at(nodes: Sequence[fx.Node], found: Walk, choice: Choice) -> list[Pin]:
-    """Pins for what goes into operations, if anything of it was to go."""
-    pins = []
-    for node in nodes:
-        operation = operation_of(node, found.values)
-        reason = f"{operation.label}, whose sizes are written in the forward"
-        for value in values_in((operation.args, operation.kwargs, found.values[node])):
-            ids = value.ids.unique()
-            if bool((~choice.stays(ids)).any()):
-                pins.append(Pin(ids, reason))
-    return pins
+def pins_at(node: fx.Node, found: Walk, choice: Choice) -> list[Pin]:
+    """Pins for what goes into an operation, if anything of it was to go."""
+    operation = operation_of(node, found.values)
+    reason = f"{operation.label}, whose sizes are written in the forward"
+    ids = [value.ids.unique() for value in values_in((operation.args, operation.kwargs, found.values[node]))]
+    return [Pin(part, reason) for part in ids if bool((~choice.stays(part)).any())]

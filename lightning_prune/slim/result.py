@@ -23,7 +23,7 @@ from lightning_prune.slim.walk import Walk
 
 __all__ = ["SlimLayer", "SlimResult", "result_of"]
 
-TIMED_SECONDS = 0.25  # how long each of the two networks is timed
+TIMED_SECONDS = 0.5  # how long both networks are timed
 
 
 @dataclass(frozen=True)
@@ -136,34 +136,38 @@ class SlimResult:
         """One row a weight, and one for the whole network."""
         table = new_table(f"Slim {type(self.model).__name__}")
         table.add_column("weight")
-        for column in ("channels", "weights", "MACs"):
+        for column in ("channels", "pinned", "weights", "left", "MACs left"):
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("stay because of")
         for layer in self.layers:
+            weights, slim_weights = _numel(layer.shape), _numel(layer.slim_shape)
+            channels = f"{layer.channels:,}"
             table.add_row(
                 DottedText(layer.name),
-                f"{layer.channels:,} > {layer.slim_channels:,}",
-                _change(_numel(layer.shape), _numel(layer.slim_shape)),
-                _change(layer.macs, layer.slim_macs),
-                DottedText(", ".join(f"{reason} ({count})" for reason, count in layer.pinned.items())),
+                channels if layer.channels == layer.slim_channels else f"{channels} -> {layer.slim_channels:,}",
+                f"{sum(layer.pinned.values()):,}" if layer.pinned else "",
+                f"{weights:,}",
+                _share(slim_weights, weights),
+                _share(layer.slim_macs, layer.macs),
             )
         table.add_section()
-        sizes = _change(self.parameters, self.slim_parameters), _change(self.macs, self.slim_macs)
-        table.add_row("whole network", "", *sizes, "")
+        shares = _share(self.slim_parameters, self.parameters), _share(self.slim_macs, self.macs)
+        table.add_row("whole network", "", "", f"{self.parameters:,}", *shares)
         return table
 
     def lines(self) -> Iterable[str]:
-        """What was proven and measured, a sentence a line."""
+        """What was proven and measured, and why channels stay, a sentence a line."""
         yield f"verified: {', '.join(self.checks)}; largest difference {self.difference:.1e}"
         yield (
             f"measured: {self.latency * 1e3:.2f} ms before, {self.slim_latency * 1e3:.2f} ms after, "
             f"{self.speedup:.2f}x faster on {torch.get_num_threads()} CPU threads"
         )
+        for reason, count in sorted(self.pinned.items(), key=lambda item: -item[1]):
+            yield f"pinned: {count:,} channels by {reason}"
 
     def __str__(self) -> str:
         return (
-            f"{self.parameters:,} parameters before, {self.slim_parameters:,} after ({self.slim_parameters / max(1, self.parameters):.1%}); "
-            f"{self.speedup:.2f}x faster; largest difference {self.difference:.1e}"
+            f"{self.parameters:,} parameters before, {self.slim_parameters:,} after "
+            f"({_share(self.slim_parameters, self.parameters)}); {self.speedup:.2f}x faster; largest difference {self.difference:.1e}"
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -171,8 +175,8 @@ class SlimResult:
         yield from map(literal, self.lines())
 
 
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} > {after:,}"
+def _share(after: int, before: int) -> str:
+    return f"{after / before:.1%}" if before else ""
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -203,7 +207,7 @@ def result_of(
         difference: The largest difference of outputs.
         checks: What was compared.
     """
-    before, after = _timed(whole, call), _timed(slimmed, call)
+    before, after = _timed((whole, slimmed), call)
     layers = tuple(_layers(whole, slimmed, found, choice))
     every = torch.cat([ids for (_, axis), ids in found.flow.slots.items() if axis == 0] or [torch.empty(0).long()])
     _as_before(slimmed, model)
@@ -257,19 +261,21 @@ def _as_before(slimmed: nn.Module, model: nn.Module) -> None:
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in slimmed.named_modules():
         module.training = modes[name]
-    tensor = next((*model.parameters(), *model.buffers()), None)  # type: ignore[call-overload]
+    tensor = next(iter((*model.parameters(), *model.buffers())), None)
     if tensor is not None and tensor.device.type != "cpu":
         slimmed.to(tensor.device)
 
 
-def _timed(model: nn.Module, call: Call) -> float:
-    """Median seconds of a call."""
-    seconds: list[float] = []
+def _timed(models: tuple[nn.Module, nn.Module], call: Call) -> tuple[float, float]:
+    """Median seconds of a call of each of two networks, which take turns."""
+    seconds: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
-        call.of(model)
-        begin = time.perf_counter()
-        while len(seconds) < 3 or (time.perf_counter() - begin < TIMED_SECONDS and len(seconds) < 100):
-            start = time.perf_counter()
+        for model in models:
             call.of(model)
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        begin = time.perf_counter()
+        while len(seconds[0]) < 3 or (time.perf_counter() - begin < TIMED_SECONDS and len(seconds[0]) < 100):
+            for model, times in zip(models, seconds, strict=True):
+                start = time.perf_counter()
+                call.of(model)
+                times.append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])

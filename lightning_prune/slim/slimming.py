@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_prune.errors import SlimError
+from lightning_prune.errors import SlimError, one_line
 from lightning_prune.slim.choosing import Choice, choose, uses_of
 from lightning_prune.slim.cutting import Cut, apply_cut, cut_of
-from lightning_prune.slim.difference import first_difference, nodes_at, pins_at
+from lightning_prune.slim.difference import first_difference, pins_at
 from lightning_prune.slim.flow import Pin
 from lightning_prune.slim.graph import Call, Graph, as_call, capture, plain_copy
 from lightning_prune.slim.names import standing_names
+from lightning_prune.slim.ops import operation_of
 from lightning_prune.slim.proof import difference, inputs_of, larger_batch, outputs_of
 from lightning_prune.slim.result import SlimResult, result_of
 from lightning_prune.slim.walk import Walk, walk
@@ -88,23 +89,19 @@ def _proven(
         apply_cut(slimmed, cut)
         largest, raised = _largest_difference(slimmed, inputs, expected)
         if largest <= TOLERANCE:
-            further, checks = _another_batch(exact, slimmed, call)
+            further, checks, raised = _another_batch(exact, slimmed, call)
             if further <= TOLERANCE:
-                count = len(inputs)
-                checks = (f"outputs equal on {count} inputs in double precision", *checks)
+                checks = (f"outputs equal on {len(inputs)} inputs in double precision", *checks)
                 return cut, choice, max(largest, further), checks
             largest = further
-        node = None
-        places = nodes_at(raised, graph) if raised is not None else []
-        if not places:
-            node = first_difference(graph, found, choice, exact, slimmed, inputs[1], TOLERANCE)
-            places = [node] if node is not None else []
-        new = pins_at(places, found, choice)
+        node = first_difference(graph, found, choice, exact, slimmed, inputs[1], TOLERANCE)
+        new = pins_at(node, found, choice) if node is not None else []
         if not new:
-            where = f" They first differ at {places[0].name}." if places else ""
+            where = "" if node is None else f" They first differ at {operation_of(node, found.values).label}."
+            raised_too = "" if raised is None else f" It raised {type(raised).__name__}: {one_line(raised)}."
             raise SlimError(
-                f"The slim network must compute the same, but its outputs differ by {largest:.1e} of the largest "
-                f"one{': ' + str(raised) if raised is not None else '.'}{where} Nothing was changed."
+                f"The slim network must compute the same as {type(exact).__name__}, but its outputs differ by "
+                f"{largest:.1e} of the largest one.{where}{raised_too} Nothing was changed."
             ) from raised
         pins = [*pins, *new]
     raise SlimError("No cut of the network computes the same. Nothing was changed.")
@@ -124,15 +121,16 @@ def _largest_difference(
     return largest, None
 
 
-def _another_batch(exact: nn.Module, slimmed: nn.Module, call: Call) -> tuple[float, tuple[str, ...]]:
+def _another_batch(
+    exact: nn.Module, slimmed: nn.Module, call: Call
+) -> tuple[float, tuple[str, ...], Exception | None]:
     """The difference on a batch twice as large, where the network takes one."""
     batch = larger_batch(call)
     if batch is None:
-        return 0.0, ()
+        return 0.0, (), None
     try:
         expected = outputs_of(exact, batch)
     except Exception:  # its forward is made for this batch size
-        return 0.0, ("another batch size was not tried: the model takes none",)
-    return difference(outputs_of(slimmed, batch), expected), ("and on a batch twice as large",)
-
-
+        return 0.0, ("another batch size was not tried: the model takes none",), None
+    largest, raised = _largest_difference(slimmed, [batch], [expected])
+    return largest, ("and on a batch twice as large",), raised

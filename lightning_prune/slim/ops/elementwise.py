@@ -24,7 +24,7 @@ _FUNCTIONS = (
 # The same number, in another place or of another type.
 _SAME = (
     "contiguous clone alias detach lift_fresh_copy to _to_copy dropout feature_dropout alpha_dropout "
-    "feature_alpha_dropout type_as float double half bfloat16 dropout_ _assert_tensor_metadata"
+    "feature_alpha_dropout type_as float double half bfloat16 dropout_"
 ).split()
 # Their results follow the places, but are not followed as constants.
 _PLACES = (

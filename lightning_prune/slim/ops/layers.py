@@ -220,7 +220,10 @@ def _norm(flow: Flow, operation: Operation) -> Result:
     if statistics:
         number = _uniform(value, number)
     constant = elementwise(compute, [number, scale, shift, mean, variance], shape)
-    return Value(ids, known(constant))
+    result = Value(ids, known(constant))
+    if operation.single:
+        return result
+    return (result, *(flow.unknown(shape, operation.label) for shape in operation.shapes[1:]))
 
 
 def _uniform(value: Value, number: Tensor) -> Tensor:
@@ -313,7 +316,7 @@ RULES: dict[str, Rule] = {
     "addmm": _addmm,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
-    **dict.fromkeys(("batch_norm", "instance_norm"), _norm),
+    **dict.fromkeys(("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training"), _norm),
     "embedding": _embedding,
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     "scaled_dot_product_attention": _attention,

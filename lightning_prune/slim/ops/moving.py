@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ __all__ = ["RULES"]
 
 _MOVES = (
     "view reshape _unsafe_view flatten unflatten permute transpose t movedim moveaxis swapaxes squeeze unsqueeze "
-    "expand expand_as repeat tile repeat_interleave select slice narrow unbind stack cat concat concatenate flip roll "
+    "expand expand_as repeat tile repeat_interleave select slice narrow unbind flip roll "
     "rot90 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle diagonal unfold view_as reshape_as "
     "tensor_split hsplit vsplit"
 ).split()
@@ -33,15 +34,39 @@ def _move(flow: Flow, operation: Operation) -> Result:
     operands = [_as_activation(flow, operation, value) for value in operands]
     given = iter(operands)
     table = {id(value): next(given) for value in values_in((operation.args, operation.kwargs))}
-    slots = operation.run(lambda value: table[id(value)].ids)
+    slots = _run(operation, lambda value: table[id(value)].ids)
     constants: Any = None
     if any(value.constant is not None for value in operands):
-        constants = operation.run(lambda value: _filled(table[id(value)]))
+        constants = _run(operation, lambda value: _filled(table[id(value)]))
     from_inputs = any(value.from_inputs for value in operands)
     if operation.single:
         return _value(slots, constants, from_inputs)
     parts = constants if constants is not None else [None] * len(slots)
     return tuple(_value(ids, part, from_inputs) for ids, part in zip(slots, parts, strict=True))
+
+
+def _run(operation: Operation, change: Callable[[Value], Tensor]) -> Any:
+    """Run a move; a view of what is repeated by stride 0 is a copy."""
+    try:
+        return operation.run(change)
+    except RuntimeError:
+        return operation.run(lambda value: change(value).contiguous())
+
+
+def _join(flow: Flow, operation: Operation) -> Result:
+    """Pieces put side by side where none of them has channels: row by row they are the same channels."""
+    pieces = [_as_activation(flow, operation, value) for value in values_in(operation.args)]
+    dim = operation.arguments.get("dim", 0) % len(operation.shape)
+    stacks = operation.name == "stack"
+    wide = [piece.ids.unsqueeze(dim) if stacks else piece.ids for piece in pieces if piece.shape != (0,)]
+    if len(wide) > 1 and not any(varies(ids, dim) for ids in wide):
+        rows = [ids.narrow(dim, 0, 1) for ids in wide]
+        for other in rows[1:]:
+            flow.unite(rows[0], other)
+        constants = [_filled(piece) for piece in pieces]
+        joined = torch.stack(constants, dim) if stacks else torch.cat(constants, dim)
+        return _value(rows[0].expand(operation.shape), joined, any(piece.from_inputs for piece in pieces))
+    return _move(flow, operation)
 
 
 def _split(flow: Flow, operation: Operation) -> Result:
@@ -120,6 +145,7 @@ def _item(flow: Flow, operation: Operation) -> Result:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_SPLITS, _split),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _join),
     "getitem": _item,
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
     **dict.fromkeys((f"{kind}_pad{rank}d" for kind in ("reflection", "replication") for rank in (1, 2, 3)), _pad),
