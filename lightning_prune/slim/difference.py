@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.slim.choosing import Choice
 from lightning_prune.slim.flow import Pin
-from lightning_prune.slim.graph import Call, Graph
+from lightning_prune.slim.graph import Call, Graph, writes_in_place
 from lightning_prune.slim.names import standing_names, states_of
 from lightning_prune.slim.ops import operation_of
 from lightning_prune.slim.ops.operation import values_in
@@ -20,6 +21,9 @@ from lightning_prune.slim.proof import Doubled
 from lightning_prune.slim.walk import Walk
 
 __all__ = ["first_difference", "pins_at"]
+
+
+_TORCH = str(Path(nn.__file__).parent)
 
 
 class _Listener(TorchDispatchMode):
@@ -46,16 +50,22 @@ class _Nodes(fx.Interpreter):
         super().__init__(graph.program.graph_module, garbage_collect_values=False)
         self.names: list[str] = []
         self.owners: list[fx.Node] = []
+        self.kept: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node, listening."""
+        """Run a node, listening. What only looks at sizes and types is left out, for types are wider here."""
+        if n.op == "call_function" and n.meta.get("val") is None:
+            return None
 
         def tell(name: str, _: Any) -> None:
             self.names.append(name)
             self.owners.append(n)
 
         with _Listener(tell):
-            return super().run_node(n)
+            result = super().run_node(n)
+        written = isinstance(result, Tensor) and any(writes_in_place(user) for user in n.users)
+        self.kept[n] = result.clone() if written else result
+        return result
 
 
 @torch.no_grad()
@@ -130,7 +140,7 @@ def _owners(names: list[str], nodes: _Nodes) -> list[fx.Node | None]:
 
 def _is_left(node: fx.Node, result: Any, nodes: _Nodes, found: Walk, choice: Choice, tolerance: float) -> bool:
     """Whether a result is what the choice leaves of the whole network's."""
-    values, full = found.values[node], nodes.env[node]
+    values, full = found.values[node], nodes.kept[node]
     if not isinstance(values, tuple):
         values, full, result = (values,), (full,), (result,)
     if not isinstance(full, (tuple, list)) or not isinstance(result, (tuple, list)) or len(full) != len(result):
@@ -152,9 +162,34 @@ def _is_close(left: Tensor, right: Tensor, tolerance: float) -> bool:
     return float((left - right).abs().max()) <= tolerance * max(float(left.abs().max()), 1e-30)
 
 
-def pins_at(node: fx.Node, found: Walk, choice: Choice) -> list[Pin]:
-    """Pins for what goes into an operation, if anything of it was to go."""
+def pins_at(graph: Graph, node: fx.Node, found: Walk, choice: Choice) -> list[Pin]:
+    """Pins for what goes into an operation, and into those that the same line of the model calls.
+
+    If nothing of it was to go, the nearest operation before it from which something went is taken.
+    """
+    before = graph.nodes[: graph.nodes.index(node) + 1]
+    for earlier in reversed(before):
+        if earlier.op == "call_function" and (pins := _pins(earlier, found, choice)):
+            return pins + [pin for twin in _twins(earlier, graph) for pin in _pins(twin, found, choice)]
+    return []
+
+
+def _pins(node: fx.Node, found: Walk, choice: Choice) -> list[Pin]:
     operation = operation_of(node, found.values)
     reason = f"{operation.label}, whose sizes are written in the forward"
     ids = [value.ids.unique() for value in values_in((operation.args, operation.kwargs, found.values[node]))]
     return [Pin(part, reason) for part in ids if bool((~choice.stays(part)).any())]
+
+
+def _twins(node: fx.Node, graph: Graph) -> list[fx.Node]:
+    """Other operations that the same line of the model's own code calls."""
+    line = _line(node)
+    if line is None:
+        return []
+    return [other for other in graph.nodes if other is not node and other.target == node.target and _line(other) == line]
+
+
+def _line(node: fx.Node) -> str | None:
+    """The line of code that calls an operation, if it is not one of torch itself."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
+    return lines[-1] if lines and _TORCH not in lines[-1] else None

@@ -22,6 +22,7 @@ from lightning_prune.slim.walk import Walk, walk
 __all__ = ["slim"]
 
 TOLERANCE = 1e-9
+TRIES = 40  # cuts that are tried; after each, what led to the first difference is kept
 
 
 def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> SlimResult:
@@ -82,7 +83,7 @@ def _proven(
     """The largest cut that computes the same: where a forward counts on sizes, what leads there stays."""
     inputs = list(inputs_of(call))
     expected = [outputs_of(exact, item) for item in inputs]
-    for _ in range(len(graph.nodes) + 1):
+    for _ in range(TRIES):
         choice = choose(found, uses, pins)
         cut = cut_of(found.flow, choice)
         slimmed = plain_copy(exact)
@@ -95,7 +96,7 @@ def _proven(
                 return cut, choice, max(largest, further), checks
             largest = further
         node = first_difference(graph, found, choice, exact, slimmed, inputs[1], TOLERANCE)
-        new = pins_at(node, found, choice) if node is not None else []
+        new = pins_at(graph, node, found, choice) if node is not None else []
         if not new:
             where = "" if node is None else f" They first differ at {operation_of(node, found.values).label}."
             raised_too = "" if raised is None else f" It raised {type(raised).__name__}: {one_line(raised)}."
@@ -104,7 +105,10 @@ def _proven(
                 f"{largest:.1e} of the largest one.{where}{raised_too} Nothing was changed."
             ) from raised
         pins = [*pins, *new]
-    raise SlimError("No cut of the network computes the same. Nothing was changed.")
+    raise SlimError(
+        f"None of {TRIES} cuts of {type(exact).__name__} computes the same: its forward counts on more sizes than were "
+        "found. Nothing was changed. Name the modules that must stay whole in keep."
+    )
 
 
 def _largest_difference(

@@ -109,13 +109,13 @@ def _moved_state(operation: Operation, value: Value) -> Value | None:
         if value.shape[dim] == 1:
             continue
         count = torch.arange(value.shape[dim]).reshape([-1 if other == dim else 1 for other in range(len(value.shape))])
-        moved = compact(operation.run(lambda _, count=count: count.expand(value.shape)))
+        moved = compact(_run(operation, lambda _, count=count: count.expand(value.shape)))
         places = [place for place in range(moved.dim()) if varies(moved, place)]
         if len(places) != 1 or moved.shape[places[0]] != value.shape[dim] or axes[places[0]] is not None:
             return None
         axes[places[0]] = axis
-    ids = compact(operation.run(lambda item: item.ids))
-    constant = None if value.constant is None else compact(operation.run(lambda item: item.constant))
+    ids = compact(_run(operation, lambda item: item.ids))
+    constant = None if value.constant is None else compact(_run(operation, _filled))
     return Value(ids, constant, State(state.name, tuple(axes)), from_inputs=False)
 
 
