@@ -125,9 +125,7 @@ def _largest_difference(
     return largest, None
 
 
-def _another_batch(
-    exact: nn.Module, slimmed: nn.Module, call: Call
-) -> tuple[float, tuple[str, ...], Exception | None]:
+def _another_batch(exact: nn.Module, slimmed: nn.Module, call: Call) -> tuple[float, tuple[str, ...], Exception | None]:
     """The difference on a batch twice as large, where the network takes one."""
     batch = larger_batch(call)
     if batch is None:

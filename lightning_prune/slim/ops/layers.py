@@ -25,7 +25,9 @@ def _addmm(flow: Flow, operation: Operation) -> Result:
     arguments = operation.arguments
     if arguments["beta"] != 1 or arguments["alpha"] != 1:
         return pinned(flow, operation)
-    return _read(flow, operation, arguments["mat1"], arguments["mat2"], arguments["self"], dim=-1, pads=False, flip=True)
+    return _read(
+        flow, operation, arguments["mat1"], arguments["mat2"], arguments["self"], dim=-1, pads=False, flip=True
+    )
 
 
 def _convolution(flow: Flow, operation: Operation) -> Result:
@@ -140,7 +142,9 @@ def _sums(weight: Tensor, live: Tensor, constants: Tensor, *, pads: bool) -> Ten
     result = torch.full((len(weight),), torch.nan, dtype=torch.float64)
     rows = ~varying
     if bool((numbers != 0).any()):
-        summed = weight[rows].detach().double().flatten(2).sum(2) if weight.dim() > 2 else weight[rows].detach().double()
+        summed = (
+            weight[rows].detach().double().flatten(2).sum(2) if weight.dim() > 2 else weight[rows].detach().double()
+        )
         result[rows] = (summed * (numbers if len(numbers) == 1 else numbers[rows])).sum(1)
     else:
         result[rows] = 0.0
