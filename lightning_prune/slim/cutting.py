@@ -102,7 +102,7 @@ def apply_cut(model: nn.Module, cut: Cut, values: Mapping[str, Tensor] | None = 
     _replace_states(model, changed)
     for name, count in cut.features.items():
         if hasattr(modules[name], "num_features"):
-            modules[name].num_features = count  # type: ignore[assignment]
+            modules[name].num_features = count
 
 
 def first_of(model: nn.Module, name: str) -> str:

@@ -176,7 +176,7 @@ def pins_at(graph: Graph, node: fx.Node, found: Walk, choice: Choice) -> list[Pi
 def _pins(node: fx.Node, found: Walk, choice: Choice) -> list[Pin]:
     operation = operation_of(node, found.values)
     reason = f"{operation.label}, whose sizes are written in the forward"
-    ids = [value.ids.unique() for value in values_in((operation.args, operation.kwargs, found.values[node]))]
+    ids = [torch.unique(value.ids) for value in values_in((operation.args, operation.kwargs, found.values[node]))]
     return [Pin(part, reason) for part in ids if bool((~choice.stays(part)).any())]
 
 

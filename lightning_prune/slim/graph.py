@@ -146,8 +146,8 @@ def _export(model: nn.Module, call: Call) -> ExportedProgram:
     except Exception as error:
         raise SlimError(
             f"{type(model).__name__} cannot be captured by torch.export: {_first_line(error)}. A forward whose way "
-            "depends on the values of tensors (if, while, .item(), nonzero) has no graph: write it with torch.where, or "
-            "slim the submodule that has no such code."
+            "depends on the values of tensors (if, while, .item(), nonzero) has no graph: write it with torch.where, "
+            "or slim the submodule that has no such code."
         ) from error
 
 

@@ -180,7 +180,7 @@ def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
             content = load_tensors(file)
             if not isinstance(content, dict):
                 raise ValueError("it is no recipe")
-            metadata, tensors = content, content.get("tensors")
+            metadata, tensors = content, content["tensors"]
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no recipe of a slim network")
         return _parsed(json.loads(metadata["recipe"]), tensors)
