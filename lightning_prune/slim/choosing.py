@@ -14,7 +14,7 @@ from lightning_prune.slim.flow import Flow, Pin, Reader
 from lightning_prune.slim.values import narrowed
 from lightning_prune.slim.walk import Walk
 
-__all__ = ["Choice", "choose", "pinned_classes", "uses_of"]
+__all__ = ["Choice", "all_pins", "choose", "pinned_classes", "uses_of"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Choice:
     def reasons(self, ids: Tensor) -> dict[str, int]:
         """Why those slots stay that could not go, and how many for each reason."""
         counts: dict[str, int] = defaultdict(int)
-        open_slots = self.classes[ids].unique()
+        open_slots = torch.unique(self.classes[ids])
         for pin in self.pins:
             held = torch.isin(open_slots, self.classes[pin.ids])
             if bool(held.any()):

@@ -1,4 +1,4 @@
-"""What the operations of a network say of its slots: which are the same channel, which must stay, and who reads them."""
+"""What the operations of a network say of its slots: which are one channel, which must stay, and who reads them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class Flow:
     macs: list[tuple[str, int]] = field(default_factory=list)
     out_axes: dict[str, int] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
+    tables: set[tuple[str, int]] = field(default_factory=set)  # columns of embeddings
     _live: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
 
     def new(self, count: int) -> Tensor:
@@ -86,7 +87,7 @@ class Flow:
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Say that the slots of two tensors, which broadcast, can only go together."""
-        first, second = torch.broadcast_tensors(first, second)
+        first, second = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]
         for dim in range(first.dim()):
             if not varies(first, dim) and not varies(second, dim):
                 first, second = (ids.narrow(dim, 0, min(1, ids.shape[dim])) for ids in (first, second))

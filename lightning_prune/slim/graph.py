@@ -15,9 +15,9 @@ from torch.export.graph_signature import InputKind
 
 from lightning_prune.errors import SlimError
 
-__all__ = ["Call", "Graph", "as_call", "capture", "plain_copy", "to_double"]
+__all__ = ["Call", "Graph", "as_call", "capture", "name_of", "plain_copy", "to_double", "writes_in_place"]
 
-# Operations whose result shares the memory of their input: a later write to it is a write to that input as well.
+# Their result shares the memory of their input: a later write to it is a write to that input as well.
 _VIEWS = frozenset(
     "view reshape _unsafe_view flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as select "
     "slice narrow chunk split split_with_sizes tensor_split unbind diagonal unfold alias detach view_as numpy_T mT "
@@ -146,8 +146,8 @@ def _export(model: nn.Module, call: Call) -> ExportedProgram:
     except Exception as error:
         raise SlimError(
             f"{type(model).__name__} cannot be captured by torch.export: {_first_line(error)}. A forward whose way "
-            "depends on the values of tensors (if, while, .item(), nonzero) has no graph: write it with torch.where, or "
-            "slim the submodule that has no such code."
+            "depends on the values of tensors (if, while, .item(), nonzero) has no graph: write it with torch.where, "
+            "or slim the submodule that has no such code."
         ) from error
 
 
@@ -176,6 +176,8 @@ def _writes_through_views(graph: fx.Graph) -> bool:
 def writes_in_place(node: fx.Node) -> bool:
     """Whether an operation writes its result into its first argument."""
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.arguments) and any(
-        argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments
+    return (
+        schema is not None
+        and bool(schema.arguments)
+        and any(argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments)
     )

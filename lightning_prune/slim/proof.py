@@ -11,14 +11,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.slim.graph import Call, to_double
 
-__all__ = ["Doubled", "difference", "inputs_of", "outputs_of"]
+__all__ = ["Doubled", "difference", "inputs_of", "larger_batch", "outputs_of"]
 
 FRESH_INPUTS = 6
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Doubled(TorchDispatchMode):
+class Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Let a forward that asks for single precision have double precision, so that rounding hides nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation, with any narrower type that it asks for widened."""
@@ -76,7 +79,7 @@ def _plain(output: Any) -> Any:
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference of outputs, as a fraction of the largest value of its tensor; infinite if shapes differ."""
+    """The largest difference of outputs, as a fraction of the largest value of each; infinite if shapes differ."""
     if len(ours) != len(theirs):
         return float("inf")
     largest = 0.0

@@ -163,9 +163,11 @@ def _check_tensors(recipe: Recipe, state: Mapping[str, Tensor], model: nn.Module
         raise SlimError(f"{file} is damaged: it does not have the tensors that it names.")
     for name, shape in wanted.items():
         if list(state[name].shape) != shape:
-            raise SlimError(f"{file} is damaged: {name} has shape {tuple(state[name].shape)} instead of {tuple(shape)}.")
+            raise SlimError(
+                f"{file} is damaged: {name} has shape {tuple(state[name].shape)} instead of {tuple(shape)}."
+            )
     for name, count in recipe.features.items():
-        if not hasattr(modules.get(name), "num_features") or not 0 < count:
+        if not hasattr(modules.get(name), "num_features") or count < 1:
             raise SlimError(f"{file} must belong to {type(model).__name__}: its {name!r} is no norm of channels.")
 
 
@@ -178,7 +180,7 @@ def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
             content = load_tensors(file)
             if not isinstance(content, dict):
                 raise ValueError("it is no recipe")
-            metadata, tensors = content, content.get("tensors")
+            metadata, tensors = content, content["tensors"]
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no recipe of a slim network")
         return _parsed(json.loads(metadata["recipe"]), tensors)

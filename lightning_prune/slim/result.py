@@ -167,7 +167,8 @@ class SlimResult:
     def __str__(self) -> str:
         return (
             f"{self.parameters:,} parameters before, {self.slim_parameters:,} after "
-            f"({_share(self.slim_parameters, self.parameters)}); {self.speedup:.2f}x faster; largest difference {self.difference:.1e}"
+            f"({_share(self.slim_parameters, self.parameters)}); {self.speedup:.2f}x faster; largest difference "
+            f"{self.difference:.1e}"
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -212,16 +213,18 @@ def result_of(
     every = torch.cat([ids for (_, axis), ids in found.flow.slots.items() if axis == 0] or [torch.empty(0).long()])
     _as_before(slimmed, model)
     return SlimResult(
-        slimmed,
-        layers,
-        *(sum(parameter.numel() for parameter in each.parameters()) for each in (whole, slimmed)),
-        *(_nbytes(each) for each in (whole, slimmed)),
-        before,
-        after,
-        difference,
-        checks,
-        choice.reasons(every),
-        Recipe.of(whole, cut),
+        model=slimmed,
+        layers=layers,
+        parameters=_count(whole),
+        slim_parameters=_count(slimmed),
+        nbytes=_nbytes(whole),
+        slim_nbytes=_nbytes(slimmed),
+        latency=before,
+        slim_latency=after,
+        difference=difference,
+        checks=checks,
+        pinned=choice.reasons(every),
+        recipe=Recipe.of(whole, cut),
     )
 
 
@@ -250,6 +253,10 @@ def _layers(whole: nn.Module, slimmed: nn.Module, found: Walk, choice: Choice) -
             after[name].numel() * after[name].element_size(),
             {} if ids is None else choice.reasons(ids),
         )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _nbytes(model: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from lightning_prune.slim.proof import difference, inputs_of, larger_batch, outp
 from lightning_prune.slim.result import SlimResult, result_of
 from lightning_prune.slim.walk import Walk, walk
 
-__all__ = ["slim"]
+__all__ = ["Proof", "kept_pins", "prove_cut", "slim"]
 
 TOLERANCE = 1e-9
 TRIES = 40  # cuts that are tried; after each, what led to the first difference is kept
@@ -57,14 +58,14 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     graph = capture(whole, call)
     found = walk(graph, whole)
     uses = uses_of(graph.nodes, graph.states, standing_names(whole))
-    pins = _kept(found, whole, list(keep))
-    cut, choice, largest, checks = _proven(graph, found, uses, pins, exact, call)
+    pins = kept_pins(found, whole, keep)
+    proof = prove_cut(graph, found, uses, pins, exact, call)
     slimmed = plain_copy(model)
-    apply_cut(slimmed, cut)
-    return result_of(model, whole, slimmed, call, found, choice, cut, largest, checks)
+    apply_cut(slimmed, proof.cut)
+    return result_of(model, whole, slimmed, call, found, proof.choice, proof.cut, proof.difference, proof.checks)
 
 
-def _kept(found: Walk, model: nn.Module, names: list[str]) -> list[Pin]:
+def kept_pins(found: Walk, model: nn.Module, names: Iterable[str]) -> list[Pin]:
     """Pins for the output channels of modules that the user wants whole."""
     pins = []
     modules = dict(model.named_modules())
@@ -77,9 +78,28 @@ def _kept(found: Walk, model: nn.Module, names: list[str]) -> list[Pin]:
     return pins
 
 
-def _proven(
+@dataclass(frozen=True)
+class Proof:
+    """A cut that computes the same.
+
+    Attributes:
+        cut: What is cut.
+        choice: Which classes go.
+        pins: What had to stay besides what operations pin: what was named, and what leads to sizes in the forward.
+        difference: The largest difference of outputs, as a fraction of the largest output.
+        checks: What was compared, in words.
+    """
+
+    cut: Cut
+    choice: Choice
+    pins: tuple[Pin, ...]
+    difference: float
+    checks: tuple[str, ...]
+
+
+def prove_cut(
     graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], exact: nn.Module, call: Call
-) -> tuple[Cut, Choice, float, tuple[str, ...]]:
+) -> Proof:
     """The largest cut that computes the same: where a forward counts on sizes, what leads there stays."""
     inputs = list(inputs_of(call))
     expected = [outputs_of(exact, item) for item in inputs]
@@ -93,7 +113,7 @@ def _proven(
             further, checks, raised = _another_batch(exact, slimmed, call)
             if further <= TOLERANCE:
                 checks = (f"outputs equal on {len(inputs)} inputs in double precision", *checks)
-                return cut, choice, max(largest, further), checks
+                return Proof(cut, choice, tuple(pins), max(largest, further), checks)
             largest = further
         node = first_difference(graph, found, choice, exact, slimmed, inputs[1], TOLERANCE)
         new = pins_at(graph, node, found, choice) if node is not None else []
@@ -125,9 +145,7 @@ def _largest_difference(
     return largest, None
 
 
-def _another_batch(
-    exact: nn.Module, slimmed: nn.Module, call: Call
-) -> tuple[float, tuple[str, ...], Exception | None]:
+def _another_batch(exact: nn.Module, slimmed: nn.Module, call: Call) -> tuple[float, tuple[str, ...], Exception | None]:
     """The difference on a batch twice as large, where the network takes one."""
     batch = larger_batch(call)
     if batch is None:

@@ -11,8 +11,7 @@ from torch import Tensor, fx, nn
 from lightning_prune.slim.flow import Flow
 from lightning_prune.slim.graph import Graph, writes_in_place
 from lightning_prune.slim.names import standing_names, states_of
-from lightning_prune.slim.ops import operation_of, rule_of
-from lightning_prune.slim.ops.operation import values_in
+from lightning_prune.slim.ops import operation_of, rule_of, values_in
 from lightning_prune.slim.values import Value
 
 __all__ = ["Walk", "walk"]

@@ -18,8 +18,8 @@ _FUNCTIONS = (
     "relu relu6 hardtanh gelu silu sigmoid tanh hardswish hardsigmoid elu leaky_relu softplus softsign mish celu selu "
     "logsigmoid log_sigmoid tanhshrink hardshrink softshrink threshold exp exp2 expm1 log log2 log10 log1p sqrt rsqrt "
     "abs neg sin cos tan atan sinh cosh asinh erf erfc square pow clamp clamp_min clamp_max reciprocal sign sgn round "
-    "floor ceil trunc frac nan_to_num add sub rsub div divide true_divide subtract maximum minimum lerp addcmul addcdiv "
-    "zeros_like ones_like full_like positive negative logit relu_6"
+    "floor ceil trunc frac nan_to_num add sub rsub div divide true_divide subtract maximum minimum lerp addcmul "
+    "addcdiv zeros_like ones_like full_like positive negative logit relu_6"
 ).split()
 # The same number, in another place or of another type.
 _SAME = (

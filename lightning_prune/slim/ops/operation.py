@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +74,7 @@ def operation_of(node: fx.Node, values: dict[fx.Node, Any]) -> Operation:
         arguments[argument.name] = kwargs.get(argument.name, args[index] if index < len(args) else default)
     result = node.meta.get("val")
     single = isinstance(result, Tensor)
-    results = [result] if single else [item for item in result or () if isinstance(item, Tensor)] if isinstance(
-        result, Sequence
-    ) else []
+    results = [item for item in torch.utils._pytree.tree_leaves(result) if isinstance(item, Tensor)]
     stack = node.meta.get("nn_module_stack") or {}
     module = list(stack.values())[-1][0] if stack else ""
     return Operation(
