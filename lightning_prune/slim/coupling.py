@@ -96,7 +96,9 @@ def find_coupling(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] 
     stays = pinned_classes(flow, classes, every)
     made = _made(flow, model)
     weights = {key: ids for key, ids in made.items() if flow.tensors[key[0]].dim() > 1}
-    pinned = {name: _reasons(ids, classes, every) for (name, _), ids in weights.items() if bool(stays[classes[ids]].any())}
+    pinned = {
+        name: _reasons(ids, classes, every) for (name, _), ids in weights.items() if bool(stays[classes[ids]].any())
+    }
     return Coupling(tuple(_sets(made, weights, classes, stays)), pinned)
 
 
@@ -138,7 +140,7 @@ def _sets(
     joined = classes_of(count, [(one, one[:1].expand(len(one))) for one in free.values() if len(one)])
     makers: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for key in weights:
-        for label in free[key].unique().tolist():
+        for label in sorted(set(free[key].tolist())):
             makers[label].append(key)
     grouped: dict[int, list[int]] = defaultdict(list)
     for label in sorted(makers):
@@ -148,5 +150,7 @@ def _sets(
         place[torch.tensor(labels)] = torch.arange(len(labels))
         numbers: dict[tuple[tuple[str, int], ...], int] = {}
         units = torch.tensor([numbers.setdefault(tuple(makers[label]), len(numbers)) for label in labels])
-        members = [CoupledMember(*key, torch.where(stays[classes[made[key]]], -1, place[classes[made[key]]])) for key in keys]
+        members = [
+            CoupledMember(*key, torch.where(stays[classes[made[key]]], -1, place[classes[made[key]]])) for key in keys
+        ]
         yield CoupledSet(tuple(member for member in members if bool((member.classes >= 0).any())), units)

@@ -97,9 +97,7 @@ class Proof:
     checks: tuple[str, ...]
 
 
-def prove_cut(
-    graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], exact: nn.Module, call: Call
-) -> Proof:
+def prove_cut(graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], exact: nn.Module, call: Call) -> Proof:
     """The largest cut that computes the same: where a forward counts on sizes, what leads there stays."""
     inputs = list(inputs_of(call))
     expected = [outputs_of(exact, item) for item in inputs]
