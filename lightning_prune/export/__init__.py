@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from lightning_prune.export.coreml import CoreMLExport, ExportResult, read_functions
+from lightning_prune.export.coreml import CoreMLExport, read_functions
+from lightning_prune.export.protocol import Export
+from lightning_prune.export.result import ExportedLayer, ExportResult
 
 __all__ = [
     "CoreMLExport",
+    "Export",
     "ExportResult",
+    "ExportedLayer",
     "read_functions",
 ]
