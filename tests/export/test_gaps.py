@@ -15,15 +15,15 @@ pytest.importorskip("coremltools")
 
 
 class Flattened(nn.Module):
-    """Reads a number out of a shape, which a trace holds as an array of one element."""
+    """Computes with a size, which a trace holds as an array of one element."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 5)
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(4 * 36, 5)
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = torch.relu(self.conv(images))
-        return self.fc(hidden.view(hidden.size(0), -1))
+        return self.fc(hidden.view(hidden.size(0), hidden.size(1) // 4, -1))
 
 
 class Aliased(nn.Module):

@@ -70,8 +70,8 @@ def unknown_operations(program: Any) -> list[Any]:
 def whole_numbers() -> Iterator[None]:
     """Let the converter read a number out of an array of one element.
 
-    It calls ``int(array)``, which NumPy 2.4 allows of arrays without dimensions only: ``x.view(x.size(0), -1)`` of a
-    traced network then fails.
+    It calls ``int(array)``, which NumPy 2.4 allows of arrays without dimensions only: a traced
+    ``x.view(x.size(0) * x.size(1), -1)`` then fails.
     """
     import_coremltools()
     from coremltools.converters.mil import Builder
