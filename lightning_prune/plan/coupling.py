@@ -69,7 +69,15 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
     skipped = [SkippedModule(one.label, _kind(one), reasons[one.name], "pinned") for one in left]
     weights = sum(one.numel for one in left if len(one.shape) > 1)
     gained = sum(one.numel for one in pruned if len(one.shape) > 1 and id(one.parameter) not in rows)
-    return PruningPlan(tuple(pruned), (*plan.skipped, *skipped), plan.dense_weights + weights - gained)
+    dense_rows = tuple(row for row in plan.skipped if not _is_pruned(row, pruned))
+    fractions = {one.coupled.group: one.config.target_sparsity for one in pruned if one.coupled is not None}
+    before, after = coupling.left({}), coupling.left(fractions)
+    note = (
+        f"Cut out, {len(fractions)} sets of coupled channels leave {after[0]:,} of {before[0]:,} parameters "
+        f"({after[0] / before[0]:.1%}) and {after[1] / max(1, before[1]):.1%} of the multiplications."
+    )
+    rest = plan.dense_weights + weights - gained
+    return PruningPlan(tuple(pruned), (*dense_rows, *skipped), rest, (*plan.notes, note))
 
 
 def _same_rule(rows: list[PrunedParameter]) -> PrunedParameter:
@@ -97,6 +105,17 @@ def _row(member: CoupledMember, model: nn.Module, first: PrunedParameter) -> Pru
     module = model.get_submodule(path)
     shape = tuple(getattr(module, attribute).shape)
     return PrunedParameter(member.name, member.name, (Owner(module, attribute),), first.config, first.rule, shape)
+
+
+def _is_pruned(row: SkippedModule, pruned: list[PrunedParameter]) -> bool:
+    """Whether all parameters of a module that no rule reaches are pruned with others."""
+    owned = {id(one.parameter) for one in pruned}
+    modules = {id(owner.module): owner.module for one in pruned for owner in one.owners}
+    names = {one.name.rpartition(".")[0]: one for one in pruned}
+    if row.cause != "reach" or row.name not in names:
+        return False
+    module = modules[id(names[row.name].owners[0].module)]
+    return all(id(parameter) in owned for parameter in module.parameters(recurse=False))
 
 
 def _why(coupling: Coupling, name: str) -> str:

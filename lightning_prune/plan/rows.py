@@ -117,7 +117,7 @@ class PrunedParameter:
     @property
     def structure(self) -> str:
         """The structure of its zeros, in words."""
-        return str(self.layout)
+        return str(self.layout) + (f", set {self.coupled.group + 1}" if self.coupled is not None else "")
 
     @property
     def layout(self) -> Structure:
@@ -157,11 +157,13 @@ class PruningPlan:
         skipped: Modules that stay dense, and parameters of rank 2 and more that do so in a module that is pruned; the
             table has one row for those that do so alike, :meth:`records` all.
         dense_weights: Number of weights of rank 2 and more that no rule prunes.
+        notes: What else to know of it, in sentences.
     """
 
     parameters: tuple[PrunedParameter, ...]
     skipped: tuple[SkippedModule, ...]
     dense_weights: int = 0
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[PrunedParameter]:
         return iter(self.parameters)
@@ -197,6 +199,7 @@ class PruningPlan:
             tuple(one for one in self.parameters if one.name not in left),
             (*self.skipped, *skipped),
             self.dense_weights + sum(one.numel for one in left.values() if len(one.shape) > 1),
+            self.notes,
         )
 
     def _skipped_alike(self) -> dict[tuple[str, str], list[str]]:
@@ -232,10 +235,9 @@ class PruningPlan:
             table.add_row(name, "", DottedText(kind, "dim"), "", "", reason_text)
         zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
         layers = "1 layer" if len(self) == 1 else f"{len(self)} layers"
-        table.caption = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
-        table.caption += (
-            f", {zeros / (weights + self.dense_weights):.1%} with the weights of rank 2 and more that stay dense."
-            if self.dense_weights
-            else "."
-        )
+        sentence = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
+        if self.dense_weights:
+            share = zeros / (weights + self.dense_weights)
+            sentence += f", {share:.1%} with the weights of rank 2 and more that stay dense"
+        table.caption = " ".join([f"{sentence}.", *self.notes])
         return table

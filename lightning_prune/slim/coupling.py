@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.masks import pruned_count
 from lightning_prune.slim.choosing import all_pins, pinned_classes, uses_of
 from lightning_prune.slim.classes import classes_of
 from lightning_prune.slim.flow import Flow, Pin
@@ -50,6 +52,14 @@ class CoupledSet:
     members: tuple[CoupledMember, ...]
     units: Tensor
 
+    def first_of(self, fraction: float) -> Tensor:
+        """The first channels of each unit, so many as a fraction of them asks for; bool of shape ``(channels,)``."""
+        flags = torch.zeros(len(self.units), dtype=torch.bool)
+        for unit in range(int(self.units.max()) + 1):
+            inside = (self.units == unit).nonzero().flatten()
+            flags[inside[: pruned_count(len(inside), fraction)]] = True
+        return flags
+
 
 @dataclass(frozen=True)
 class Coupling:
@@ -58,10 +68,43 @@ class Coupling:
     Attributes:
         sets: What can be pruned.
         pinned: Why output channels of a weight stay, by its name, with the number of channels for each reason.
+        shapes: The shape of every parameter, by name.
+        channels: For each axis that channels lie along, by parameter and axis, which channel of which set each index is
+            a part of: int64 of shape ``(2, size)``, set and channel; -1 for those that stay.
+        positions: How often each value of a weight is multiplied in a call with the example, by its name.
     """
 
     sets: tuple[CoupledSet, ...]
     pinned: Mapping[str, Mapping[str, int]]
+    shapes: Mapping[str, tuple[int, ...]]
+    channels: Mapping[tuple[str, int], Tensor]
+    positions: Mapping[str, int]
+
+    def left(self, fractions: Mapping[int, float]) -> tuple[int, int]:
+        """Count the weights, and the multiplications with them, that are left once channels are cut out.
+
+        Args:
+            fractions: The fraction of channels that go, in [0, 1], by the number of the set; others stay whole.
+
+        Returns:
+            Weights, and multiplications of a call with the example.
+        """
+        gone = {number: self.sets[number].first_of(fraction) for number, fraction in fractions.items()}
+        weights = macs = 0
+        for name, shape in self.shapes.items():
+            sizes = [self._left_along(name, axis, size, gone) for axis, size in enumerate(shape)]
+            weights += prod(sizes)
+            macs += prod(sizes) * self.positions.get(name, 0)
+        return weights, macs
+
+    def _left_along(self, name: str, axis: int, size: int, gone: Mapping[int, Tensor]) -> int:
+        if (name, axis) not in self.channels:
+            return size
+        sets, channels = self.channels[name, axis]
+        for number, flags in gone.items():
+            inside = sets == number
+            size -= int(flags[channels[inside]].sum())
+        return size
 
 
 @torch.no_grad()
@@ -99,7 +142,14 @@ def find_coupling(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] 
     pinned = {
         name: _reasons(ids, classes, every) for (name, _), ids in weights.items() if bool(stays[classes[ids]].any())
     }
-    return Coupling(tuple(_sets(made, weights, classes, stays)), pinned)
+    places = torch.full((2, len(stays)), -1)
+    sets = tuple(_sets(made, weights, classes, stays, places))
+    positions: Counter[str] = Counter()
+    for name, count in flow.macs:
+        positions[name] += count
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    channels = {key: places[:, classes[ids]] for key, ids in flow.slots.items() if key[0] in shapes}
+    return Coupling(sets, pinned, shapes, channels, dict(positions))
 
 
 def _made(flow: Flow, model: nn.Module) -> dict[tuple[str, int], Tensor]:
@@ -132,8 +182,9 @@ def _sets(
     weights: Mapping[tuple[str, int], Tensor],
     classes: Tensor,
     stays: Tensor,
+    places: Tensor,
 ) -> Iterable[CoupledSet]:
-    """Classes that go, joined where a parameter has channels of both."""
+    """Classes that go, joined where a parameter has channels of both; their set and number are noted in ``places``."""
     keys = list(made)
     count = len(stays)
     free = {key: classes[ids][~stays[classes[ids]]] for key, ids in made.items()}
@@ -145,9 +196,10 @@ def _sets(
     grouped: dict[int, list[int]] = defaultdict(list)
     for label in sorted(makers):
         grouped[int(joined[label])].append(label)
-    for labels in grouped.values():
+    for number, labels in enumerate(grouped.values()):
         place = torch.full((count,), -1)
         place[torch.tensor(labels)] = torch.arange(len(labels))
+        places[0, labels], places[1, labels] = number, torch.arange(len(labels))
         numbers: dict[tuple[tuple[str, int], ...], int] = {}
         units = torch.tensor([numbers.setdefault(tuple(makers[label]), len(numbers)) for label in labels])
         members = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +211,9 @@ def result_of(
     """
     before, after = _timed((whole, slimmed), call)
     layers = tuple(_layers(whole, slimmed, found, choice))
-    every = torch.cat([ids for (_, axis), ids in found.flow.slots.items() if axis == 0] or [torch.empty(0).long()])
+    pinned: Counter[str] = Counter()
+    for layer in layers:
+        pinned.update(layer.pinned)
     _as_before(slimmed, model)
     return SlimResult(
         model=slimmed,
@@ -223,7 +226,7 @@ def result_of(
         slim_latency=after,
         difference=difference,
         checks=checks,
-        pinned=choice.reasons(every),
+        pinned=dict(pinned),
         recipe=Recipe.of(whole, cut),
     )
 
