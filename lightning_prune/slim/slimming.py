@@ -69,11 +69,12 @@ def kept_pins(found: Walk, model: nn.Module, names: Iterable[str]) -> list[Pin]:
     """Pins for the output channels of modules that the user wants whole."""
     pins = []
     modules = dict(model.named_modules())
+    read = {(reader.weight, reader.axis) for reader in found.flow.readers}
     for name in names:
         if name not in modules:
             raise SlimError(f"keep must name modules of {type(model).__name__}, but it has no {name!r}.")
-        for (tensor, _), ids in found.flow.slots.items():
-            if tensor.rpartition(".")[0] == name:
+        for (tensor, axis), ids in found.flow.slots.items():
+            if tensor.rpartition(".")[0] == name and (tensor, axis) not in read:
                 pins.append(Pin(ids, "named in keep"))
     return pins
 

@@ -139,7 +139,7 @@ def test_frozen_norms_let_their_whole_set_wait() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)
     pruner = MagnitudePruner(model, {"global_config": rule()}, masking="resident", slim=True)
     pruner.prepare(inplace=True, optimizers=[optimizer])
-    train(model, pruner, optimizer, range(3))
+    train(model, pruner, optimizer, range(5))
     assert bool(pruner.masks()["inner.weight"].all())
     assert not bool(pruner.masks()["stem.weight"].all())
 
