@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.slim.graph import Call, to_double
+from lightning_prune.slim.graph import Call, leaves_of, to_double
 
 __all__ = ["Doubled", "difference", "inputs_of", "larger_batch", "outputs_of"]
 
@@ -67,15 +67,8 @@ def outputs_of(model: nn.Module, call: Call) -> list[Tensor]:
     """All tensors that a model answers with, in double precision, drawing the same random numbers each time."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), Doubled():
         torch.manual_seed(0)
-        leaves = torch.utils._pytree.tree_leaves(_plain(call.of(model)))
+        leaves = leaves_of(call.of(model))
     return [leaf.double() if leaf.is_floating_point() else leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _plain(output: Any) -> Any:
-    """Outputs that are a mapping or an object of a library, as a list."""
-    if hasattr(output, "to_tuple"):
-        return output.to_tuple()
-    return list(output.values()) if isinstance(output, dict) else output
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

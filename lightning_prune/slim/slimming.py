@@ -34,7 +34,8 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     stays: at worst less is cut.
 
     Args:
-        model: Any module; not changed. It is captured in eval mode, on the CPU.
+        model: Any module; not changed. It is captured in eval mode, on the CPU. Of one that ``torch.compile`` wraps,
+            the module inside.
         example_inputs: A tensor, a sequence of positional arguments, or a dict of keyword arguments of one call.
         keep: Names of modules whose output channels all stay.
 
@@ -51,6 +52,7 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
         >>> result.model[0].out_features, result.model[2].in_features, result.difference <= 1e-9
         (2, 2, True)
     """
+    model = vars(model).get("_orig_mod", model)
     call = as_call(example_inputs).map(lambda tensor: tensor.detach().cpu())
     whole = plain_copy(model)
     exact = plain_copy(model).double()
@@ -83,6 +85,8 @@ def _proven(
     """The largest cut that computes the same: where a forward counts on sizes, what leads there stays."""
     inputs = list(inputs_of(call))
     expected = [outputs_of(exact, item) for item in inputs]
+    if not any(output.numel() for output in expected[0]):
+        raise SlimError(f"{type(exact).__name__} must answer with numbers to compare, but example_inputs give none.")
     for _ in range(TRIES):
         choice = choose(found, uses, pins)
         cut = cut_of(found.flow, choice)
