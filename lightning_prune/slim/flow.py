@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.slim.values import State, Value, compact, narrowed, varies
 
@@ -57,9 +57,11 @@ class Flow:
 
     Args:
         tensors: Parameters and buffers by name; a tensor that has several names under one of them.
+        modules: All modules by name; a module that has several names under each.
     """
 
     tensors: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
     size: int = 0
     slots: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -131,6 +133,23 @@ class Flow:
             return value.ids
         shape = [-1 if other == dim % len(value.shape) else 1 for other in range(len(value.shape))]
         return self.slots_of(value.state.name, axis).reshape(shape).expand(value.shape)
+
+    def bias_holder(self, weight: str, caller: str) -> str | None:
+        """The layer without a bias that multiplies with a weight and can get a bias, or None.
+
+        Args:
+            weight: The weight's name.
+            caller: The module that seems to call the operation; its name is not always one that the model knows.
+        """
+        holders = {}
+        for name, module in self.modules.items():
+            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None:
+                if module.weight is self.tensors[weight]:
+                    holders.setdefault(id(module), []).append(name)
+        for names in holders.values():
+            if caller in names or len(holders) == 1:
+                return names[0]
+        return None
 
     def live(self, name: str, out_axis: int, axis: int) -> Tensor:
         """Which weights are not all zero over the kernel, bool, shape ``(C_out, C_in)``."""

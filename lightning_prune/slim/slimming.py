@@ -52,7 +52,7 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
         >>> result.model[0].out_features, result.model[2].in_features, result.difference <= 1e-9
         (2, 2, True)
     """
-    model = vars(model).get("_orig_mod", model)
+    model = _inside(model)
     call = as_call(example_inputs).map(lambda tensor: tensor.detach().cpu())
     whole = plain_copy(model)
     exact = plain_copy(model).double()
@@ -64,6 +64,12 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     slimmed = plain_copy(model)
     apply_cut(slimmed, cut)
     return result_of(model, whole, slimmed, call, found, choice, cut, largest, checks)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` wraps, or the module itself."""
+    inside = getattr(model, "_orig_mod", None)
+    return inside if isinstance(inside, nn.Module) else model
 
 
 def _kept(found: Walk, model: nn.Module, names: list[str]) -> list[Pin]:
