@@ -124,6 +124,17 @@ class Flow:
         ids = self.new(1).reshape([1] * tensor.dim()).expand(tensor.shape)
         return Value(ids, constant, state, from_inputs=False)
 
+    def with_numbers(self, value: Value) -> Value:
+        """A parameter in several dimensions with its numbers as constants, read only where they can matter."""
+        if value.state is None:
+            return value
+        tensor = self.tensors[value.state.name].detach().double()
+        shown = [axis for axis in value.state.axes if axis is not None]
+        hidden = [axis for axis in range(tensor.dim()) if axis not in shown]  # of size 1
+        sizes = [1 if axis is None else tensor.shape[axis] for axis in value.state.axes]
+        numbers = tensor.permute(*shown, *hidden).reshape(sizes).expand(value.shape)
+        return Value(value.ids, compact(numbers), value.state, value.from_inputs)
+
     def shown_along(self, value: Value, dim: int) -> Tensor:
         """The slots of a parameter along one dimension of it, standing there, expanded over the others."""
         if value.state is None:
@@ -141,11 +152,11 @@ class Flow:
             weight: The weight's name.
             caller: The module that seems to call the operation; its name is not always one that the model knows.
         """
-        holders = {}
+        holders: dict[int, list[str]] = {}
         for name, module in self.modules.items():
-            if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None:
-                if module.weight is self.tensors[weight]:
-                    holders.setdefault(id(module), []).append(name)
+            layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None
+            if layer and module.weight is self.tensors[weight]:
+                holders.setdefault(id(module), []).append(name)
         for names in holders.values():
             if caller in names or len(holders) == 1:
                 return names[0]

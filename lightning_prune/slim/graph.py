@@ -65,6 +65,12 @@ class Graph:
     outputs: tuple[fx.Node, ...]
     program: ExportedProgram
 
+    def results_of(self, module: str) -> list[fx.Node]:
+        """What the calls of a module give to operations outside of it, or to the caller of the model."""
+        stacks = ((node, node.meta.get("nn_module_stack") or {}) for node in self.nodes)
+        inside = {node for node, stack in stacks if any(path == module for path, _ in stack.values())}
+        return [node for node in self.nodes if node in inside and (node in self.outputs or not inside >= {*node.users})]
+
 
 def as_call(example_inputs: Any) -> Call:
     """The call that a user means: a tensor, a sequence of positional arguments, or a dict of keyword arguments."""
