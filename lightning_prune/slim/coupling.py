@@ -127,7 +127,7 @@ def find_coupling(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] 
         whole = plain_copy(model)
         graph = capture(whole, call)
         found = walk(graph, whole)
-        flow, pins = found.flow, kept_pins(found, whole, keep)
+        flow, pins = found.flow, kept_pins(graph, found, whole, keep)
         classes = classes_of(flow.size, flow.edges)
         stays = pinned_classes(flow, classes, all_pins(flow, pins))
         trial = whole.double()

@@ -83,7 +83,7 @@ def apply_cut(model: nn.Module, cut: Cut, values: Mapping[str, Tensor] | None = 
         cut: What to cut.
         values: All parameters and buffers as they are to be, in the sizes after the cut. Default: those of the model.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for bias, name in cut.new_biases.items():
         weight = modules[name].weight
         shift = cut.shifts[bias].to(weight)

@@ -118,7 +118,7 @@ def load_slim(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     device = next(iter(states.values())).device if states else torch.device("cpu")
     kept = {name: axes for name, axes in recipe.kept.items() if name not in recipe.new_biases}
     apply_cut(model, Cut(kept, {}, {}, recipe.features), {name: tensor.to(device) for name, tensor in state.items()})
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in recipe.new_biases.items():
         modules[module].bias = nn.Parameter(state[name].to(device))
     return model
@@ -149,7 +149,7 @@ def _check_tensors(recipe: Recipe, state: Mapping[str, Tensor], model: nn.Module
             if not ordered or not len(indices) or int(indices[0]) < 0 or int(indices[-1]) >= size:
                 raise SlimError(f"{file} is damaged: the indices kept of {name} are not those of its axis {axis}.")
             wanted[name][axis] = len(indices)
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, owner in recipe.new_biases.items():
         module = modules.get(owner)
         if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or module.bias is not None:

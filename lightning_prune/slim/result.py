@@ -18,7 +18,7 @@ from torch import nn
 from lightning_prune.basics import DottedText, literal, new_table
 from lightning_prune.slim.choosing import Choice
 from lightning_prune.slim.cutting import Cut
-from lightning_prune.slim.graph import Call
+from lightning_prune.slim.graph import Call, plain_copy
 from lightning_prune.slim.recipe import Recipe, save_recipe
 from lightning_prune.slim.walk import Walk
 
@@ -72,7 +72,7 @@ class SlimResult:
         slim_latency: The same after.
         difference: The largest difference of outputs in double precision, as a fraction of the largest output.
         checks: What was compared, in words.
-        pinned: Why channels of the network stay whatever their values are, and how many for each reason.
+        pinned: The same of all layers together.
     """
 
     model: nn.Module
@@ -209,7 +209,7 @@ def result_of(
         difference: The largest difference of outputs.
         checks: What was compared.
     """
-    before, after = _timed((whole, slimmed), call)
+    before, after = _timed((whole, plain_copy(slimmed)), call)  # a forward may write into its module
     layers = tuple(_layers(whole, slimmed, found, choice))
     pinned: Counter[str] = Counter()
     for layer in layers:
@@ -239,7 +239,11 @@ def _layers(whole: nn.Module, slimmed: nn.Module, found: Walk, choice: Choice) -
     for name, count in flow.macs:
         positions[name] = positions.get(name, 0) + count
     for name, tensor in before.items():
-        if tensor.dim() < 2 or not any(owner == name for owner, _ in flow.slots):
+        if (
+            tensor.dim() < 2
+            or not tensor.numel()
+            or not (name in flow.fixed or any(owner == name for owner, _ in flow.slots))
+        ):
             continue
         out_axis = flow.out_axes.get(name, 0)
         ids = flow.slots.get((name, out_axis))
@@ -254,7 +258,7 @@ def _layers(whole: nn.Module, slimmed: nn.Module, found: Walk, choice: Choice) -
             after[name].numel() * positions.get(name, 0),
             tensor.numel() * tensor.element_size(),
             after[name].numel() * after[name].element_size(),
-            {} if ids is None else choice.reasons(ids),
+            {flow.fixed[name]: shape[out_axis]} if name in flow.fixed else {} if ids is None else choice.reasons(ids),
         )
 
 

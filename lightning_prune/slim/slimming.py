@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_prune.errors import SlimError, one_line
+from lightning_prune.errors import SlimError, did_you_mean, one_line
 from lightning_prune.slim.choosing import Choice, choose, uses_of
 from lightning_prune.slim.cutting import Cut, apply_cut, cut_of
 from lightning_prune.slim.difference import first_difference, pins_at
 from lightning_prune.slim.flow import Pin
 from lightning_prune.slim.graph import Call, Graph, as_call, capture, plain_copy
 from lightning_prune.slim.names import standing_names
-from lightning_prune.slim.ops import operation_of
+from lightning_prune.slim.ops import operation_of, values_in
 from lightning_prune.slim.proof import difference, inputs_of, larger_batch, outputs_of
 from lightning_prune.slim.result import SlimResult, result_of
+from lightning_prune.slim.values import narrowed
 from lightning_prune.slim.walk import Walk, walk
 
 __all__ = ["Proof", "kept_pins", "prove_cut", "slim"]
@@ -35,7 +36,8 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     stays: at worst less is cut.
 
     Args:
-        model: Any module; not changed. It is captured in eval mode, on the CPU.
+        model: Any module; not changed. It is captured in eval mode, on the CPU. Of one that ``torch.compile`` wraps,
+            the module inside.
         example_inputs: A tensor, a sequence of positional arguments, or a dict of keyword arguments of one call.
         keep: Names of modules whose output channels all stay.
 
@@ -52,30 +54,42 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
         >>> result.model[0].out_features, result.model[2].in_features, result.difference <= 1e-9
         (2, 2, True)
     """
+    model = _inside(model)
     call = as_call(example_inputs).map(lambda tensor: tensor.detach().cpu())
     whole = plain_copy(model)
     exact = plain_copy(model).double()
     graph = capture(whole, call)
     found = walk(graph, whole)
     uses = uses_of(graph.nodes, graph.states, standing_names(whole))
-    pins = kept_pins(found, whole, keep)
+    pins = kept_pins(graph, found, whole, keep)
     proof = prove_cut(graph, found, uses, pins, exact, call)
     slimmed = plain_copy(model)
     apply_cut(slimmed, proof.cut)
     return result_of(model, whole, slimmed, call, found, proof.choice, proof.cut, proof.difference, proof.checks)
 
 
-def kept_pins(found: Walk, model: nn.Module, names: Iterable[str]) -> list[Pin]:
-    """Pins for the output channels of modules that the user wants whole."""
+def _inside(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` wraps, or the module itself."""
+    inside = getattr(model, "_orig_mod", None)
+    return inside if isinstance(inside, nn.Module) else model
+
+
+def kept_pins(graph: Graph, found: Walk, model: nn.Module, keep: Iterable[str]) -> list[Pin]:
+    """Pins for what the modules that the user wants whole give to others."""
+    if isinstance(keep, str):
+        raise SlimError(f"keep must be a list of names, got {keep!r}. Write keep=[{keep!r}].")
+    names = dict(model.named_modules(remove_duplicate=False))
     pins = []
-    modules = dict(model.named_modules())
-    read = {(reader.weight, reader.axis) for reader in found.flow.readers}
-    for name in names:
-        if name not in modules:
-            raise SlimError(f"keep must name modules of {type(model).__name__}, but it has no {name!r}.")
-        for (tensor, axis), ids in found.flow.slots.items():
-            if tensor.rpartition(".")[0] == name and (tensor, axis) not in read:
-                pins.append(Pin(ids, "named in keep"))
+    for name in keep:
+        if name not in names:
+            raise SlimError(
+                f"keep must name modules of {type(model).__name__}, but it has no {name!r}.{did_you_mean(name, names)}"
+            )
+        results = graph.results_of(name)
+        if not results:
+            raise SlimError(f"keep must name modules that the forward calls, but it does not call {name!r}.")
+        values = values_in([found.values[node] for node in results])
+        pins += [Pin(narrowed(value.ids).reshape(-1), "named in keep") for value in values]
     return pins
 
 
@@ -102,6 +116,8 @@ def prove_cut(graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], 
     """The largest cut that computes the same: where a forward counts on sizes, what leads there stays."""
     inputs = list(inputs_of(call))
     expected = [outputs_of(exact, item) for item in inputs]
+    if not any(output.numel() for output in expected[0]):
+        raise SlimError(f"{type(exact).__name__} must answer with numbers to compare, but example_inputs give none.")
     for _ in range(TRIES):
         choice = choose(found, uses, pins)
         cut = cut_of(found.flow, choice)

@@ -34,7 +34,7 @@ class Walk:
 def walk(graph: Graph, model: nn.Module) -> Walk:
     """Apply the rule of every operation, in their order."""
     standing = standing_names(model)
-    found = Walk(Flow(states_of(model)))
+    found = Walk(Flow(states_of(model), dict(model.named_modules(remove_duplicate=False))))
     for node in graph.nodes:
         found.values[node] = _value(node, graph, standing, found)
     for node in graph.outputs:

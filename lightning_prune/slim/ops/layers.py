@@ -76,7 +76,8 @@ def _read(
     flow.unite(along(ids, dim), value.ids)
     constants = per_channel(value.constant, value.shape, dim)
     state = None if bias is None else bias.state
-    followed = bias is None or (state is not None and len(bias.shape) == 1)
+    holder = flow.bias_holder(name, operation.module) if bias is None else None
+    followed = holder is not None if bias is None else state is not None and len(bias.shape) == 1
     outputs = flow.slots_of(name, out_axis)
     if bias is not None:
         if followed:
@@ -93,7 +94,7 @@ def _read(
             constants,
             foldable=not pads and followed,
             bias=None if state is None else state.name,
-            module=operation.module if bias is None else None,
+            module=holder,
         )
     )
     live = flow.live(name, out_axis, axis)
@@ -206,7 +207,9 @@ def _norm(flow: Flow, operation: Operation) -> Result:
     ids = value.ids
     for state in own.values():
         flow.unite(state.ids.reshape(-1, *ones), ids)
-    flow.features[operation.module] = ids.movedim(1, 0).flatten(1)[:, 0]
+    owner = next((state.state.name.rpartition(".")[0] for state in own.values()), operation.module)
+    if hasattr(flow.modules.get(owner), "num_features"):
+        flow.features[owner] = ids.movedim(1, 0).flatten(1)[:, 0]
     statistics = bool(arguments.get("training", arguments.get("use_input_stats"))) or "running_mean" not in own
     scale, shift = (_number(moved.get(name), default) for name, default in (("weight", 1.0), ("bias", 0.0)))
     mean, variance = (_number(moved.get(name), 0.0) for name in ("running_mean", "running_var"))

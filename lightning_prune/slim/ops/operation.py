@@ -30,6 +30,7 @@ class Operation:
         kwargs: Keyword arguments, tensors as :class:`Value`.
         arguments: All of them by the names of the operation's schema, with its defaults.
         shapes: Of the results.
+        floats: Whether the first result is floating point.
         single: Whether the result is a tensor, rather than several.
         module: Dotted name of the module that calls it.
     """
@@ -40,6 +41,7 @@ class Operation:
     kwargs: dict[str, Any]
     arguments: dict[str, Any]
     shapes: tuple[torch.Size, ...]
+    floats: bool
     single: bool
     module: str
 
@@ -84,6 +86,7 @@ def operation_of(node: fx.Node, values: dict[fx.Node, Any]) -> Operation:
         dict(kwargs),
         arguments,
         tuple(item.shape for item in results),
+        bool(results) and results[0].is_floating_point(),
         single,
         module,
     )
