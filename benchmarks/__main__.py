@@ -8,5 +8,6 @@ for name, arguments in (
     ("bench_training", ["--threads", "1", "2", "--rounds", "15"]),
     ("bench_export", []),
     ("bench_accuracy", ["--seeds", "5"]),
+    ("bench_scale", []),
 ):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from benchmarks.common import RESULTS, import_coremltools, write_table
+from benchmarks.common import RESULTS, import_coremltools, table, write_page
 from examples.digits import Digits
 from lightning_prune import MagnitudePruner
 
@@ -144,12 +144,12 @@ def main() -> None:
         name: [[accuracy(way, sparsity, seed, data) for seed in seeds] for sparsity in SPARSITIES]
         for name, way in WAYS.items()
     }
-    write_table(
+    headings = ["pruned", *(f"{sparsity:.0%}" for sparsity in SPARSITIES)]
+    write_page(
         "accuracy.md",
         "Accuracy",
-        ["pruned", *(f"{sparsity:.0%}" for sparsity in SPARSITIES)],
-        [[name, *map(percent, accuracies)] for name, accuracies in results.items()],
         f"python -m benchmarks.bench_accuracy --seeds {arguments.seeds}",
+        table(headings, [[name, *map(percent, accuracies)] for name, accuracies in results.items()]),
         note=f"Accuracy in % on {len(data[3])} held-out digits by sparsity: mean ± standard deviation of "
         f"{arguments.seeds} networks. Dense: {percent(dense)}. MLP 64-256-128-10, {EPOCHS} epochs of SGD, all three "
         f"layers pruned; gradual: {UPDATES} updates from {FIRST:.0%} to {LAST:.0%} of the steps.",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import write_table
+from benchmarks.common import table, write_page
 from lightning_prune.export import CoreMLExport
 
 APPLE = {0.5: "1.77x", 0.75: "3.17x", 0.9: "8.6 MB"}
@@ -108,12 +108,11 @@ def main() -> None:
         "not checked",
         "time",
     ]
-    write_table(
+    write_page(
         "export.md",
         "ResNet-50 shapes as a Core ML package",
-        headings,
-        rows,
-        "python -m benchmarks.bench_export",
+        f"python -m benchmarks.bench_export --size {args.size}",
+        table(headings, rows),
         note="Random weights; 'than dense' is against the package of the first row, 'largest error' is of an output on "
         "fresh inputs as a fraction of its largest value. Time depends on what else the machine does: compare sizes.",
     )

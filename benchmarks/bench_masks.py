@@ -5,15 +5,12 @@ python -m benchmarks.bench_masks --threads 1 2
 
 import argparse
 import ctypes
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from benchmarks.common import RESULTS, import_coremltools
+from benchmarks.common import RESULTS, import_coremltools, table, write_page
 from lightning_prune import MagnitudePruner
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
 from lightning_prune.masks import compute_mask, structure_of
@@ -164,11 +161,6 @@ def interleaved(
                 call()
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
 def update_rows(threads: int, rounds: int) -> tuple[list[list[str]], dict[str, tuple[float, float]]]:
@@ -346,47 +338,34 @@ def main() -> None:
         ratios = ratios or drawn
     torch.set_num_threads(arguments.threads[0])
     seconds = scaling(arguments.rounds)
-    load = os.getloadavg()[0]
     given = " ".join(map(str, arguments.threads))
-    lines = [
-        "# Mask updates",
-        "",
-        f"`python -m benchmarks.bench_masks --threads {given} --rounds {arguments.rounds}`",
-        "",
-    ]
-    lines += [
-        f"torch {torch.__version__}, NumPy {np.__version__}, Core ML Tools {version('coremltools')}, "
-        f"Python {platform.python_version()}, {os.cpu_count()} {platform.machine()} cores, load average {load:.1f} at "
-        "the end. Contenders run in turn; medians, and ratios of medians.",
-        "",
+    headings = ["network", "rule", "sparsity", "threads", "our masks, ms", "our step, ms", "their masks, ms"]
+    headings += ["their step, ms", "their step / our masks", "step / step", "masks / masks"]
+    headings += ["torch prune / our masks", "torch.gt passes", "NumPy passes"]
+    sizes = [[f"2^{size.bit_length() - 1}", f"{t * 1e3:.2f}", f"{t / size * 1e9:.2f}"] for size, t in seconds.items()]
+    RESULTS.mkdir(exist_ok=True)
+    draw(ratios, seconds, RESULTS / "masks.png")
+    write_page(
+        "masks.md",
+        "Mask updates",
+        f"python -m benchmarks.bench_masks --threads {given} --rounds {arguments.rounds}",
+        table(headings, rows),
+        f"## Size\n\nTime grows as weights to the power {exponent(seconds):.2f}, from 2^18 to 2^26.",
+        table(["weights", "ms", "ns per weight"], sizes),
+        "## Memory\n\nPeak beside weight and mask during one update of 16.8 M float32 weights, bytes per weight.",
+        table(["rule", "ours", "Core ML Tools"], memory_rows()),
+        "## A step with nothing due\n\nMicroseconds.",
+        table(["layers", "ours", "Core ML Tools", "ratio"], idle_steps()),
+        "## Report\n\nMilliseconds, right after an update of all masks, per_scalar.",
+        table(["network", "ours", "Core ML Tools", "ratio"], report_rows(arguments.rounds)),
+        note=f"NumPy {np.__version__}. Contenders run in turn; medians, and ratios of medians.\n\n"
         "Masks: those of all layers, into memory that is there (ours), or new (theirs, Core ML Tools). Step: a whole "
         "`MagnitudePruner.step()` that updates all masks; ours also masks the weights, theirs leaves that to the next "
         "forward pass. `torch prune` is the mask of `l1_unstructured`, which Lightning's ModelPruning computes per "
         "layer. The last two columns count passes over the weights with one known threshold: "
         "`torch.gt(w, t, out=mask)`, and one NumPy compare.",
-        "",
-    ]
-    headings = ["network", "rule", "sparsity", "threads", "our masks, ms", "our step, ms", "their masks, ms"]
-    headings += ["their step, ms", "their step / our masks", "step / step", "masks / masks"]
-    headings += ["torch prune / our masks"]
-    lines += table([*headings, "torch.gt passes", "NumPy passes"], rows)
-    lines += [f"## Size\n\nTime grows as weights to the power {exponent(seconds):.2f}, from 2^18 to 2^26.", ""]
-    sizes = [[f"2^{size.bit_length() - 1}", f"{t * 1e3:.2f}", f"{t / size * 1e9:.2f}"] for size, t in seconds.items()]
-    lines += table(["weights", "ms", "ns per weight"], sizes)
-    lines += [
-        "## Memory\n\nPeak beside weight and mask during one update of 16.8 M float32 weights, bytes per weight.",
-        "",
-    ]
-    lines += table(["rule", "ours", "Core ML Tools"], memory_rows())
-    lines += ["## A step with nothing due\n\nMicroseconds.", ""]
-    lines += table(["layers", "ours", "Core ML Tools", "ratio"], idle_steps())
-    lines += ["## Report\n\nMilliseconds, right after an update of all masks, per_scalar.", ""]
-    lines += table(["network", "ours", "Core ML Tools", "ratio"], report_rows(arguments.rounds))
-    lines += ["![Ratios and scaling](masks.png)", ""]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "masks.md").write_text("\n".join(lines), encoding="utf-8")
-    draw(ratios, seconds, RESULTS / "masks.png")
-    print("\n".join(lines))
+        picture="masks.png",
+    )
 
 
 if __name__ == "__main__":

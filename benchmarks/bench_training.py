@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from benchmarks.common import import_coremltools, write_table
+from benchmarks.common import import_coremltools, table, write_page
 from lightning_prune import MagnitudePruner
 
 RULE = {"scheduler": {"update_steps": [1, 10**9]}, "target_sparsity": 0.75, "initial_sparsity": 0.5}
@@ -107,17 +107,17 @@ def measure(net: str, theirs: object, rounds: int, is_compiled: bool) -> dict[st
     evaluate: dict[str, list[float]] = {kind: [] for kind in KINDS}
     gc.disable()
     for _ in range(rounds):
-        for kind, one in contenders.items():
+        for kind, contender in contenders.items():
             start = time.perf_counter()
-            one.step()
+            contender.step()
             train[kind].append(time.perf_counter() - start)
-    for one in contenders.values():
-        one.model.eval()
-        one.evaluate()
+    for contender in contenders.values():
+        contender.model.eval()
+        contender.evaluate()
     for _ in range(rounds):
-        for kind, one in contenders.items():
+        for kind, contender in contenders.items():
             start = time.perf_counter()
-            one.evaluate()
+            contender.evaluate()
             evaluate[kind].append(time.perf_counter() - start)
     gc.enable()
     return {kind: (statistics.median(train[kind]), statistics.median(evaluate[kind])) for kind in KINDS}
@@ -139,12 +139,12 @@ def main() -> None:
             row = [str(threads), "compiled" if is_compiled else "eager", net, kind, f"{1e3 * train:.2f}"]
             rows.append([*row, f"{train / dense_train:.2f}", f"{evaluate / dense_eval:.2f}"])
             print(*rows[-1], flush=True)
-    write_table(
+    headings = ["threads", "mode", "net", "masks", "training step, ms", "step / dense", "evaluation at batch 1 / dense"]
+    write_page(
         "training.md",
         "Training step and evaluation",
-        ["threads", "mode", "net", "masks", "training step, ms", "step / dense", "evaluation at batch 1 / dense"],
-        rows,
         f"python -m benchmarks.bench_training --threads {' '.join(map(str, args.threads))} --rounds {args.rounds}",
+        table(headings, rows),
         note="Medians; ratios are of one run. SGD with momentum, float32; compiled by `torch.compile(model)`. "
         "`done`: after the last update.",
     )

@@ -1,6 +1,7 @@
-"""What the benchmarks share: the peer, quietly imported, and tables with versions and the command that made them."""
+"""What the benchmarks share: the peer, quietly imported, and pages of tables with what made them."""
 
 import logging
+import os
 import platform
 import warnings
 from collections.abc import Sequence
@@ -23,27 +24,29 @@ def import_coremltools() -> Any:
     return coremltools
 
 
-def write_table(
-    name: str,
-    title: str,
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    command: str,
-    *,
-    note: str,
-    picture: str = "",
-) -> None:
-    """Write a Markdown table under results/, with what made it, and print it."""
-    lines = [f"# {title}", "", f"`{command}`", ""]
-    lines += [
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    first, *rest = ("| " + " | ".join(line) + " |" for line in (headings, *rows))
+    return "\n".join([first, "|" + "---|" * len(headings), *rest])
+
+
+def write_page(name: str, title: str, command: str, *parts: str, note: str, picture: str = "") -> None:
+    """Write a Markdown page under results/ and print it.
+
+    Args:
+        name: Of the file.
+        title: Its heading.
+        command: The command that made it.
+        parts: Tables, and text between them.
+        note: What to know of all parts; it follows the versions and the machine.
+        picture: Name of a picture under results/.
+    """
+    made_with = (
         f"torch {torch.__version__}, Core ML Tools {version('coremltools')}, Python {platform.python_version()}, "
-        f"{platform.machine()}. {note}",
-        "",
-    ]
-    lines += ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", f"![{title}]({picture})"] if picture else []
-    text = "\n".join(lines) + "\n"
+        f"{os.cpu_count()} {platform.machine()} cores, load average {os.getloadavg()[0]:.1f} at the end. {note}"
+    )
+    shown = [f"![{title}]({picture})"] if picture else []
+    text = "\n\n".join([f"# {title}", f"`{command}`", made_with, *parts, *shown]) + "\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(text, encoding="utf-8")
     print(text)

@@ -122,7 +122,7 @@ def allocate(
 
     Returns:
         Counts, and the configuration. With ``per_scalar`` the counts are exact; where kernels, channels or blocks are
-        zeroed as one, the total falls short of the asked one by less than the smallest that still would fit.
+        zeroed as one, the total falls short of what was asked by less than the smallest that still would fit.
 
     Raises:
         ConfigError: The bounds leave no way to reach the sparsity, a name matches no layer, or a rule fixes the
@@ -133,13 +133,13 @@ def allocate(
         >>> spread = allocate(model, 0.75, "erdos_renyi_kernel")
         >>> spread.zeros
         {'0': 6533, '1': 67}
-        >>> sum(one.target_zeros for one in plan_pruning(model, spread.config)) == 8800 * 3 // 4
+        >>> sum(parameter.target_zeros for parameter in plan_pruning(model, spread.config)) == 8800 * 3 // 4
         True
     """
     if method not in get_args(Method):
         raise ConfigError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}.")
     sparsity = as_fraction("sparsity", sparsity)
-    layers = {one.label: one for one in plan_pruning(model, load_config(config))}
+    layers = {parameter.label: parameter for parameter in plan_pruning(model, load_config(config))}
     _check_layers(layers.values(), method)
     names = list(layers)
     if isinstance(exclude, str) or not isinstance(exclude, Iterable):
@@ -152,15 +152,15 @@ def allocate(
     for name in dense:
         least[name], most[name] = 0.0, 0.0
     if method == "global":
-        weights = {name: one.weight for name, one in layers.items()}
+        weights = {name: parameter.weight for name, parameter in layers.items()}
         zeros = global_zeros(weights, sparsity, minimum=least, maximum=most)
     else:
         spread = uniform_zeros if method == "uniform" else erdos_renyi_kernel_zeros
-        shapes = {name: one.shape for name, one in layers.items()}
-        groups = {name: _weights_per_group(one) for name, one in layers.items()}
+        shapes = {name: parameter.shape for name, parameter in layers.items()}
+        groups = {name: _weights_per_group(parameter) for name, parameter in layers.items()}
         zeros = spread(shapes, sparsity, minimum=least, maximum=most, group_sizes=groups)
     rules = _rules(model, layers, zeros)
-    return Allocation(method, {name: one.numel for name, one in layers.items()}, zeros, rules)
+    return Allocation(method, {name: parameter.numel for name, parameter in layers.items()}, zeros, rules)
 
 
 def _per_layer(bound: Bound, names: Sequence[str], what: str, default: float) -> dict[str, float]:
@@ -187,48 +187,50 @@ def _matching(pattern: str, names: Sequence[str], what: str) -> list[str]:
 
 def _check_layers(layers: Iterable[PrunedParameter], method: str) -> None:
     """Refuse rules whose sparsity cannot be moved from layer to layer."""
-    for one in layers:
-        if one.config.structure.fixed_sparsity is not None:
+    for parameter in layers:
+        if parameter.config.structure.fixed_sparsity is not None:
             raise ConfigError(
-                f"{one.rule}.n_m_ratio fixes the sparsity of {one.name}, so none can be allocated to it. "
+                f"{parameter.rule}.n_m_ratio fixes the sparsity of {parameter.name}, so none can be allocated to it. "
                 "Prune it by granularity, or leave it out with None."
             )
-        if one.label == one.name:
+        if parameter.label == parameter.name:
             raise ConfigError(
-                f"{one.rule}.param_name prunes {one.name} beside other parameters of its module, but a rule gives all "
-                "of them one sparsity. Leave the module out with None."
+                f"{parameter.rule}.param_name prunes {parameter.name} beside other parameters of its module, but a "
+                "rule gives all of them one sparsity. Leave the module out with None."
             )
-        if method == "global" and _weights_per_group(one) > 1:
+        if method == "global" and _weights_per_group(parameter) > 1:
             raise ConfigError(
-                f'{one.rule} prunes {one.name} by {one.structure}, but "global" ranks single weights. '
-                'Use granularity "per_scalar" without blocks, or another method.'
+                f'{parameter.rule} prunes {parameter.name} by {parameter.structure}, but "global" ranks single '
+                'weights. Use granularity "per_scalar" without blocks, or another method.'
             )
 
 
-def _weights_per_group(one: PrunedParameter) -> int:
-    return one.config.structure.weights_per_choice(one.shape)
+def _weights_per_group(parameter: PrunedParameter) -> int:
+    return parameter.config.structure.weights_per_choice(parameter.shape)
 
 
 def _rules(model: nn.Module, layers: Mapping[str, PrunedParameter], zeros: Mapping[str, int]) -> MagnitudePrunerConfig:
     """One rule by name for each layer, and for each module that a tied weight hangs in."""
     rules: dict[str, ModuleMagnitudePrunerConfig | None] = {}
-    for name, one in layers.items():
-        target = zeros[name] / one.numel
-        leaf = replace(one.config, target_sparsity=target, initial_sparsity=min(one.config.initial_sparsity, target))
-        rules |= dict.fromkeys(module_patterns(model, one), leaf)
+    for name, parameter in layers.items():
+        target = zeros[name] / parameter.numel
+        leaf = replace(
+            parameter.config, target_sparsity=target, initial_sparsity=min(parameter.config.initial_sparsity, target)
+        )
+        rules |= dict.fromkeys(module_patterns(model, parameter), leaf)
     return MagnitudePrunerConfig(module_name_configs=rules)
 
 
-def module_patterns(model: nn.Module, one: PrunedParameter) -> list[str]:
+def module_patterns(model: nn.Module, parameter: PrunedParameter) -> list[str]:
     r"""Keys of ``module_name_configs`` that match the modules in which a parameter hangs, and no other module.
 
     Example:
         >>> model = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(2, 2)}), "a_b": nn.Linear(2, 2)})
-        >>> [module_patterns(model, one) for one in plan_pruning(model, MagnitudePrunerConfig())]
+        >>> [module_patterns(model, parameter) for parameter in plan_pruning(model, MagnitudePrunerConfig())]
         [['a\\.b'], ['a_b']]
     """
     names = {path: _module_name(path) for path, _ in model.named_modules()}
-    places = {id(owner.module) for owner in one.owners}
+    places = {id(owner.module) for owner in parameter.owners}
     found = [names[path] for path, module in model.named_modules() if id(module) in places]
     return [exact_pattern(name, set(names.values())) for name in dict.fromkeys(found)]
 

@@ -39,7 +39,7 @@ class LayerSensitivity:
         name: What the layer is called.
         weights: Number of weights.
         scores: Score by the sparsity that was asked, a fraction in [0, 1].
-        sparsities: Sparsity that the mask reached, by the one that was asked.
+        sparsities: Sparsity that the mask reached, by the sparsity that was asked.
         config: The rule of the layer.
         patterns: Keys of ``module_name_configs`` that match it.
     """
@@ -70,8 +70,8 @@ class Sensitivity:
         """How much worse than the baseline the score is, by layer and sparsity; negative is better."""
         sign = 1.0 if self.higher_is_better else -1.0
         return {
-            one.name: {asked: sign * (self.baseline - score) for asked, score in one.scores.items()}
-            for one in self.layers
+            layer.name: {asked: sign * (self.baseline - score) for asked, score in layer.scores.items()}
+            for layer in self.layers
         }
 
     def tolerated(self, loss: float) -> dict[str, float]:
@@ -121,13 +121,13 @@ class Sensitivity:
         """
         tolerated = self.tolerated(loss)
         targets: dict[str, float] = {}
-        for one in self.layers:
-            for pattern in one.patterns:  # one rule holds for all parameters of a module
-                targets[pattern] = min(targets.get(pattern, 1.0), tolerated[one.name])
+        for layer in self.layers:
+            for pattern in layer.patterns:  # one rule holds for all parameters of a module
+                targets[pattern] = min(targets.get(pattern, 1.0), tolerated[layer.name])
         rules = {
-            pattern: _rule(one.config, targets[pattern], one.config.scheduler if scheduler is None else scheduler)
-            for one in self.layers
-            for pattern in one.patterns
+            pattern: _rule(layer.config, targets[pattern], layer.config.scheduler if scheduler is None else scheduler)
+            for layer in self.layers
+            for pattern in layer.patterns
         }
         if not any(rules.values()):
             cheapest = min(min(losses.values()) for losses in self.losses().values())
@@ -141,22 +141,22 @@ class Sensitivity:
         """One dict of plain values for each layer and sparsity."""
         return [
             {
-                "layer": one.name,
-                "weights": one.weights,
+                "layer": layer.name,
+                "weights": layer.weights,
                 "asked_sparsity": asked,
-                "sparsity": one.sparsities[asked],
+                "sparsity": layer.sparsities[asked],
                 "score": score,
-                "loss": self.losses()[one.name][asked],
+                "loss": self.losses()[layer.name][asked],
             }
-            for one in self.layers
-            for asked, score in one.scores.items()
+            for layer in self.layers
+            for asked, score in layer.scores.items()
         ]
 
     def plot(self, *, metric: str = "score") -> Figure:
         """Draw the scores; see :func:`~lightning_prune.analysis.plots.plot_sensitivity`."""
         from lightning_prune.analysis.plots import plot_sensitivity
 
-        scores = {one.name: list(one.scores.values()) for one in self.layers}
+        scores = {layer.name: list(layer.scores.values()) for layer in self.layers}
         return plot_sensitivity(self._asked, scores, baseline=self.baseline, metric=metric)
 
     @property
@@ -171,11 +171,11 @@ class Sensitivity:
 
         Sparsities that do not fit beside each other go on in a further table below: a number that is cut is another.
         """
-        changes = [[f"{score - self.baseline:+.4g}" for score in one.scores.values()] for one in self.layers]
+        changes = [[f"{score - self.baseline:+.4g}" for score in layer.scores.values()] for layer in self.layers]
         headings = [f"{100 * asked:g}%" for asked in self._asked]
-        weights = [f"{one.weights:,}" for one in self.layers]
+        weights = [f"{layer.weights:,}" for layer in self.layers]
         widest = 2 + max(len(cell) for row in (headings, *changes) for cell in row)
-        names = min(_NAMES, max(len(one.name) for one in self.layers))
+        names = min(_NAMES, max(len(layer.name) for layer in self.layers))
         room = options.max_width - names - max(map(len, ("weights", *weights))) - 4
         tables = -(-len(headings) // max(1, room // widest))
         size = -(-len(headings) // tables)
@@ -185,8 +185,8 @@ class Sensitivity:
             table.add_column("weights", justify="right", no_wrap=True)
             for heading in headings[start : start + size]:
                 table.add_column(heading, justify="right", no_wrap=True)
-            for one, count, row in zip(self.layers, weights, changes, strict=True):
-                table.add_row(DottedText(one.name or "(root)"), count, *row[start : start + size])
+            for layer, count, row in zip(self.layers, weights, changes, strict=True):
+                table.add_row(DottedText(layer.name or "(root)"), count, *row[start : start + size])
             yield table
         better = "Higher" if self.higher_is_better else "Lower"
         yield Text(f"The score without pruning is {self.baseline:.6g}.\n{better} is better.", style="table.caption")
@@ -232,13 +232,13 @@ def sensitivity(
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         >>> inputs = torch.eye(8)
         >>> found = sensitivity(model, lambda model: float(model(inputs).std()), [0.5, 0.9], progress=False)
-        >>> [one.name for one in found.layers], list(found.layers[0].sparsities.values())
+        >>> [layer.name for layer in found.layers], list(found.layers[0].sparsities.values())
         (['0', '1'], [0.5, 0.890625])
     """
     given = plain_list(sparsities)
     if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
         raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {given!r}. Write [0.5, 0.9].")
-    asked = sorted({as_fraction("each of sparsities", one) for one in given})
+    asked = sorted({as_fraction("each of sparsities", sparsity) for sparsity in given})
     if not asked:
         raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {given!r}. Write [0.5, 0.9].")
     plan = plan_pruning(model, load_config(config))
@@ -260,14 +260,14 @@ def sensitivity(
                 raise ConfigError(f"evaluate must give a number, got a {type(value).__name__}: {error}.") from error
 
         baseline = score()
-        for one in plan:
+        for layer in plan:
             scores, reached = {}, {}
             for sparsity in asked:
-                bar.update(task, description=f"{one.label or '(root)'} at {sparsity:.0%}")
-                with _pruned(one, sparsity) as reached[sparsity]:
+                bar.update(task, description=f"{layer.label or '(root)'} at {sparsity:.0%}")
+                with _pruned(layer, sparsity) as reached[sparsity]:
                     scores[sparsity] = score()
-            patterns = tuple(module_patterns(model, one))
-            layers.append(LayerSensitivity(one.label, one.numel, scores, reached, one.config, patterns))
+            patterns = tuple(module_patterns(model, layer))
+            layers.append(LayerSensitivity(layer.label, layer.numel, scores, reached, layer.config, patterns))
     if math.isnan(baseline):
         raise ConfigError("evaluate must give a number for the unpruned model, got NaN.")
     return Sensitivity(baseline, tuple(layers), higher_is_better)
@@ -282,18 +282,18 @@ def _rule(
 
 
 @contextmanager
-def _pruned(one: PrunedParameter, sparsity: float) -> Iterator[float]:
+def _pruned(layer: PrunedParameter, sparsity: float) -> Iterator[float]:
     """One parameter pruned for a while; gives the sparsity that its mask reaches."""
-    rule, gain = one.config, one.gain_parameter
-    trained = [part.detach() for part in (one.parameter, gain) if part is not None]
+    rule, gain = layer.config, layer.gain_parameter
+    trained = [part.detach() for part in (layer.parameter, gain) if part is not None]
     before = [part.clone() for part in trained]
-    mask = rule.structure.mask(one.weight, sparsity)
+    mask = rule.structure.mask(layer.weight, sparsity)
     try:
         if gain is None:
             trained[0].masked_fill_(~mask, 0.0)
         else:
             prune_normed(trained[0], trained[1], mask)
-        yield count_zeros(mask, shape=one.shape) / one.numel
+        yield count_zeros(mask, shape=layer.shape) / layer.numel
     finally:
         for part, kept in zip(trained, before, strict=True):
             part.copy_(kept)

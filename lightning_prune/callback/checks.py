@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.basics import is_a
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.plan import PruningPlan, shared_patterns
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import ConstantSparsityScheduler, PruningScheduler, TrainingRun
 
 __all__ = [
-    "refuse_averages",
+    "refuse_orphans",
     "refuse_second_pruner",
     "refuse_twins",
     "warn_if_abrupt",
     "warn_if_missed",
     "warn_if_too_short",
+    "warn_if_uncounted",
     "warn_if_untrained",
 ]
 
-_FEW = 6  # updates, below which one of a cubic schedule prunes more than half of what is to be pruned
+_FEW = 6  # updates, below which an update of a cubic schedule prunes more than half of what is to be pruned
 _ROOM = 20  # optimizer steps of a run in which there is room for more
 
 
@@ -41,33 +41,55 @@ def refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
     """Refuse Lightning's ModelPruning on a parameter of the plan: it would rename it at the end of the first epoch."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         others = {(id(module), name) for module, name in getattr(callback, "_parameters_to_prune", None) or ()}
-        for one in plan:
-            if any((id(owner.module), owner.attribute) in others for owner in one.owners):
+        for parameter in plan:
+            if any((id(owner.module), owner.attribute) in others for owner in parameter.owners):
                 raise ConfigError(
-                    f"{one.rule}: {one.name} is pruned already, by {type(callback).__name__}. One parameter can have "
-                    "one pruner: take one of the two callbacks out, or leave this module out with None."
+                    f"{parameter.rule}: {parameter.name} is pruned already, by {type(callback).__name__}. One "
+                    "parameter can have one pruner: take one of the two callbacks out, or leave this module out "
+                    "with None."
                 )
 
 
-def refuse_averages(trainer: Trainer) -> None:
-    """Refuse averages of a module with hooks: they are made of other names, and would be dense."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if is_a(callback, "WeightAveraging"):
-            raise ConfigError(
-                f'{type(callback).__name__} averages the dense weights that masking="hook" trains, and would validate '
-                'and save those. Use masking="resident".'
-            )
+def refuse_orphans(trainer: Trainer, key: str, states: Mapping[str, object]) -> None:
+    """Refuse to resume in silence without the pruning state that a checkpoint has under the key of other rules.
+
+    Args:
+        trainer: Its callbacks have the keys that are theirs.
+        key: The key of the pruning callback that asks.
+        states: States of callbacks in the checkpoint, by key.
+    """
+    if key in states:
+        return
+    kind, known = key.partition("[")[0], {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    orphans = [other for other in states if str(other).startswith(f"{kind}[") and other not in known]
+    if orphans:
+        raise CheckpointError(
+            f"The checkpoint has the pruning state of {orphans[0]}, but this callback is {key}: the rules are others. "
+            "Resume with the rules of the checkpoint, or load only its weights and start a new fit, which continues "
+            "from their sparsity."
+        )
 
 
 def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
     """Say which weights no optimizer of the Trainer updates, though they are not frozen."""
-    known = {id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]}
-    names = [name for name, one in pruner.parameters().items() if one.requires_grad and id(one) not in known]
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    known = {id(parameter) for group in groups for parameter in group["params"]}
+    trained = {name: parameter for name, parameter in pruner.parameters().items() if parameter.requires_grad}
+    names = [name for name, parameter in trained.items() if id(parameter) not in known]
     if names:
         rank_zero_warn(
             f"Updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is not seen, and "
             "they stay dense unless a rule names them in full. Return their optimizer from configure_optimizers, or "
             "leave them out with None."
+        )
+
+
+def warn_if_uncounted(trainer: Trainer) -> None:
+    """Say at the end of an epoch that the Trainer has counted no optimizer step."""
+    if trainer.global_step == 0:
+        rank_zero_warn(
+            "An epoch is over, but the Trainer has counted no optimizer step, so nothing was pruned. In manual "
+            "optimization step the optimizers that self.optimizers() gives: others are not counted."
         )
 
 
@@ -104,7 +126,7 @@ def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:
     if run.is_rehearsal or run.total_steps is None or run.total_steps < _ROOM or pruner.is_at_target:
         return
     schedules = pruner.schedules
-    rules = {one.rule: (one.config.schedule, schedules[one.name]) for one in pruner.plan}
+    rules = {parameter.rule: (parameter.config.schedule, schedules[parameter.name]) for parameter in pruner.plan}
     for rule, (written, schedule) in rules.items():
         if written.is_resolved:
             continue
@@ -129,10 +151,12 @@ def warn_if_too_short(pruner: MagnitudePruner, run: TrainingRun) -> None:
     """Say which schedules in steps end after the run does, and what to write in each."""
     if run.is_rehearsal or run.total_steps is None:
         return
-    written = {one.rule: one.config.schedule for one in pruner.plan}
-    rules = {one.rule: pruner.schedules[one.name] for one in pruner.plan}
-    late = {rule: last for rule, one in rules.items() if (last := one.last_update_step or 0) > run.total_steps}
-    for rule, last in late.items():
+    written = {parameter.rule: parameter.config.schedule for parameter in pruner.plan}
+    rules = {parameter.rule: pruner.schedules[parameter.name] for parameter in pruner.plan}
+    for rule, schedule in rules.items():
+        last = schedule.last_update_step or 0
+        if last <= run.total_steps:
+            continue
         rank_zero_warn(
             f"{rule}.scheduler: the last pruning update is at optimizer step {last}, but this run has "
             f"{run.total_steps}: it will end below the target sparsity. Train longer, or "

@@ -1,4 +1,4 @@
-"""Best means best at target: monitors must not compare a network before its last pruning update with one after it.
+"""Best means best at target: monitors must not compare networks before and after the last update.
 
 Until the last update EarlyStopping does not stop the run and ReduceLROnPlateau does not lower the learning rate, and at
 that update both and ModelCheckpoint forget the best score so far. No file is deleted, and no setting of the user is
@@ -44,7 +44,7 @@ class TargetGate:
             self._opened_in, self._is_validated = state["opened_in"], state["is_validated"]
             self._freed = set(state["freed"])
             return
-        self._held = [one for one in _find(trainer, "EarlyStopping") if hasattr(one, _CHECK)]
+        self._held = [stopper for stopper in _find(trainer, "EarlyStopping") if hasattr(stopper, _CHECK)]
         for stopper in self._held:
             if not isinstance(stopper.__dict__.get(_CHECK), _Held):
                 setattr(stopper, _CHECK, _Held(stopper))
@@ -57,7 +57,7 @@ class TargetGate:
         return self._opened_in is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know of an open gate, to forget when this one would have."""
+        """Give what a resumed run must know of an open gate, to forget the same scores at the same time."""
         return {"opened_in": self._opened_in, "is_validated": self._is_validated, "freed": sorted(self._freed)}
 
     def hold(self, trainer: Any) -> None:
@@ -72,7 +72,9 @@ class TargetGate:
         is_over = self._opened_in is not None and trainer.current_epoch > self._opened_in
         self.is_done = is_over and (self._is_validated or not trainer.enable_validation)
         if self.is_open:
-            self._freed |= {place for place, one in _steppers(trainer) if self._has_new_score(trainer, one.monitor)}
+            self._freed |= {
+                place for place, config in _steppers(trainer) if self._has_new_score(trainer, config.monitor)
+            }
 
     def start_validation(self, trainer: Any) -> None:
         """Call when a validation starts: at the target its score is the first."""
@@ -148,7 +150,7 @@ def check_gate(state: Any) -> Mapping[str, Any] | None:
 
 
 class _Held:
-    """The check of one EarlyStopping, without its effect as long as a gate is closed; each pruner has one."""
+    """The check of one EarlyStopping, without its effect as long as a gate is closed; each pruner has a gate."""
 
     def __init__(self, stopper: Any) -> None:
         self._stopper = stopper
@@ -163,7 +165,7 @@ class _Held:
 
 
 def _is_lost(stopper: Any, trainer: Any) -> bool:
-    """Whether the metric is not finite; one beyond a threshold may recover from the last update."""
+    """Whether the metric is not finite; a metric beyond a threshold may recover after the last update."""
     current = trainer.callback_metrics.get(stopper.monitor)
     return bool(stopper.check_finite and current is not None and not torch.isfinite(current))
 

@@ -116,8 +116,8 @@ def _hyperparameters(factory: Any, checkpoint: str | os.PathLike[str]) -> dict[s
     if not isinstance(saved, Mapping):
         return {}
     parameters = inspect.signature(factory).parameters.values()
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    names = {one.name for one in parameters}
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
     return {str(name): value for name, value in saved.items() if takes_all or name in names}
 
 

@@ -6,20 +6,32 @@ smallest are pruned. In n:m sparsity the ranking is within every ``group_size`` 
 them are pruned.
 """
 
+from __future__ import annotations
+
+from math import prod
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from lightning_prune.basics import as_fraction, as_whole
 from lightning_prune.errors import ConfigError
 from lightning_prune.masks.blocks import keep_blocks
-from lightning_prune.masks.selection import keep_largest, mask_to_write, pruned_count
+from lightning_prune.masks.selection import (
+    keep_largest,
+    keep_largest_of_shards_in_rounds,
+    mask_to_write,
+    pruned_count,
+)
+from lightning_prune.masks.shards import bring_back, part_for
+from lightning_prune.sharding import Rounds, Sharding, add_up, alone
 
 __all__ = [
     "Granularity",
-    "group_dims",
+    "keep_groups",
     "magnitude_mask",
     "mask_shape",
+    "zero_groups",
 ]
 
 Granularity: TypeAlias = Literal["per_scalar", "per_kernel", "per_channel"]
@@ -42,7 +54,7 @@ def mask_shape(shape: tuple[int, ...], *, granularity: Granularity = "per_scalar
         >>> mask_shape((64, 32, 3, 3), granularity="per_kernel")
         (64, 32, 1, 1)
     """
-    dims = group_dims(len(shape), granularity)
+    dims = _group_dims(len(shape), granularity)
     return tuple(shape[:dims]) + (1,) * (len(shape) - dims)
 
 
@@ -85,20 +97,77 @@ def magnitude_mask(
         [[1, 0], [0, 0]]
     """
     weight = weight.detach()
-    block_size = as_whole("block_size", block_size, least=1)
+    block_size, sparsity = as_whole("block_size", block_size, least=1), as_fraction("sparsity", sparsity)
     out = mask_to_write(weight, mask_shape(tuple(weight.shape), granularity=granularity), out)
-    groups = out.numel()
-    pruned = pruned_count(groups, as_fraction("sparsity", sparsity))
-    if pruned in (0, groups) or not weight.numel():
-        return out.fill_(pruned < groups)
-    if block_size == 1 and groups == weight.numel():
-        return keep_largest(weight, pruned, out=out)
-    lengths = weight.shape[: group_dims(weight.ndim, granularity)]
-    keep_blocks(weight, min(block_size, lengths[0]), pruned, out.view(lengths))
+    alone(keep_groups(weight, sparsity, Sharding.of_one(weight.shape), granularity, block_size, out))
     return out
 
 
-def group_dims(rank: int, granularity: Granularity) -> int:
+def keep_groups(
+    values: Tensor, sparsity: float, sharding: Sharding, granularity: Granularity, block_size: int, out: Tensor
+) -> Rounds[None]:
+    """Write the mask that :func:`magnitude_mask` gives, or this process's part of it.
+
+    Args:
+        values: The weight, or this process's piece of it, of the shape of ``sharding.box``.
+        sparsity: Fraction of groups to prune, in [0, 1].
+        sharding: Who holds what; every process that holds a piece must run this.
+        granularity: What is zeroed as one.
+        block_size: Output channels that are pruned together.
+        out: The mask, or this process's part of it, bool, written in place.
+
+    Raises:
+        PruningError: A piece of any process holds NaN; raised in every process, and ``out`` is unchanged.
+    """
+    shape = mask_shape(sharding.shape, granularity=granularity)
+    groups, weights = prod(shape), prod(sharding.shape)
+    pruned = pruned_count(groups, sparsity)
+    if pruned in (0, groups) or not weights:
+        out.fill_(pruned < groups)
+    elif block_size == 1 and groups == weights:
+        if sharding.is_whole:
+            keep_largest(values, pruned, out=out)
+        else:
+            shard = sharding.shard(values, sharding.boxes, sharding.shape)
+            yield from keep_largest_of_shards_in_rounds([shard], pruned, out=[out])
+    else:
+        block_size = min(block_size, sharding.shape[0])
+        dims = _group_dims(values.ndim, granularity)
+        boxes = sharding.aligned(_multiples(sharding.shape, dims, block_size))
+        shard = sharding.shard(sharding.exchange(values, sharding.boxes, boxes), boxes, sharding.shape)
+        mask = part_for(out, boxes, sharding, shape)
+        lengths = shard.values.shape[:dims]
+        yield from keep_blocks(shard, block_size, pruned, mask.view(lengths), is_whole=sharding.is_whole)
+        bring_back(mask, boxes, sharding, shape, out)
+
+
+def zero_groups(
+    values: Tensor, sharding: Sharding, granularity: Granularity, block_size: int
+) -> Rounds[tuple[int, int]]:
+    """Count the groups of a weight that are zero, and all of them; arguments as for :func:`keep_groups`.
+
+    The groups of a block count only where all of the block is zero.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+        >>> alone(zero_groups(weight, Sharding.of_one(weight.shape), "per_scalar", 2))
+        (4, 6)
+    """
+    dims = _group_dims(values.ndim, granularity)
+    piece = sharding.exchange(values, sharding.boxes, sharding.aligned(_multiples(sharding.shape, dims, block_size)))
+    is_zero = piece == 0
+    is_zero = is_zero.flatten(dims).all(-1) if dims < is_zero.ndim else is_zero
+    if block_size == 1:
+        zeros = int(is_zero.count_nonzero())
+    else:
+        blocks = torch.split(is_zero, block_size) if len(is_zero) else ()
+        zeros = sum(int(block.all(0).sum()) * len(block) for block in blocks)
+    (total,) = yield from add_up([zeros], values.device)
+    return total, prod(mask_shape(sharding.shape, granularity=granularity))
+
+
+def _group_dims(rank: int, granularity: Granularity) -> int:
     """How many leading dimensions tell the groups apart; the others lie within a group."""
     dims = {"per_scalar": rank, "per_kernel": 2, "per_channel": 1}.get(granularity)
     if dims is None:
@@ -106,3 +175,8 @@ def group_dims(rank: int, granularity: Granularity) -> int:
     if granularity != "per_scalar" and rank < 2:
         raise ConfigError(f"granularity {granularity} needs a weight of shape (C_out, C_in, *K), got rank {rank}.")
     return dims
+
+
+def _multiples(shape: tuple[int, ...], dims: int, block_size: int) -> tuple[int, ...]:
+    """Where a weight may be cut: between blocks of rows, and not within a group."""
+    return (block_size, *(size if place >= dims else 1 for place, size in enumerate(shape) if place))

@@ -1,5 +1,7 @@
 """n:m sparsity: of every m consecutive channels, the n smallest weights are zero."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
@@ -22,8 +24,10 @@ from lightning_prune.masks.selection import (
     mask_to_write,
     nan_error,
 )
+from lightning_prune.masks.shards import bring_back, part_for
+from lightning_prune.sharding import Rounds, Sharding, add_up
 
-__all__ = ["n_m_mask"]
+__all__ = ["keep_n_m", "n_m_mask"]
 
 # Weights handled at a time: on the CPU scratch then fits the cache, elsewhere every operation is a kernel launch.
 _CHUNK = 2**18
@@ -82,6 +86,32 @@ def n_m_mask(weight: Tensor, num_zeros: int, group_size: int, *, dim: int = 1, o
     else:
         _keep_in_groups_by_sorting(weight, num_zeros, group_size, dim, out)
     return out
+
+
+def keep_n_m(
+    values: Tensor, num_zeros: int, group_size: int, dim: int, sharding: Sharding, out: Tensor
+) -> Rounds[None]:
+    """Write the mask that :func:`n_m_mask` gives, or this process's part of it.
+
+    Args:
+        values: The weight, or this process's piece of it, of the shape of ``sharding.box``.
+        num_zeros: Weights to prune in each group.
+        group_size: Channels in a group.
+        dim: 1 for groups of input channels, 0 for groups of output channels.
+        sharding: Who holds what; every process that holds a piece must run this.
+        out: The mask, or this process's part of it, bool, written in place.
+
+    Raises:
+        PruningError: A piece of any process holds NaN; raised in every process, and ``out`` is unchanged.
+    """
+    if not sharding.is_whole and any((yield from add_up([int(holds_nan(values))], values.device))):
+        raise nan_error()
+    boxes = sharding.aligned(tuple(group_size if place == dim else 1 for place in range(values.ndim)))
+    piece = sharding.exchange(values, sharding.boxes, boxes)
+    mask = part_for(out, boxes, sharding, sharding.shape)
+    if piece.numel():
+        n_m_mask(piece, num_zeros, group_size, dim=dim, out=mask)
+    bring_back(mask, boxes, sharding, sharding.shape, out)
 
 
 def _keep_in_groups(weight: Tensor, num_zeros: int, group_size: int, dim: int, out: Tensor) -> None:

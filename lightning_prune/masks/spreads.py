@@ -135,10 +135,10 @@ def global_zeros(
 
 
 def _global_zeros(
-    pieces: Mapping[str, tuple[Tensor, Sharding | None]], sparsity: float, minimum: Bound, maximum: Bound
+    pieces: Mapping[str, tuple[Tensor, Sharding]], sparsity: float, minimum: Bound, maximum: Bound
 ) -> dict[str, int]:
     """:func:`global_zeros` of this process's pieces of weights."""
-    sizes = {name: _size(*one) for name, one in pieces.items()}
+    sizes = {name: prod(sharding.shape) for name, (_, sharding) in pieces.items()}
     low, high, total = _count_bounds(sizes, sparsity, minimum, maximum)
     settled: dict[str, int] = {}
     while len(settled) < len(sizes):
@@ -157,7 +157,7 @@ def _global_zeros(
 
 
 def rank_together(
-    weights: Sequence[Tensor], sparsities: Sequence[float], shardings: Sequence[Sharding | None] | None = None
+    weights: Sequence[Tensor], sparsities: Sequence[float], shardings: Sequence[Sharding] | None = None
 ) -> list[float]:
     """Move the zeros that are asked of single layers to where one ranking of all of them finds the smallest weights.
 
@@ -166,7 +166,7 @@ def rank_together(
     Args:
         weights: Dense weights; of sharded ones this process's pieces.
         sparsities: What the schedule asks of each, fractions in [0, 1].
-        shardings: How each is sharded; None for one that this process holds whole.
+        shardings: How each is sharded. If not given, this process holds all of them whole.
 
     Returns:
         Sparsity of each layer, by :func:`global_zeros` with its default bound.
@@ -176,10 +176,10 @@ def rank_together(
         >>> rank_together([torch.tensor([5.0, 6.0, 7.0, 8.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])], [0.25, 0.5])
         [0.0, 0.75]
     """
-    parts = list(zip(weights, shardings or [None] * len(weights), strict=True))
-    sizes = [_size(*one) for one in parts]
+    shardings = [Sharding.of_one(weight.shape) for weight in weights] if shardings is None else shardings
+    sizes = [prod(sharding.shape) for sharding in shardings]
     total = pruned_count_of_all(sizes, sparsities)
-    pieces = {str(index): one for index, one in enumerate(parts)}
+    pieces = {str(index): piece for index, piece in enumerate(zip(weights, shardings, strict=True))}
     maximum = default_maximum(total / sum(sizes), "global")
     if sum(pruned_count(size, maximum) for size in sizes) < total:  # layers of a few weights, of which none can be kept
         maximum = 1.0
@@ -187,19 +187,14 @@ def rank_together(
     return [count / size for count, size in zip(zeros.values(), sizes, strict=True)]
 
 
-def _size(piece: Tensor, sharding: Sharding | None) -> int:
-    """Number of weights of which this process holds a piece."""
-    return piece.numel() if sharding is None else prod(sharding.shape)
-
-
-def _ranked_zeros(pieces: Sequence[tuple[Tensor, Sharding | None]], total: int) -> list[int]:
+def _ranked_zeros(pieces: Sequence[tuple[Tensor, Sharding]], total: int) -> list[int]:
     """How many of the ``total`` smallest magnitudes of several tensors are in each of them."""
-    shardings = [sharding for _, sharding in pieces if sharding is not None]
-    if not shardings:
+    shardings = [sharding for _, sharding in pieces]
+    if all(sharding.is_whole for sharding in shardings):
         return [count_zeros(mask) for mask in keep_largest_of_all([piece for piece, _ in pieces], total)]
-    if len(shardings) < len(pieces) or len({sharding.groups for sharding in shardings}) > 1:
+    if len({sharding.groups for sharding in shardings}) > 1:
         raise ConfigError("Weights that are ranked together must all be sharded, over the same dimensions of the mesh.")
-    shards = [one.shard(piece, one.boxes, one.shape) for (piece, _), one in zip(pieces, shardings, strict=True)]
+    shards = [sharding.shard(piece, sharding.boxes, sharding.shape) for piece, sharding in pieces]
     masks = keep_largest_of_shards(shards, total, reduce=shardings[0].sum)
     return [int(zeros) for zeros in shardings[0].sum(torch.stack([(~mask).sum() for mask in masks]))]
 

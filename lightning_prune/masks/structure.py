@@ -13,10 +13,9 @@ from math import prod
 from torch import Tensor
 
 from lightning_prune.basics import as_fraction, as_whole
-from lightning_prune.masks.compute import Granularity, magnitude_mask, mask_shape
-from lightning_prune.masks.n_m import n_m_mask
+from lightning_prune.masks.compute import Granularity, keep_groups, mask_shape, zero_groups
+from lightning_prune.masks.n_m import keep_n_m
 from lightning_prune.masks.selection import mask_to_write, pruned_count
-from lightning_prune.masks.shards import keep_shard_groups, keep_shard_n_m, shard_zero_groups, zero_groups
 from lightning_prune.sharding import Rounds, Sharding, alone
 
 __all__ = ["Groups", "NofM", "Structure", "compute_mask", "structure_of"]
@@ -72,15 +71,14 @@ class Structure(ABC):
         """The sparsity of a large weight when so much is asked for."""
 
     @abstractmethod
-    def compute(self, values: Tensor, sparsity: float, out: Tensor, sharding: Sharding | None = None) -> Rounds[None]:
+    def compute(self, values: Tensor, sparsity: float, out: Tensor, sharding: Sharding) -> Rounds[None]:
         """Compute the mask of a weight, or this process's part of it.
 
         Args:
             values: The weight, ``(C_out, C_in, *K)``, or this process's piece of it. Not modified.
             sparsity: Fraction of zeros, in [0, 1].
             out: Bool mask (True = keep) of the shape that :meth:`mask_shape` gives, written in place.
-            sharding: Who holds what; every process that holds a part must run this. None for a whole weight, of which
-                no round is asked.
+            sharding: Who holds what; every process that holds a part must run this.
 
         Raises:
             PruningError: The weight holds NaN; in every process, and ``out`` is unchanged.
@@ -90,11 +88,11 @@ class Structure(ABC):
         """Give the mask of a whole weight; arguments as for :meth:`compute`, where ``out`` may be left out."""
         weight = weight.detach()
         out = mask_to_write(weight, self.mask_shape(tuple(weight.shape)), out)
-        alone(self.compute(weight, sparsity, out))
+        alone(self.compute(weight, sparsity, out, Sharding.of_one(weight.shape)))
         return out
 
     @abstractmethod
-    def present_zeros(self, values: Tensor, sharding: Sharding | None = None) -> Rounds[tuple[int, int]]:
+    def present_zeros(self, values: Tensor, sharding: Sharding) -> Rounds[tuple[int, int]]:
         """Count the groups of a weight that are zero already, and all of them; arguments as for :meth:`compute`."""
 
 
@@ -161,19 +159,13 @@ class Groups(Structure):
         """What is asked for."""
         return sparsity
 
-    def compute(self, values: Tensor, sparsity: float, out: Tensor, sharding: Sharding | None = None) -> Rounds[None]:
+    def compute(self, values: Tensor, sparsity: float, out: Tensor, sharding: Sharding) -> Rounds[None]:
         """Keep the groups that are largest."""
-        if sharding is None:
-            magnitude_mask(values, sparsity, granularity=self.granularity, block_size=self.block_size, out=out)
-        else:
-            yield from keep_shard_groups(values, sparsity, sharding, self.granularity, self.block_size, out)
+        yield from keep_groups(values, sparsity, sharding, self.granularity, self.block_size, out)
 
-    def present_zeros(self, values: Tensor, sharding: Sharding | None = None) -> Rounds[tuple[int, int]]:
+    def present_zeros(self, values: Tensor, sharding: Sharding) -> Rounds[tuple[int, int]]:
         """Those of a block count only where all of the block is zero."""
-        if sharding is not None:
-            return (yield from shard_zero_groups(values, sharding, self.granularity, self.block_size))
-        zeros = zero_groups(values, granularity=self.granularity, block_size=self.block_size)
-        return zeros, prod(self.mask_shape(tuple(values.shape)))
+        return (yield from zero_groups(values, sharding, self.granularity, self.block_size))
 
 
 @dataclass(frozen=True)
@@ -245,17 +237,15 @@ class NofM(Structure):
         """Whole zeros of a group; what is asked for, as long as that is none."""
         return pruned_count(self.group_size, sparsity) / self.group_size or sparsity
 
-    def compute(self, values: Tensor, sparsity: float, out: Tensor, sharding: Sharding | None = None) -> Rounds[None]:
+    def compute(self, values: Tensor, sparsity: float, out: Tensor, sharding: Sharding) -> Rounds[None]:
         """Keep the largest of each group."""
         num_zeros = pruned_count(self.group_size, sparsity)
         if num_zeros == 0:
             yield from Groups().compute(values, sparsity, out, sharding)
-        elif sharding is None:
-            n_m_mask(values, num_zeros, self.group_size, dim=self.dim, out=out)
         else:
-            yield from keep_shard_n_m(values, num_zeros, self.group_size, self.dim, sharding, out)
+            yield from keep_n_m(values, num_zeros, self.group_size, self.dim, sharding, out)
 
-    def present_zeros(self, values: Tensor, sharding: Sharding | None = None) -> Rounds[tuple[int, int]]:
+    def present_zeros(self, values: Tensor, sharding: Sharding) -> Rounds[tuple[int, int]]:
         """Single weights are counted."""
         return (yield from Groups().present_zeros(values, sharding))
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
+from torch import Tensor
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.masking import HeldMask
-from lightning_prune.masks import gather_state
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.pruner.report import LayerSparsity
 from lightning_prune.pruner.state import ParameterState
 from lightning_prune.schedules import PruningScheduler, TrainingRun
-from lightning_prune.sharding import Sharding, local_part
+from lightning_prune.sharding import Sharding
 
-__all__ = ["Layer", "group_by_schedule", "state_of"]
+__all__ = ["Layer"]
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Layer:
     held: HeldMask
     initial_sparsity: float
     schedule: PruningScheduler  # in steps, once the length of the run is known
-    sharding: Sharding | None = None
+    sharding: Sharding
     sparsity: float = 0.0  # that its schedule asks for; with scope="global" it may have more or less
     floor: float = 0.0
     measured: LayerSparsity | None = None
@@ -42,6 +41,15 @@ class Layer:
     def is_waiting(self) -> bool:
         """Whether it is dense, and stays so until something trains it."""
         return self.is_behind and self.sparsity == 0.0
+
+    def has_ended(self, step: int) -> bool:
+        """Whether the last update of its schedule lies before a step."""
+        last = self.schedule.last_update_step
+        return last is not None and step > last
+
+    def is_late(self, step: int) -> bool:
+        """Whether it was left out of the last update of its schedule, but is not frozen any more."""
+        return self.is_behind and self.held.parameter.requires_grad and self.has_ended(step)
 
     def resolved(self, run: TrainingRun, step_count: int) -> PruningScheduler:
         """Give the schedule in steps; where the run is another than it was thought to be, from the next step on."""
@@ -65,35 +73,14 @@ class Layer:
             is_behind=self.is_behind and saved.sparsity == 0.0,
         )
 
+    def restore_dense(self, weight: Tensor) -> None:
+        """Put back, behind the mask, what another library had pruned away from the whole weight."""
+        self.held.restore_dense(weight[self.sharding.box.within(self.sharding.whole)])
+        self.initial_sparsity = self.plan.config.initial_sparsity
+        self.floor, self.is_continued = min(self.sparsity, self.target_sparsity), self.sparsity > 0.0
+
     def follow(self, schedule: PruningScheduler) -> None:
         """Go on by another schedule, below whose sparsity of now it may not fall."""
         if schedule != self.schedule:
             self.floor = max(self.floor, min(self.sparsity, self.target_sparsity))
             self.schedule = schedule
-
-
-def group_by_schedule(layers: list[Layer]) -> list[tuple[PruningScheduler, list[Layer]]]:
-    """Layers that share a schedule, so that a step with nothing due looks up each distinct schedule once."""
-    groups: list[tuple[PruningScheduler, list[Layer]]] = []
-    for layer in layers:
-        schedule = layer.schedule
-        for other, members in groups:
-            if other is schedule or other == schedule:
-                members.append(layer)
-                break
-        else:
-            groups.append((schedule, [layer]))
-    return groups
-
-
-def state_of(layer: Layer) -> ParameterState | None:
-    """The state of one layer as a whole; None in a process that others hold parts for but which gathers none."""
-    held, sharding = layer.held, layer.sharding
-    mask, values = held.mask, held.pruned_values()
-    if sharding is None:
-        return ParameterState(layer.initial_sparsity, layer.sparsity, mask, values, layer.floor, layer.schedule)
-    shape = layer.plan.config.structure.mask_shape(layer.plan.shape)
-    gathered = gather_state(mask.view(torch.bool), values, local_part(held.parameter), sharding, shape)
-    if gathered is None:
-        return None
-    return ParameterState(layer.initial_sparsity, layer.sparsity, *gathered, layer.floor, layer.schedule)

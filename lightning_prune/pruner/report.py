@@ -57,20 +57,20 @@ class LayerSparsity:
     zero_pairs: int | None
 
     @classmethod
-    def of(cls, one: PrunedParameter, zeros: int, zero_channels: int, zero_pairs: int | None) -> LayerSparsity:
+    def of(cls, planned: PrunedParameter, zeros: int, zero_channels: int, zero_pairs: int | None) -> LayerSparsity:
         """Give the counts of one parameter their place beside what its plan says."""
-        is_paired = one.shape[0] % 2 == 0
+        is_paired = planned.shape[0] % 2 == 0
         return cls(
-            name=one.label,
-            shape=one.shape,
-            structure=one.structure,
-            target_sparsity=one.config.target_sparsity,
-            weights=one.numel,
+            name=planned.label,
+            shape=planned.shape,
+            structure=planned.structure,
+            target_sparsity=planned.config.target_sparsity,
+            weights=planned.numel,
             zeros=zeros,
-            channels=one.shape[0],
+            channels=planned.shape[0],
             zero_channels=zero_channels,
-            zero_channel_weights=zero_channels * (one.numel // one.shape[0]),
-            pairs=one.numel // 2 if is_paired else None,
+            zero_channel_weights=zero_channels * (planned.numel // planned.shape[0]),
+            pairs=planned.numel // 2 if is_paired else None,
             zero_pairs=zero_pairs if is_paired else None,
         )
 
@@ -202,10 +202,10 @@ def _find_n_m(mask: Tensor, zeros: int) -> str | None:
     return None
 
 
-def measure_layer(one: PrunedParameter, mask: Tensor) -> LayerSparsity:
-    """Count the zeros of a mask, bytes 0 and 1 or bool, that broadcasts over the weight of ``one``."""
+def measure_layer(planned: PrunedParameter, mask: Tensor) -> LayerSparsity:
+    """Count the zeros of a mask, bytes 0 and 1 or bool, that broadcasts over the weight of ``planned``."""
     mask = mask.view(torch.bool) if mask.dtype == torch.uint8 else mask
-    return LayerSparsity.of(one, *zero_counts(mask, shape=one.shape))
+    return LayerSparsity.of(planned, *zero_counts(mask, shape=planned.shape))
 
 
 class SparsityReport(Mapping[str, dict[str, Any]]):
@@ -225,19 +225,19 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
     @property
     def total(self) -> LayerSparsity:
         """Counts of all layers together."""
-        paired = [one for one in self.layers if one.pairs is not None]
+        paired = [layer for layer in self.layers if layer.pairs is not None]
         return LayerSparsity(
             name="global",
             shape=(),
             structure="",
             target_sparsity=None,
-            weights=sum(one.weights for one in self.layers),
-            zeros=sum(one.zeros for one in self.layers),
-            channels=sum(one.channels for one in self.layers),
-            zero_channels=sum(one.zero_channels for one in self.layers),
-            zero_channel_weights=sum(one.zero_channel_weights for one in self.layers),
-            pairs=sum(one.pairs or 0 for one in paired) if paired else None,
-            zero_pairs=sum(one.zero_pairs or 0 for one in paired) if paired else None,
+            weights=sum(layer.weights for layer in self.layers),
+            zeros=sum(layer.zeros for layer in self.layers),
+            channels=sum(layer.channels for layer in self.layers),
+            zero_channels=sum(layer.zero_channels for layer in self.layers),
+            zero_channel_weights=sum(layer.zero_channel_weights for layer in self.layers),
+            pairs=sum(layer.pairs or 0 for layer in paired) if paired else None,
+            zero_pairs=sum(layer.zero_pairs or 0 for layer in paired) if paired else None,
         )
 
     @property
@@ -246,18 +246,18 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         return self.total.sparsity
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        for one in (*self.layers, self.total):
-            if one.name == name:
+        for layer in (*self.layers, self.total):
+            if layer.name == name:
                 return {
-                    "#params": one.weights,
-                    "structured_weight_sparsity": one.structured_sparsity,
-                    "unstructured_weight_sparsity": one.sparsity,
-                    "block2_weight_sparsity": -1 if one.block2_sparsity is None else one.block2_sparsity,
+                    "#params": layer.weights,
+                    "structured_weight_sparsity": layer.structured_sparsity,
+                    "unstructured_weight_sparsity": layer.sparsity,
+                    "block2_weight_sparsity": -1 if layer.block2_sparsity is None else layer.block2_sparsity,
                 }
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        yield from (one.name for one in self.layers)
+        yield from (layer.name for layer in self.layers)
         yield "global"
 
     def __len__(self) -> int:
@@ -267,15 +267,15 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         """One dict of plain values a layer, the sum last; None where a value does not apply."""
         return [
             {
-                **asdict(one),
-                "shape": list(one.shape),
-                "sparsity": one.sparsity,
-                "structured_sparsity": one.structured_sparsity,
-                "block2_sparsity": one.block2_sparsity,
-                "dense_bytes": one.dense_bytes,
-                "sparse_bytes": one.sparse_bytes,
+                **asdict(layer),
+                "shape": list(layer.shape),
+                "sparsity": layer.sparsity,
+                "structured_sparsity": layer.structured_sparsity,
+                "block2_sparsity": layer.block2_sparsity,
+                "dense_bytes": layer.dense_bytes,
+                "sparse_bytes": layer.sparse_bytes,
             }
-            for one in (*self.layers, self.total)
+            for layer in (*self.layers, self.total)
         ]
 
     def to_csv(self) -> str:
@@ -284,7 +284,7 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**one, "shape": "x".join(map(str, one["shape"]))} for one in records)
+        writer.writerows({**layer, "shape": "x".join(map(str, layer["shape"]))} for layer in records)
         return text.getvalue()
 
     def metrics(self, *, prefix: str = "sparsity", layers: bool = True) -> dict[str, float]:
@@ -305,12 +305,12 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
             f"{prefix}/global": total.sparsity,
             f"{prefix}_channels/global": total.structured_sparsity,
             f"{prefix}_weights/effective": float(total.weights - total.zeros),
-            f"{prefix}_bytes/compressed": float(sum(one.sparse_bytes for one in self.layers)),
+            f"{prefix}_bytes/compressed": float(sum(layer.sparse_bytes for layer in self.layers)),
         }
         if total.block2_sparsity is not None:
             numbers[f"{prefix}_block2/global"] = total.block2_sparsity
         if layers:
-            numbers |= {f"{prefix}/{one.name or '(root)'}": one.sparsity for one in self.layers}
+            numbers |= {f"{prefix}/{layer.name or '(root)'}": layer.sparsity for layer in self.layers}
         return numbers
 
     def __rich__(self) -> Table:
@@ -321,19 +321,19 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         table.add_column("structure", min_width=10)
         for heading in ("target", "sparsity", "zeros / weights"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for one in self.layers:
+        for layer in self.layers:
             table.add_row(
-                DottedText(one.name or "(root)"),
-                "x".join(map(str, one.shape)),
-                one.structure,
-                "" if one.target_sparsity is None else f"{one.target_sparsity:.1%}",
-                f"{one.sparsity:.2%}",
-                f"{one.zeros:,} / {one.weights:,}",
+                DottedText(layer.name or "(root)"),
+                "x".join(map(str, layer.shape)),
+                layer.structure,
+                "" if layer.target_sparsity is None else f"{layer.target_sparsity:.1%}",
+                f"{layer.sparsity:.2%}",
+                f"{layer.zeros:,} / {layer.weights:,}",
             )
         total = self.total
         table.add_section()
         table.add_row("global", "", "", "", f"{total.sparsity:.2%}", f"{total.zeros:,} / {total.weights:,}")
-        dense, sparse = total.dense_bytes, sum(one.sparse_bytes for one in self.layers)
+        dense, sparse = total.dense_bytes, sum(layer.sparse_bytes for layer in self.layers)
         table.caption = f"{sparse:,} bytes stored sparse, {dense:,} dense ({dense / max(sparse, 1):.2f}x)."
         return table
 

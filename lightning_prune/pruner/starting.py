@@ -1,38 +1,103 @@
-"""Where a pruner starts: from the zeros that an earlier pruning left, layer by layer or of all together."""
+"""Where layers start: at what their rules say, or at the zeros that an earlier pruning left."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lightning_prune.errors import ConfigError
+from lightning_prune.masking import MaskingWay
 from lightning_prune.plan import PrunedParameter, PruningPlan
 from lightning_prune.pruner.choices import Scope
 from lightning_prune.pruner.layer import Layer
-from lightning_prune.sharding import Rounds, Sharding, local_part
+from lightning_prune.sharding import Rounds, Sharding, find_shardings, local_part, run_together
 
-__all__ = ["kept_sparsities", "need_single_weights", "present_sparsity", "share_schedule"]
+__all__ = ["Start", "attach_layers", "find_starts"]
 
 
-def need_single_weights(plan: PruningPlan) -> None:
+@dataclass(frozen=True)
+class Start:
+    """Where a layer starts.
+
+    Attributes:
+        sharding: Who holds which part of its weight.
+        sparsity: Fraction of zeros from which its schedule goes on.
+        kept: Fraction of zeros that an earlier pruning left, which its first mask takes over; None where there are
+            none, and weights are ranked as at every update.
+    """
+
+    sharding: Sharding
+    sparsity: float
+    kept: float | None = None
+
+
+def find_starts(plan: PruningPlan, scope: Scope, *, keep_zeros: bool) -> list[Start]:
+    """Find where each layer starts; every process that holds a part of a weight must do so.
+
+    With ``scope="global"`` the zeros of an earlier pruning stay where they are, and schedules go on from the share of
+    all layers together, as what a layer has more than others is no target of its own. The ranking of an update would
+    not always find the same zeros: it leaves each layer a share of its weights, takes no layer beyond its target, and
+    may find those of a layer that is all zero from its initialisation.
+
+    Raises:
+        ConfigError: A rule cannot be ranked with those of other layers, as ``scope="global"`` asks for.
+    """
+    if scope == "global":
+        _need_single_weights(plan)
+    shardings = find_shardings([planned.parameter for planned in plan])
+    initial = [planned.config.initial_sparsity for planned in plan]
+    zeros = [0.0] * len(shardings)
+    if keep_zeros:
+        pairs = zip(plan, shardings, strict=True)
+        present = run_together([(sharding, _present_sparsity(planned, sharding)) for planned, sharding in pairs])
+        zeros = _meant_zeros(plan, present, scope)
+    kept = [max(*both) for both in zip(initial, zeros, strict=True)]
+    if scope == "layer" or not any(zeros):
+        return [Start(*both) for both in zip(shardings, kept, strict=True)]
+    share = sum(zeros * planned.numel for zeros, planned in zip(kept, plan, strict=True)) / sum(
+        planned.numel for planned in plan
+    )
+    shared = [max(planned.config.initial_sparsity, min(share, planned.config.target_sparsity)) for planned in plan]
+    return [Start(*three) for three in zip(shardings, shared, kept, strict=True)]
+
+
+def attach_layers(plan: PruningPlan, way: MaskingWay, starts: Sequence[Start]) -> list[Layer]:
+    """Put masks of ones on all planned parameters, or on none where that fails."""
+    layers: list[Layer] = []
+    try:
+        for planned, start in zip(plan, starts, strict=True):
+            held = way.attach(planned)
+            layers.append(Layer(planned, held, start.sparsity, planned.config.schedule, start.sharding))
+    except BaseException:
+        for layer in layers:
+            layer.held.undo()
+        raise
+    return layers
+
+
+def _need_single_weights(plan: PruningPlan) -> None:
     """Refuse rules whose groups are no single weights, or whose sparsity is fixed."""
-    for one in plan:
-        if not one.config.structure.ranks_single_weights:
+    for planned in plan:
+        if not planned.config.structure.ranks_single_weights:
             raise ConfigError(
-                f'{one.rule}: scope="global" ranks the single weights of all layers together, but {one.name} is pruned '
-                f'as {one.structure}. Write scope="layer", or granularity per_scalar without block_size and n_m_ratio.'
+                f'{planned.rule}: scope="global" ranks the single weights of all layers together, but {planned.name} '
+                f'is pruned as {planned.structure}. Write scope="layer", or granularity per_scalar without block_size '
+                "and n_m_ratio."
             )
 
 
-def kept_sparsities(plan: PruningPlan, present: list[float], scope: Scope) -> list[float]:
+def _meant_zeros(plan: PruningPlan, present: list[float], scope: Scope) -> list[float]:
     """Fractions of zeros that an earlier pruning left; where a rule never makes as many, they are an initialisation."""
-    weights, targets = [one.numel for one in plan], [one.config.target_sparsity for one in plan]
+    weights, targets = [planned.numel for planned in plan], [planned.config.target_sparsity for planned in plan]
     if scope == "global":
         asked = sum(target * weight for target, weight in zip(targets, weights, strict=True))
         is_meant = sum(zeros * weight for zeros, weight in zip(present, weights, strict=True)) <= asked
         kept = present if is_meant else [0.0] * len(present)
     else:
         kept = [zeros if zeros <= target else 0.0 for zeros, target in zip(present, targets, strict=True)]
-    lost = [f"{one.name} ({zeros:.1%})" for one, zeros, new in zip(plan, present, kept, strict=True) if zeros > new]
+    changes = zip(plan, present, kept, strict=True)
+    lost = [f"{planned.name} ({zeros:.1%})" for planned, zeros, new in changes if zeros > new]
     if lost:
         warnings.warn(
             f"More zeros than the target asks for: {', '.join(lost)}. They count as initialised so, and are trained "
@@ -42,16 +107,7 @@ def kept_sparsities(plan: PruningPlan, present: list[float], scope: Scope) -> li
     return kept
 
 
-def share_schedule(layers: list[Layer]) -> None:
-    """Let schedules go on from the zeros of all layers together: what one of them has more than others is no target."""
-    weights = sum(layer.plan.numel for layer in layers)
-    share = sum(layer.initial_sparsity * layer.plan.numel for layer in layers) / weights
-    for layer in layers:
-        start = max(layer.plan.config.initial_sparsity, min(share, layer.target_sparsity))
-        layer.initial_sparsity = layer.sparsity = start
-
-
-def present_sparsity(one: PrunedParameter, sharding: Sharding | None) -> Rounds[float]:
+def _present_sparsity(planned: PrunedParameter, sharding: Sharding) -> Rounds[float]:
     """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
-    zeros, groups = yield from one.config.structure.present_zeros(local_part(one.weight), sharding)
+    zeros, groups = yield from planned.config.structure.present_zeros(local_part(planned.weight), sharding)
     return 0.0 if zeros == groups else zeros / groups

@@ -27,7 +27,7 @@ from lightning_prune.schedules import (
     PolynomialDecayScheduler,
     PruningScheduler,
 )
-from lightning_prune.sharding import Box
+from lightning_prune.sharding import Box, Sharding
 
 __all__ = [
     "FORMAT_VERSION",
@@ -68,7 +68,7 @@ def dump_state(
     step_count: int, scope: str, parameters: Iterable[tuple[PrunedParameter, ParameterState]]
 ) -> dict[str, Any]:
     """Turn the state of a pruner into plain values."""
-    entries = {one.name: _dump_parameter(one, state) for one, state in parameters}
+    entries = {planned.name: _dump_parameter(planned, state) for planned, state in parameters}
     return {"version": FORMAT_VERSION, "step_count": step_count, "scope": scope, "parameters": entries}
 
 
@@ -77,7 +77,7 @@ def parse_state(
     parameters: Sequence[PrunedParameter],
     *,
     scope: str = "layer",
-    boxes: Sequence[Box | None] | None = None,
+    boxes: Sequence[Box] | None = None,
     allow_config_change: bool = False,
 ) -> tuple[int, list[ParameterState]]:
     """Check a state against the parameters that it must fit, and read it.
@@ -86,7 +86,7 @@ def parse_state(
         state: What :func:`dump_state` gave.
         parameters: The parameters that are pruned now.
         scope: What is ranked together now, a layer or all of them.
-        boxes: For each parameter the part that this process holds; None for the whole.
+        boxes: For each parameter the part that this process holds. If not given, all of them whole.
         allow_config_change: Accept that a rule (a target, a schedule) differs from the one that the state was saved
             with; names and shapes must fit all the same.
 
@@ -107,21 +107,21 @@ def parse_state(
     is_old = "scope" not in values  # all was ranked by layers then, and no state had a schedule
     saved_scope = "layer" if is_old else values.text("scope")
     entries = values.any("parameters")
-    _check_names(list(StateValues(entries, "")), [one.name for one in parameters])
+    _check_names(list(StateValues(entries, "")), [planned.name for planned in parameters])
     if not allow_config_change and saved_scope != scope:
         raise CheckpointError(
             f'The pruning state was saved with scope="{shown(saved_scope)[1:-1]}", but this is a run with '
             f'scope="{scope}". Resume with the scope of the checkpoint, or pass allow_config_change=True to go on with '
             "this one."
         )
-    saved = [StateValues(entries[one.name], f" of {one.name}") for one in parameters]
+    saved = [StateValues(entries[planned.name], f" of {planned.name}") for planned in parameters]
     if not allow_config_change:
-        for one, entry in zip(parameters, saved, strict=True):
-            _check_rule(one, entry)
-    parts = [None] * len(parameters) if boxes is None else boxes
+        for planned, entry in zip(parameters, saved, strict=True):
+            _check_rule(planned, entry)
+    parts = [Sharding.of_one(planned.shape).box for planned in parameters] if boxes is None else boxes
     return step_count, [
-        _parse_parameter(one, entry, box, is_old=is_old)
-        for one, entry, box in zip(parameters, saved, parts, strict=True)
+        _parse_parameter(planned, entry, box, is_old=is_old)
+        for planned, entry, box in zip(parameters, saved, parts, strict=True)
     ]
 
 
@@ -140,13 +140,13 @@ def _check_names(saved: list[Any], now: list[str]) -> None:
         )
 
 
-def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, Any]:
+def _dump_parameter(planned: PrunedParameter, state: ParameterState) -> dict[str, Any]:
     packed = torch.from_numpy(np.packbits(state.mask.cpu().contiguous().numpy().reshape(-1)))
     values = None if state.pruned_values is None else state.pruned_values.cpu()
     return {
-        "shape": list(one.shape),
-        "rule": _rule_text(one),
-        "schedule": _schedule_text(one, state),
+        "shape": list(planned.shape),
+        "rule": _rule_text(planned),
+        "schedule": _schedule_text(planned, state),
         "initial_sparsity": state.initial_sparsity,
         "sparsity": state.sparsity,
         "floor": state.floor,
@@ -157,31 +157,31 @@ def _dump_parameter(one: PrunedParameter, state: ParameterState) -> dict[str, An
     }
 
 
-def _parse_parameter(one: PrunedParameter, entry: StateValues, box: Box | None, *, is_old: bool) -> ParameterState:
+def _parse_parameter(planned: PrunedParameter, entry: StateValues, box: Box, *, is_old: bool) -> ParameterState:
     shape, saved_shape = entry.shape("mask_shape"), entry.shape("shape")
-    if saved_shape != tuple(one.shape):
+    if saved_shape != tuple(planned.shape):
         raise CheckpointError(
-            f"{one.name} has shape {shown(list(saved_shape))} in the pruning state and {list(one.shape)} now. "
+            f"{planned.name} has shape {shown(list(saved_shape))} in the pruning state and {list(planned.shape)} now. "
             "Resume with the model of the checkpoint."
         )
-    if shape != one.config.structure.mask_shape(one.shape):
+    if shape != planned.config.structure.mask_shape(planned.shape):
         raise CheckpointError(
-            f"{one.name}: the mask of the checkpoint has shape {shown(shape)}, which does not fit the structure "
-            f"{one.structure} of now. Resume with the structure of the checkpoint."
+            f"{planned.name}: the mask of the checkpoint has shape {shown(shape)}, which does not fit the structure "
+            f"{planned.structure} of now. Resume with the structure of the checkpoint."
         )
     groups = prod(shape)
     packed = entry.vector("mask", -(-groups // 8), (torch.uint8,)).contiguous()
     values = None
     if entry.any("pruned_values") is not None:
-        pruned = (groups - _count_kept(packed, 0, groups)) * (prod(one.shape) // max(groups, 1))
+        pruned = (groups - _count_kept(packed, 0, groups)) * (prod(planned.shape) // max(groups, 1))
         values = entry.vector("pruned_values", pruned, tuple(FORMATS)).contiguous()
     if _digest(packed, values) != entry.integer("digest", most=2**32 - 1):
         raise entry.damaged("its digest does not fit its content")
-    if box is None:
+    if box.shape == saved_shape:
         mask = _unpack(packed, 0, groups).reshape(shape)
     else:
-        mask, values = _cut_out(packed, shape, values, one.shape, box)
-    is_other_rule = entry.text("rule") != _rule_text(one)
+        mask, values = _cut_out(packed, shape, values, planned.shape, box)
+    is_other_rule = entry.text("rule") != _rule_text(planned)
     has_schedule = not (is_old and "schedule" not in entry) and entry.any("schedule") is not None
     return ParameterState(
         entry.fraction("initial_sparsity"),
@@ -189,7 +189,7 @@ def _parse_parameter(one: PrunedParameter, entry: StateValues, box: Box | None, 
         mask,
         values,
         entry.fraction("floor"),
-        None if not has_schedule or is_other_rule else _read_schedule(one, entry),
+        None if not has_schedule or is_other_rule else _read_schedule(planned, entry),
         is_other_rule,
     )
 
@@ -227,8 +227,8 @@ def _cut_out(
     return mask, dense[mask.expand(dense.shape) == 0]
 
 
-def _check_rule(one: PrunedParameter, entry: StateValues) -> None:
-    text = _rule_text(one)
+def _check_rule(planned: PrunedParameter, entry: StateValues) -> None:
+    text = _rule_text(planned)
     if entry.text("rule") == text:
         return
     before, now = entry.json("rule"), json.loads(text)
@@ -237,8 +237,9 @@ def _check_rule(one: PrunedParameter, entry: StateValues) -> None:
     for field in now:
         if before.get(field) != now[field]:
             raise CheckpointError(
-                f"{one.name}: {field} was {_value(before.get(field))} in the checkpoint and is {_value(now[field])} "
-                "now. Resume with the configuration of the checkpoint, or pass allow_config_change=True to change it."
+                f"{planned.name}: {field} was {_value(before.get(field))} in the checkpoint and is "
+                f"{_value(now[field])} now. Resume with the configuration of the checkpoint, or pass "
+                "allow_config_change=True to change it."
             )
 
 
@@ -246,29 +247,29 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) and len(value) < 100 else shown(value)
 
 
-def _rule_text(one: PrunedParameter) -> str:
+def _rule_text(planned: PrunedParameter) -> str:
     """The rule as the user wrote it: a run that is resumed for longer has the same one."""
-    return json.dumps(one.config.as_dict(), default=repr)
+    return json.dumps(planned.config.as_dict(), default=repr)
 
 
-def _schedule_text(one: PrunedParameter, state: ParameterState) -> str | None:
+def _schedule_text(planned: PrunedParameter, state: ParameterState) -> str | None:
     """The schedule in steps, of a rule that has it in units of the run; None where the rule says all."""
-    if state.schedule is None or not state.schedule.is_resolved or one.config.schedule.is_resolved:
+    if state.schedule is None or not state.schedule.is_resolved or planned.config.schedule.is_resolved:
         return None
-    return _steps_text(one, state.schedule)
+    return _steps_text(planned, state.schedule)
 
 
-def _steps_text(one: PrunedParameter, schedule: PruningScheduler) -> str:
-    return json.dumps(replace(one.config, scheduler=schedule).as_dict()["scheduler"], default=repr)
+def _steps_text(planned: PrunedParameter, schedule: PruningScheduler) -> str:
+    return json.dumps(replace(planned.config, scheduler=schedule).as_dict()["scheduler"], default=repr)
 
 
-def _read_schedule(one: PrunedParameter, entry: StateValues) -> PruningScheduler | None:
+def _read_schedule(planned: PrunedParameter, entry: StateValues) -> PruningScheduler | None:
     """The schedule of the rule, with the steps that a state holds for it.
 
     It is the rule that says which schedule that is: no class is looked for that a file names. One of the user's own is
     not read at all; it is written in steps anew.
     """
-    written, saved = one.config.schedule, entry.json("schedule")
+    written, saved = planned.config.schedule, entry.json("schedule")
     if type(written) not in (ConstantSparsityScheduler, CosineDecayScheduler, PolynomialDecayScheduler):
         return None
     arguments = saved.get("init_args", saved) if isinstance(saved, dict) else None
@@ -283,7 +284,7 @@ def _read_schedule(one: PrunedParameter, entry: StateValues) -> PruningScheduler
         schedule: Any = replace(written, **{name: steps, **in_units}) if is_steps else None  # type: ignore[type-var]
     except (ValueError, OverflowError) as error:
         raise entry.damaged(f"schedule.{one_line(error)}") from error
-    text = None if schedule is None else _steps_text(one, schedule)
+    text = None if schedule is None else _steps_text(planned, schedule)
     if text is None or written.is_resolved or json.loads(text) != saved:
         raise entry.damaged(
             f"schedule must hold the {name} of the {type(written).__name__} of the rule, got {shown(saved)}"

@@ -1,8 +1,8 @@
-"""Who holds what where several processes hold one weight: boxes, rounds of collectives, comparing replicas."""
+"""Who holds what of a weight, in one process or several: boxes, rounds of collectives, comparing replicas."""
 
 from __future__ import annotations
 
-from lightning_prune.sharding.rounds import Reduce, Rounds, alone
+from lightning_prune.sharding.rounds import Reduce, Rounds, add_up, alone
 from lightning_prune.sharding.shardings import (
     Box,
     Shard,
@@ -21,6 +21,7 @@ __all__ = [
     "Rounds",
     "Shard",
     "Sharding",
+    "add_up",
     "alone",
     "find_shardings",
     "is_sharded",

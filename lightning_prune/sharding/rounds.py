@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_prune.errors import PruningError
 
-__all__ = ["Reduce", "Rounds", "alone", "together"]
+__all__ = ["Reduce", "Rounds", "add_up", "alone", "together"]
 
 T = TypeVar("T")
 
@@ -27,7 +27,8 @@ def together(tasks: Sequence[Rounds[T]], reduce: Reduce | None = None) -> list[T
     """Run tasks side by side: a round of all of them costs one call of ``reduce``.
 
     Args:
-        tasks: Their counts lie on one device; the sums that they get back lie on the CPU.
+        tasks: Where there are several processes, their counts lie on one device. The sums that they get back lie on
+            the CPU.
         reduce: Adds up counts over all processes; None where there is one process.
 
     Returns:
@@ -60,11 +61,8 @@ def together(tasks: Sequence[Rounds[T]], reduce: Reduce | None = None) -> list[T
             advance(number, None)
         while sent:
             asked, sent = sent, {}
-            counts = torch.cat([one.reshape(-1) for one in asked.values()])
-            sums = (counts if reduce is None else reduce(counts)).cpu()  # a device is waited for once, not by each task
-            parts = torch.split(sums, [one.numel() for one in asked.values()])
-            for (number, one), part in zip(asked.items(), parts, strict=True):
-                advance(number, part.view_as(one))
+            for number, sums in zip(asked, _reduced(list(asked.values()), reduce), strict=True):
+                advance(number, sums)
     finally:
         for task in tasks:
             task.close()
@@ -74,5 +72,25 @@ def together(tasks: Sequence[Rounds[T]], reduce: Reduce | None = None) -> list[T
 
 
 def alone(task: Rounds[T], reduce: Reduce | None = None) -> T:
-    """Run one task."""
+    """Run a single task."""
     return together([task], reduce)[0]
+
+
+def add_up(counts: Sequence[int], device: torch.device) -> Rounds[list[int]]:
+    """A round of a task: sums of counts over all processes.
+
+    Args:
+        counts: Those of this process.
+        device: Where the weight lies that they are about, and the processes communicate.
+    """
+    sums = yield torch.tensor(counts, dtype=torch.int64, device=device)
+    return [int(count) for count in sums]
+
+
+def _reduced(counts: list[Tensor], reduce: Reduce | None) -> list[Tensor]:
+    """Sums of the counts of each task over all processes, on the CPU."""
+    if reduce is None:
+        return [one.cpu() for one in counts]
+    sums = reduce(torch.cat([one.reshape(-1) for one in counts])).cpu()  # a device is waited for once, not by each task
+    parts = torch.split(sums, [one.numel() for one in counts])
+    return [part.view_as(one) for part, one in zip(parts, counts, strict=True)]

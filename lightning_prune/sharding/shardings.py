@@ -1,8 +1,9 @@
-"""Parameters that several processes hold in pieces: who holds what, and masks that do not depend on it.
+"""Who holds which part of a parameter, so that masks do not depend on it.
 
 A piece is a box of indices of the whole weight. Each process computes the mask of its own piece. What a ranking needs
 from the others are counts, and for groups that a cut goes through (a block of channels, an n:m group) the few rows on
-one side of the cut. No process ever holds a whole weight, and the masks are those that one process would compute.
+one side of the cut. No process ever brings a whole weight together, and the masks are those that one process would
+compute. A weight that lies wholly in one process is a sharding too, of one piece.
 """
 
 from __future__ import annotations
@@ -109,6 +110,11 @@ class Sharding:
         ranks: Global rank of each of these processes.
         me: Position of this process among them.
         groups: The process groups over which a sum is one over all of them, one after the other.
+
+    Example:
+        >>> sharding = Sharding.of_one((8, 4))
+        >>> sharding.is_whole, sharding.box.shape
+        (True, (8, 4))
     """
 
     shape: tuple[int, ...]
@@ -116,6 +122,17 @@ class Sharding:
     ranks: tuple[int, ...]
     me: int
     groups: tuple[Any, ...]
+
+    @classmethod
+    def of_one(cls, shape: Sequence[int]) -> Sharding:
+        """The sharding of a weight that this process holds by itself."""
+        shape = tuple(shape)
+        return cls(shape, (Box((0,) * len(shape), shape),), (0,), 0, ())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process holds the whole weight, so that no other is ever asked."""
+        return not self.groups
 
     @property
     def box(self) -> Box:
@@ -148,7 +165,7 @@ class Sharding:
         A cut through a group moves to the group's end, so that only a few rows change hands. Where that is not enough,
         as for columns of which a rule needs the whole row, the rows are dealt out anew.
         """
-        if all(self._fits(box, multiples) for box in self.boxes):
+        if self.is_whole or all(self._fits(box, multiples) for box in self.boxes):
             return self.boxes
         rows, multiple = self.shape[0], multiples[0]
         if all(box.shape[1:] == self.shape[1:] or prod(box.shape) == 0 for box in self.boxes):
@@ -233,8 +250,8 @@ class Sharding:
             yield gathered if self.is_first else None
 
 
-def find_shardings(parameters: Sequence[Tensor]) -> list[Sharding | None]:
-    """Say for each parameter how it is sharded; None for one that this process holds whole.
+def find_shardings(parameters: Sequence[Tensor]) -> list[Sharding]:
+    """Find for each parameter which process holds what.
 
     A collective where there are DTensors: all processes must give the same parameters. It costs one all-gather of a
     few numbers a parameter for each way of sharding.
@@ -242,7 +259,7 @@ def find_shardings(parameters: Sequence[Tensor]) -> list[Sharding | None]:
     Raises:
         ConfigError: A parameter is sharded in pieces that are no boxes of indices, or waits for a sum.
     """
-    result: list[Sharding | None] = [None] * len(parameters)
+    result = [Sharding.of_one(parameter.shape) for parameter in parameters]
     alike: dict[Any, list[int]] = {}
     for number, parameter in enumerate(parameters):
         if is_sharded(parameter):
@@ -275,11 +292,11 @@ def find_shardings(parameters: Sequence[Tensor]) -> list[Sharding | None]:
     return result
 
 
-def run_together(tasks: Sequence[tuple[Sharding | None, Rounds[T]]]) -> list[T]:
+def run_together(tasks: Sequence[tuple[Sharding, Rounds[T]]]) -> list[T]:
     """Run tasks on weights side by side: those of weights that are sharded alike share their collectives.
 
     Args:
-        tasks: Each with the sharding of its weight, None for one that this process holds whole.
+        tasks: Each with the sharding of its weight.
 
     Returns:
         What each task returned.
@@ -289,11 +306,11 @@ def run_together(tasks: Sequence[tuple[Sharding | None, Rounds[T]]]) -> list[T]:
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
     for number, (sharding, _) in enumerate(tasks):
-        alike.setdefault(() if sharding is None else sharding.groups, []).append(number)
+        alike.setdefault(sharding.groups, []).append(number)
     results: dict[int, T] = {}
     for numbers in alike.values():
         sharding = tasks[numbers[0]][0]
-        found = together([tasks[number][1] for number in numbers], None if sharding is None else sharding.sum)
+        found = together([tasks[number][1] for number in numbers], None if sharding.is_whole else sharding.sum)
         results.update(zip(numbers, found, strict=True))
     return [results[number] for number in range(len(tasks))]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_prune.analysis import plots
-from lightning_prune.analysis.overlaps import Curve, shared_parts
+from lightning_prune.analysis.plots.overlaps import Curve, shared_parts
 
 pytest.importorskip("matplotlib")
 STEPS = [0, 10, 20, 30]

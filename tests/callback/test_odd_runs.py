@@ -315,9 +315,9 @@ def test_a_fit_that_fails_before_it_trains_leaves_every_weight(tmp_path, monkeyp
     model = ToyModule()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if where == "prepare":
-        real, calls = lightning_prune.masks.structure.magnitude_mask, iter(range(9))
+        real, calls = lightning_prune.masks.structure.keep_groups, iter(range(9))
         masks = lambda *args, **kwargs: fail() if next(calls) == 1 else real(*args, **kwargs)  # noqa: E731
-        monkeypatch.setattr(lightning_prune.masks.structure, "magnitude_mask", masks)
+        monkeypatch.setattr(lightning_prune.masks.structure, "keep_groups", masks)
     else:
         monkeypatch.setattr(MagnitudePruner, "resolve", fail)
     with pytest.raises(torch.OutOfMemoryError):

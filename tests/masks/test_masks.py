@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError, PruningError
-from lightning_prune.masks import blocks, compute_mask, n_m, n_m_mask
+from lightning_prune.masks import compute_mask, n_m, n_m_mask, norms
 from lightning_prune.masks.compute import Granularity, magnitude_mask, mask_shape
 from lightning_prune.masks.selection import largest as selection
 from lightning_prune.masks.selection import scan
@@ -79,9 +79,9 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "in chunks":
         monkeypatch.setattr(scan, "_CHUNK", 64)
         monkeypatch.setattr(selection, "FEW", 64)
-        monkeypatch.setattr(blocks, "_CHUNK", 64)
-        monkeypatch.setattr(blocks, "FEW", 64)
-        monkeypatch.setattr(blocks, "_SPARE_BYTES", 0)
+        monkeypatch.setattr(norms, "_CHUNK", 64)
+        monkeypatch.setattr(norms, "FEW", 64)
+        monkeypatch.setattr(norms, "_SPARE_BYTES", 0)
         monkeypatch.setattr(n_m, "_CHUNK", 64)
         monkeypatch.setattr(n_m, "_PATTERN", 24)
         monkeypatch.setattr(n_m, "_WIDE", 6)
@@ -332,8 +332,8 @@ def test_nan_in_the_last_group_leaves_an_n_m_mask_alone(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_piece_smaller_than_a_block_has_norms(dtype: torch.dtype) -> None:
     piece = torch.tensor([[3.0, 4.0], [1.0, 2.0]], dtype=dtype)
-    assert blocks.block_scores(piece, 3, 1, torch.float64).tolist() == [30.0]
-    assert blocks.block_scores(piece, 3, 2, torch.float64).tolist() == [[10.0, 20.0]]
+    assert norms.block_scores(piece, 3, 1, torch.float64).tolist() == [30.0]
+    assert norms.block_scores(piece, 3, 2, torch.float64).tolist() == [[10.0, 20.0]]
 
 
 def test_a_weight_is_read_only_and_needs_no_gradient() -> None:

@@ -390,7 +390,7 @@ def whole(trainer, callback, model) -> dict:
     masks = {}
     for layer in callback.pruner._layers:
         mask = layer.held.mask.view(torch.bool)
-        if layer.sharding is not None:
+        if not layer.sharding.is_whole:
             shape = mask_shape(layer.plan.shape, granularity=layer.plan.config.granularity)
             rows = [one for one in layer.sharding.gather(mask, shape) if one is not None]
             mask = torch.cat(rows) if rows else mask
@@ -690,9 +690,7 @@ class Fail(Callback):
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "killed in an update":
-                lightning_prune.masks.structure.keep_shard_groups = lambda *_, **__: os.kill(
-                    os.getpid(), signal.SIGKILL
-                )
+                lightning_prune.masks.structure.keep_groups = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
                 return
             if self.how == "nan":
                 with torch.no_grad():

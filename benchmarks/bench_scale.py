@@ -1,8 +1,7 @@
 """What an update of masks costs on many devices: a model, and the measurements with few processes that check it.
 
-    python benchmarks/scale_model.py                 table of predictions
-    python benchmarks/scale_model.py --check         measures 1, 2 and 4 processes on this machine, and compares
-    python benchmarks/scale_model.py --device cuda   measures the cost per weight on one GPU
+    python -m benchmarks.bench_scale                 predictions, and 1, 2 and 4 processes on this machine beside them
+    python -m benchmarks.bench_scale --device cuda   prints the cost per weight on a GPU, and stops
 
 The model is three sums, see docs/scale.md: work on the own shard, collectives of counts, bytes held.
 """
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from benchmarks.common import table, write_page
 from lightning_prune.masks import structure_of
 from lightning_prune.sharding import Box, Sharding, run_together
 
@@ -91,21 +91,18 @@ MODELS = {"1 B": (10**9, 16 * 7), "70 B": (70 * 10**9, 80 * 7), "1 T": (10**12, 
 ASSUMED = Machine(per_weight=0.5e-9, per_call=2e-3, base=20e-6, hop=10e-6, bandwidth=25e9)
 
 
-def table(machine: Machine = ASSUMED) -> str:
-    """Predictions as a Markdown table."""
-    lines = [
-        "| weights | devices | update | waiting for others | collectives | traffic a device | held a device |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def predictions(machine: Machine = ASSUMED) -> str:
+    """Predictions as a table."""
+    rows = []
     for name, (weights, parameters) in MODELS.items():
         for devices in (8, 64, 512, 4096):
             update = predict(machine, weights, parameters, devices, torch.bfloat16)
             alone = predict(machine, weights // devices, parameters, 1, torch.bfloat16)
-            lines.append(
-                f"| {name} | {devices:,} | {update.seconds:.2f} s | {(update.seconds - alone.seconds) * 1e3:.1f} ms "
-                f"| {update.collectives} | {update.traffic / 2**20:.0f} MiB | {update.held / 2**30:.2f} GiB |"
-            )
-    return "\n".join(lines)
+            row = [name, f"{devices:,}", f"{update.seconds:.2f} s", f"{(update.seconds - alone.seconds) * 1e3:.1f} ms"]
+            row += [str(update.collectives), f"{update.traffic / 2**20:.0f} MiB", f"{update.held / 2**30:.2f} GiB"]
+            rows.append(row)
+    headings = ["weights", "devices", "update", "waiting for others", "collectives"]
+    return table([*headings, "traffic a device", "held a device"], rows)
 
 
 def measure_updates(sharding: Sharding, parameters: int, device: str, dtype: torch.dtype, repeats: int = 5) -> float:
@@ -145,16 +142,12 @@ def measure_machine(device: str, dtype: torch.dtype, sizes: tuple[int, int], par
     return per_weight, max(0.0, small - per_weight * sizes[0] ** 2)
 
 
-def check(shape: tuple[int, int] = (2048, 2048), parameters: int = 6) -> str:
+def check(size: int, parameters: int = 6) -> str:
     """Predict and measure updates of some parameters by 1, 2 and 4 processes on this machine."""
     torch.set_num_threads(1)
-    per_weight, per_call = measure_machine("cpu", torch.float32, (64, 2048), parameters)
-    lines = [
-        f"Measured: {per_weight * 1e9:.2f} ns a weight, {per_call * 1e6:.0f} us a parameter.",
-        "",
-        f"| processes | one collective of {parameters * HISTOGRAM // 1024} KiB | predicted | measured |",
-        "|---|---|---|---|",
-    ]
+    shape = (size, size)
+    per_weight, per_call = measure_machine("cpu", torch.float32, (64, size), parameters)
+    rows = []
     cores = len(os.sched_getaffinity(0))
     for devices in (1, 2, 4):
         seconds, latency = (
@@ -165,8 +158,10 @@ def check(shape: tuple[int, int] = (2048, 2048), parameters: int = 6) -> str:
         machine = Machine(per_weight, per_call, latency, 0.0, math.inf)
         weights = parameters * math.prod(shape)
         update = predict(machine, weights, parameters, devices, torch.float32, parallel=min(devices, cores))
-        lines.append(f"| {devices} | {latency * 1e6:.0f} us | {update.seconds:.3f} s | {seconds:.3f} s |")
-    return "\n".join(lines)
+        rows.append([str(devices), f"{latency * 1e6:.0f} us", f"{update.seconds:.3f} s", f"{seconds:.3f} s"])
+    headings = ["processes", f"one collective of {parameters * HISTOGRAM // 1024} KiB", "predicted", "measured"]
+    measured = f"Measured: {per_weight * 1e9:.2f} ns a weight, {per_call * 1e6:.0f} us a parameter."
+    return f"{measured}\n\n{table(headings, rows)}"
 
 
 def _run_processes(devices: int, shape: tuple[int, int], parameters: int) -> tuple[float, float]:
@@ -220,17 +215,24 @@ def _synchronize(device: str) -> None:
 def main() -> None:
     """Run what the arguments ask for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="measure 1, 2 and 4 processes on this machine")
-    parser.add_argument("--device", default=None, help="measure the costs of one device, such as cuda")
+    parser.add_argument("--size", type=int, default=2048, help="rows and columns of a weight that is measured")
+    parser.add_argument("--device", default=None, help="print the costs of one device, such as cuda, and stop")
     arguments = parser.parse_args()
     if arguments.device is not None:
         for dtype in (torch.bfloat16, torch.float32):
             per_weight, per_call = measure_machine(arguments.device, dtype, (256, 8192), 4)
             print(f"{dtype}: {per_weight * 1e12:.1f} ps a weight, {per_call * 1e6:.0f} us a parameter")
-    elif arguments.check:
-        print(check())
-    else:
-        print(table())
+        return
+    write_page(
+        "scale.md",
+        "Updates on many devices",
+        f"python -m benchmarks.bench_scale --size {arguments.size}",
+        "## Predicted",
+        predictions(),
+        f"## Checked on this machine\n\n6 float32 parameters of {arguments.size} x {arguments.size}.",
+        check(arguments.size),
+        note="The model, what it assumes and how far it holds: docs/scale.md.",
+    )
 
 
 if __name__ == "__main__":
