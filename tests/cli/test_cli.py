@@ -267,6 +267,7 @@ def test_nothing_in_a_file_is_executed(folder, capsys):
         ("inspect", "evil.ckpt"),
         ("convert", "evil.ckpt", "out.ckpt"),
         ("export", "cli_nets:Net", "--checkpoint", "evil.ckpt", "-o", "a.mlpackage"),
+        ("slim", "cli_nets:Net", "--checkpoint", "evil.ckpt", "-o", "a.safetensors"),
         ("plot", "layers", "evil.ckpt", "-o", "a.png"),
     ):
         code, _, error = run(capsys, *command)
@@ -391,7 +392,7 @@ def test_convert_into_a_missing_folder_is_one_line(folder, capsys):
 # Help
 
 
-@pytest.mark.parametrize("command", ["", "init", "plan", "inspect", "export", "convert", "plot"])
+@pytest.mark.parametrize("command", ["", "init", "plan", "inspect", "export", "slim", "convert", "plot"])
 @pytest.mark.parametrize("columns", ["40", "200"])
 def test_every_help_fits_80_columns(monkeypatch, capsys, command, columns):
     monkeypatch.setenv("COLUMNS", columns)
