@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +142,8 @@ def _export(model: nn.Module, call: Call) -> ExportedProgram:
                 f"{type(error).__name__}: {_first_line(error)}."
             ) from error
     try:
-        with warnings.catch_warnings(), torch.enable_grad():  # without gradients, torch fuses transformer layers
+        # Without gradients, torch fuses transformer layers; when it cannot capture, it prints what it has.
+        with warnings.catch_warnings(), torch.enable_grad(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return torch.export.export(model, call.args, call.kwargs, strict=False)
     except Exception as error:
@@ -176,6 +179,8 @@ def _writes_through_views(graph: fx.Graph) -> bool:
 def writes_in_place(node: fx.Node) -> bool:
     """Whether an operation writes its result into its first argument."""
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.arguments) and any(
-        argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments
+    return (
+        schema is not None
+        and bool(schema.arguments)
+        and any(argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments)
     )

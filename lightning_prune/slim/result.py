@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class SlimResult:
         slim_latency: The same after.
         difference: The largest difference of outputs in double precision, as a fraction of the largest output.
         checks: What was compared, in words.
-        pinned: Why channels of the network stay whatever their values are, and how many for each reason.
+        pinned: Why output channels of layers stay whatever their values are, and how many for each reason.
     """
 
     model: nn.Module
@@ -162,7 +163,7 @@ class SlimResult:
             f"{self.speedup:.2f}x faster on {torch.get_num_threads()} CPU threads"
         )
         for reason, count in sorted(self.pinned.items(), key=lambda item: -item[1]):
-            yield f"pinned: {count:,} channels by {reason}"
+            yield f"pinned: {count:,} channels ({reason})"
 
     def __str__(self) -> str:
         return (
@@ -209,7 +210,9 @@ def result_of(
     """
     before, after = _timed((whole, slimmed), call)
     layers = tuple(_layers(whole, slimmed, found, choice))
-    every = torch.cat([ids for (_, axis), ids in found.flow.slots.items() if axis == 0] or [torch.empty(0).long()])
+    pinned = Counter[str]()
+    for layer in layers:
+        pinned.update(layer.pinned)
     _as_before(slimmed, model)
     return SlimResult(
         slimmed,
@@ -220,7 +223,7 @@ def result_of(
         after,
         difference,
         checks,
-        choice.reasons(every),
+        dict(pinned),
         Recipe.of(whole, cut),
     )
 

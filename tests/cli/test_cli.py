@@ -538,7 +538,7 @@ def test_what_is_not_a_command_exits_with_two(arguments, capsys):
 
 def test_every_command_has_help_with_examples(capsys):
     commands = next(action for action in build_parser()._actions if action.choices and "init" in action.choices).choices
-    assert list(commands) == ["init", "plan", "inspect", "export", "convert", "plot"]
+    assert list(commands) == ["init", "plan", "inspect", "export", "slim", "convert", "plot"]
     for name, parser in commands.items():
         text = parser.format_help()
         assert f"examples:\n  lightning-prune {name} " in text

@@ -71,7 +71,7 @@ def test_a_new_network_of_the_class_becomes_slim_by_the_file(net, capsys, name):
     assert code == 0, error
     assert "12 -> 6" in text
     assert "verified: outputs equal" in text
-    assert "pinned: 3 channels by an output of the model" in text
+    assert "pinned: 3 channels (an output of the model)" in text
     assert text.splitlines()[-1] == f"Wrote {name}"
     slim = load_slim(Net(), name)
     assert (slim.up.out_features, slim.middle.out_features, slim.head.out_features) == (4, 6, 3)
@@ -84,7 +84,7 @@ def test_modules_named_in_keep_stay_whole(net, capsys):
 
     code, text, error = run(capsys, *SLIM, "slim.pt", "--keep", "up", "--keep", "middle")
     assert code == 0, error
-    assert "pinned: 28 channels by named in keep" in text
+    assert "pinned: 28 channels (named in keep)" in text
     assert load_slim(Net(), "slim.pt").middle.weight.shape == (12, 16)
     code, _, error = run(capsys, *SLIM, "other.pt", "--keep", "midle")
     assert code == 1
