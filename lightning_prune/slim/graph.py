@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,7 +162,8 @@ def _export(model: nn.Module, call: Call) -> ExportedProgram:
     # The exporter knows fewer types of answers than models have.
     model.forward = functools.wraps(forward)(lambda *args, **kwargs: leaves_of(forward(*args, **kwargs)))
     try:
-        with warnings.catch_warnings(), torch.enable_grad():  # without gradients, torch fuses transformer layers
+        # Without gradients, torch fuses transformer layers; when it cannot capture, it prints what it has.
+        with warnings.catch_warnings(), torch.enable_grad(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return torch.export.export(model, call.args, call.kwargs, strict=False)
     except Exception as error:

@@ -163,7 +163,7 @@ class SlimResult:
             f"{self.speedup:.2f}x faster on {torch.get_num_threads()} CPU threads"
         )
         for reason, count in sorted(self.pinned.items(), key=lambda item: -item[1]):
-            yield f"pinned: {count:,} channels by {reason}"
+            yield f"pinned: {count:,} channels ({reason})"
 
     def __str__(self) -> str:
         return (
