@@ -21,13 +21,13 @@ from lightning_prune.callback.checks import (
     warn_if_uncounted,
     warn_if_untrained,
 )
-from lightning_prune.callback.exports import load_export, refuse_sharded, warn_of_failure
+from lightning_prune.callback.exports import in_a_list, load_exports, named_numbers, refuse_sharded, save_all
 from lightning_prune.callback.fit import Fit
 from lightning_prune.callback.logs import log_metrics, log_to_loggers, show
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, ExportError, LifecycleError, shown
-from lightning_prune.export import CoreMLExport, ExportResult
+from lightning_prune.export import CoreMLExport, Export, ExportResult
 from lightning_prune.masking import ForeignWeights, Masking, way_of
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Scope, SparsityReport, check_choices
@@ -56,9 +56,10 @@ class MagnitudePruningCallback(Callback):
             ``weight_orig`` and ``weight_mask``, as Core ML Tools does; checkpoints have plain names either way.
         scope: What is ranked together at an update: ``"layer"``, each layer by itself, or ``"global"``, the weights of
             all layers, so that layers of small weights become sparser than others.
-        export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.export.CoreMLExport`, a dict of
-            its arguments, or a path. A failing export never costs the trained model: it is finalized, and
-            ``export_error`` says what happened.
+        export: Write a file for another runtime at the end of fit: a :class:`~lightning_prune.export.CoreMLExport` or
+            another :class:`~lightning_prune.export.Export`, a dict of its arguments, a path, whose ending says the
+            format, or a list of these. A failing export costs neither the trained model nor another export: the model
+            is finalized, and ``export_errors`` says what happened.
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
         keep_zeros: Start a weight that has zeros already, from an earlier pruning, at their share and keep them, where
@@ -78,8 +79,12 @@ class MagnitudePruningCallback(Callback):
             It can be changed, but not while a fit runs; nor can then the other arguments that a fit reads when it
             begins.
         pruner: The :class:`~lightning_prune.pruner.MagnitudePruner` of the current or last fit; None before.
-        export_result: What was exported at the end of fit, or None.
-        export_error: The error of a failed export, or None.
+        export: The export, the list of exports, or None.
+        export_results: What was exported at the end of fit: a list of
+            :class:`~lightning_prune.export.ExportResult`, of the exports that succeeded.
+        export_errors: Each export that failed, with its error: a list of pairs.
+        export_result: The first of the results, or None.
+        export_error: The first of the errors, or None.
 
     Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1], and more; see
     :meth:`SparsityReport.metrics() <lightning_prune.pruner.report.SparsityReport.metrics>`, and for updates
@@ -108,7 +113,7 @@ class MagnitudePruningCallback(Callback):
         *,
         masking: Masking = "resident",
         scope: Scope = "layer",
-        export: CoreMLExport | dict[str, Any] | object | None = None,
+        export: CoreMLExport | dict[str, Any] | list[Any] | object | None = None,
         log_layers: bool = True,
         prog_bar: bool = True,
         keep_zeros: bool = True,
@@ -124,7 +129,7 @@ class MagnitudePruningCallback(Callback):
         try:
             check_choices(masking, scope)
             self.config = config
-            self.export = load_export(export)
+            self.export = load_exports(export)
         except ConfigError as error:
             if builder() != "jsonargparse":
                 raise
@@ -142,8 +147,8 @@ class MagnitudePruningCallback(Callback):
         self.log_prefix = log_prefix
         self.allow_config_change = as_flag("allow_config_change", allow_config_change)
         self.allow_untested = as_flag("allow_untested", allow_untested)
-        self.export_result: ExportResult | None = None
-        self.export_error: ExportError | None = None
+        self.export_results: list[ExportResult] = []
+        self.export_errors: list[tuple[Export, ExportError]] = []
         self._is_fitting = False
         self._fit = Fit()  # the current or last fit; before the first, an empty one
         self._foreign: ForeignWeights | None = None
@@ -187,6 +192,16 @@ class MagnitudePruningCallback(Callback):
         return self.pruner.report()
 
     @property
+    def export_result(self) -> ExportResult | None:
+        """The first of the results of exports at the end of fit, or None."""
+        return self.export_results[0] if self.export_results else None
+
+    @property
+    def export_error(self) -> ExportError | None:
+        """The first of the errors of exports at the end of fit, or None."""
+        return self.export_errors[0][1] if self.export_errors else None
+
+    @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint: the rules without their values, so that a changed target still finds it."""
         if not self._fit.is_training:
@@ -211,10 +226,10 @@ class MagnitudePruningCallback(Callback):
             return
         if not self.allow_untested:
             check_strategy(trainer.strategy)
-        if self.export is not None:
-            self.export.check(pl_module)
+        for export in in_a_list(self.export):
+            export.check(pl_module)
         self._fit = Fit(self._fit)
-        self.export_result = self.export_error = None
+        self.export_results, self.export_errors = [], []
         # a new list: the Trainer is walking over the old list
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         place = next((place for place, callback in enumerate(others) if is_a(callback, "Checkpoint")), len(others))
@@ -230,7 +245,7 @@ class MagnitudePruningCallback(Callback):
         lock(self.config, _FITTING)
         pruner.prepare(inplace=True, keep_zeros=self.keep_zeros, optimizers=trainer.optimizers)
         pruner.guard_state_dicts()
-        if self.export is not None and pruner.is_sharded:
+        if in_a_list(self.export) and pruner.is_sharded:
             refuse_sharded()
         refuse_second_pruner(trainer, pruner.plan)
         if way_of(self.masking).shows_dense:
@@ -302,8 +317,8 @@ class MagnitudePruningCallback(Callback):
             warn_if_missed(self._fit.need_pruner())
         if self.show_plan:
             show(self.report())
-        if self.export is not None and trainer.is_global_zero:
-            self._export(trainer, pl_module, self.export)
+        if trainer.is_global_zero:
+            self._export(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
@@ -348,18 +363,19 @@ class MagnitudePruningCallback(Callback):
             self._foreign.remove()
             self._foreign = None
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule, export: CoreMLExport) -> None:
-        """Export the trained module; a failure costs nothing else, unless the export says that it raises."""
-        try:
-            self.export_result = export.save(pl_module, masks=self._fit.need_pruner().masks())
-        except ExportError as error:
-            self.export_error = error
-            if export.on_error == "raise":
-                raise
-            warn_of_failure(error)
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export the trained module; a failure costs nothing else, unless its export says that it raises."""
+        exports = in_a_list(self.export)
+        if not exports:
             return
-        show(self.export_result)
-        log_to_loggers(trainer, self.export_result.as_dict())
+        self.export_results, self.export_errors = save_all(exports, pl_module, self._fit.need_pruner().masks())
+        for result in self.export_results:
+            show(result)
+        if self.export_results:
+            log_to_loggers(trainer, named_numbers(self.export_results))
+        for export, error in self.export_errors:
+            if export.on_error == "raise":
+                raise error
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, *, with_changes: bool = False) -> None:
         """Log the sparsity, and what the last update changed."""
