@@ -25,7 +25,7 @@ from lightning_prune.schedules import (
 if TYPE_CHECKING:
     from lightning_prune.analysis import WeightSparsity, allocate
     from lightning_prune.callback import MagnitudePruningCallback
-    from lightning_prune.export import CoreMLExport, ExportResult
+    from lightning_prune.export import CoreMLExport, ExportResult, load_sparse, save_sparse
 
 __all__ = [
     "CheckpointError",
@@ -49,7 +49,9 @@ __all__ = [
     "WeightSparsity",
     "allocate",
     "convert_checkpoint",
+    "load_sparse",
     "plan_pruning",
+    "save_sparse",
 ]
 
 __version__ = "0.1.0"
@@ -62,6 +64,8 @@ _LAZY = {
     "MagnitudePruningCallback": "lightning_prune.callback",
     "WeightSparsity": "lightning_prune.analysis",
     "allocate": "lightning_prune.analysis",
+    "load_sparse": "lightning_prune.export",
+    "save_sparse": "lightning_prune.export",
 }
 
 

@@ -8,7 +8,7 @@ from lightning_prune.basics.locks import check_lock, lock, unlock, unlocked_stat
 from lightning_prune.basics.matching import check_pattern, fullmatch
 from lightning_prune.basics.paths import home
 from lightning_prune.basics.tables import DottedText, as_text, literal, new_table, printable
-from lightning_prune.basics.tensor_files import check_claims, has_values, is_plain, load_tensors
+from lightning_prune.basics.tensor_files import check_claims, has_values, import_safetensors, is_plain, load_tensors
 from lightning_prune.basics.values import (
     as_flag,
     as_fraction,
@@ -32,6 +32,7 @@ __all__ = [
     "fullmatch",
     "has_values",
     "home",
+    "import_safetensors",
     "is_a",
     "is_plain",
     "literal",

@@ -1,0 +1,13 @@
+"""A sparse file for users of torch: a state dict that is small because it is sparse, and bit for bit the same."""
+
+from __future__ import annotations
+
+from lightning_prune.export.sparse.files import SparseFile, is_sparse_file, load_sparse, read_sparse, save_sparse
+
+__all__ = [
+    "SparseFile",
+    "is_sparse_file",
+    "load_sparse",
+    "read_sparse",
+    "save_sparse",
+]
