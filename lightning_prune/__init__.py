@@ -25,7 +25,7 @@ from lightning_prune.schedules import (
 if TYPE_CHECKING:
     from lightning_prune.analysis import WeightSparsity, allocate
     from lightning_prune.callback import MagnitudePruningCallback
-    from lightning_prune.export import CoreMLExport, ExportResult, load_sparse, save_sparse
+    from lightning_prune.export import CoreMLExport, ExportResult, SparseExport, load_sparse, save_sparse
 
 __all__ = [
     "CheckpointError",
@@ -44,6 +44,7 @@ __all__ = [
     "PruningError",
     "PruningPlan",
     "PruningScheduler",
+    "SparseExport",
     "SparsityReport",
     "TrainingRun",
     "WeightSparsity",
@@ -62,6 +63,7 @@ _LAZY = {
     "CoreMLExport": "lightning_prune.export",
     "ExportResult": "lightning_prune.export",
     "MagnitudePruningCallback": "lightning_prune.callback",
+    "SparseExport": "lightning_prune.export",
     "WeightSparsity": "lightning_prune.analysis",
     "allocate": "lightning_prune.analysis",
     "load_sparse": "lightning_prune.export",

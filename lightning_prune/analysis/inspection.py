@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from lightning_prune.basics import DottedText, check_claims, home, is_plain, load_tensors, new_table, recover
+from lightning_prune.basics import (
+    DottedText,
+    check_claims,
+    home,
+    import_safetensors,
+    is_plain,
+    load_tensors,
+    new_table,
+    recover,
+)
 from lightning_prune.errors import CheckpointError, ExportError, first_names, one_line, shown
 from lightning_prune.masking import plain_state_dict
 from lightning_prune.masks import count_zeros, zero_channels, zero_counts
@@ -194,8 +202,11 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], 
     """
     path = home(path)
     if path.suffix == ".safetensors":
-        tensors, notes = _countable(_read_safetensors(path), path)
-        return "safetensors file", tensors, notes
+        from lightning_prune.export import is_sparse_file, load_sparse
+
+        is_sparse = is_sparse_file(_existing(path))
+        tensors, notes = _countable(load_sparse(path) if is_sparse else _read_safetensors(path), path)
+        return "sparse safetensors file" if is_sparse else "safetensors file", tensors, notes
     content = read_checkpoint(path)
     kind, state = _find_state(path, content)
     check_claims(state.values(), path)
@@ -255,15 +266,10 @@ def _existing(path: Path) -> Path:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    safetensors = import_safetensors()
     try:
-        load_file = importlib.import_module("safetensors.torch").load_file
-    except ImportError as error:
-        raise ImportError("Files of safetensors need a package of that name: pip install safetensors") from error
-    try:
-        return dict(load_file(_existing(path)))
-    except Exception as error:  # the package has an exception type of its own, for damaged files
-        if isinstance(error, CheckpointError):
-            raise
+        return dict(safetensors.torch.load_file(_existing(path)))
+    except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {one_line(error)}") from error
 
 

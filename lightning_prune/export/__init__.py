@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from lightning_prune.export.coreml import CoreMLExport, read_functions
+from lightning_prune.export.formats import FORMATS, Format, format_of
 from lightning_prune.export.protocol import Export
 from lightning_prune.export.result import ExportedLayer, ExportResult
-from lightning_prune.export.sparse import load_sparse, read_sparse, save_sparse
+from lightning_prune.export.sparse import (
+    SparseExport,
+    convert_sparse,
+    is_sparse_file,
+    load_sparse,
+    read_sparse,
+    save_sparse,
+)
 
 __all__ = [
+    "FORMATS",
     "CoreMLExport",
     "Export",
     "ExportResult",
     "ExportedLayer",
+    "Format",
+    "SparseExport",
+    "convert_sparse",
+    "format_of",
+    "is_sparse_file",
     "load_sparse",
     "read_functions",
     "read_sparse",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from lightning_prune.export.result import ExportResult
 __all__ = ["Export"]
 
 
+@runtime_checkable
 class Export(Protocol):
     """Writes a finished network to a file of a format, reads the file back, and compares it with the network.
 

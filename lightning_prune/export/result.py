@@ -120,13 +120,18 @@ class ExportResult:
         """What the file is called: the last word of its format."""
         return self.format.split()[-1]
 
+    @property
+    def prefix(self) -> str:
+        """What the names of its numbers begin with in a log: the name of the format, such as ``"coreml/"``."""
+        return "".join(self.format.lower().split()[:-1]) + "/"
+
     def as_dict(self, prefix: str | None = None) -> dict[str, float]:
         """Flat numbers for a logger; what is not known is left out.
 
         Args:
             prefix: What their names begin with. Default: the name of the format, such as ``"coreml/"``.
         """
-        prefix = "".join(self.format.lower().split()[:-1]) + "/" if prefix is None else prefix
+        prefix = self.prefix if prefix is None else prefix
         numbers = {
             "bytes": float(self.package_bytes),
             "dense_bytes": float(self.dense_package_bytes),

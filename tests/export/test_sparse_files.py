@@ -57,7 +57,10 @@ def test_every_bit_of_every_type_comes_back(path, name, sparsity):
     raw[torch.rand(640, generator=generator) < sparsity] = 0  # the others: infinities, numbers of every kind of NaN
     raw[5] = 0
     raw[5, -1] = 0 if name == "bool" else 128  # -0.0
-    state = {"a": raw.view(DTYPES[name]).reshape(40, 16), "b": raw[:size].flatten()[:size].view(DTYPES[name]).reshape(())}
+    state = {
+        "a": raw.view(DTYPES[name]).reshape(40, 16),
+        "b": raw[:size].flatten()[:size].view(DTYPES[name]).reshape(()),
+    }
     save_sparse(state, path)
     check_same(load_sparse(path), state)
 
@@ -151,7 +154,11 @@ def test_three_quarters_of_zeros_make_it_3_4_times_smaller(path):
 
 def test_signs_of_zeros_come_back_and_cost_a_bit_each(path):
     mask = pruned(256, 256) != 0
-    state = {"w": torch.randn(256, 256) * mask, "half": torch.randn(64, 64).half() * mask[:64, :64], "few": torch.ones(500)}
+    state = {
+        "w": torch.randn(256, 256) * mask,
+        "half": torch.randn(64, 64).half() * mask[:64, :64],
+        "few": torch.ones(500),
+    }
     assert torch.signbit(state["w"][~mask]).any()
     state["few"][3] = -0.0
     save_sparse(state, path)
@@ -244,7 +251,12 @@ def test_without_the_package_the_error_says_what_to_install(path, monkeypatch):
 
 
 def test_a_file_with_any_one_byte_changed_is_refused_or_gives_the_same(path):
-    state = {"w": pruned(16, 16), "v": torch.tensor([[1.0, 0, 0, 0]] * 20), "i": torch.zeros(900), "b": torch.randn(3).double()}
+    state = {
+        "w": pruned(16, 16),
+        "v": torch.tensor([[1.0, 0, 0, 0]] * 20),
+        "i": torch.zeros(900),
+        "b": torch.randn(3).double(),
+    }
     state["i"][7] = 1
     state["tied"] = state["w"]
     save_sparse(state, path)

@@ -68,7 +68,9 @@ def check(form, words):
     return sum(values.nbytes for values in parts.values())
 
 
-@given(st.lists(st.integers(0, 2) | st.just(0), max_size=600), st.sampled_from([np.uint8, np.int16, np.int32, np.int64]))
+@given(
+    st.lists(st.integers(0, 2) | st.just(0), max_size=600), st.sampled_from([np.uint8, np.int16, np.int32, np.int64])
+)
 def test_no_form_that_fits_is_smaller_than_the_one_that_is_found(numbers, dtype):
     words = np.array(numbers, dtype)
     sizes = [check(form, words) for form in (Dense(), Bitmask(), Indices(), smallest_form(words))]

@@ -35,7 +35,14 @@ def test_random_permutations_are_found():
 
 def test_what_lies_in_another_tensor_is_a_view_of_it():
     base = torch.arange(24.0).reshape(4, 6)
-    tensors = {"row": base[1], "base": base, "turned": base.t(), "again": base, "gaps": base[1:, ::2], "own": base.clone()}
+    tensors = {
+        "row": base[1],
+        "base": base,
+        "turned": base.t(),
+        "again": base,
+        "gaps": base[1:, ::2],
+        "own": base.clone(),
+    }
     views = find_views(tensors)
     assert views == {
         "row": View("base", (6,), (1,), 6),

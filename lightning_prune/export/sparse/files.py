@@ -137,7 +137,9 @@ def check_target(path: Path, *, overwrite: bool) -> None:
             "path."
         )
     if path.exists() and not overwrite:
-        raise ConfigError(f"path must be free with overwrite=False, but {path} exists. Remove it or allow to overwrite.")
+        raise ConfigError(
+            f"path must be free with overwrite=False, but {path} exists. Remove it or allow to overwrite."
+        )
 
 
 def is_sparse_file(path: Path) -> bool:

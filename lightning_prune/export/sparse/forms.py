@@ -177,7 +177,9 @@ class NofM:
         if not (size in GROUP_SIZES and 0 < self.num_zeros < size and 0 <= self.axis < len(shape)):
             raise DamagedPartsError(f"it must say how many of 2, 4, 8 or 16 are zero along which axis, but says {self}")
         if shape[self.axis] % size:
-            raise DamagedPartsError(f"its axis {self.axis} must be of whole groups of {size}, but has {shape[self.axis]}")
+            raise DamagedPartsError(
+                f"its axis {self.axis} must be of whole groups of {size}, but has {shape[self.axis]}"
+            )
         number = total // size * self.kept
         _check_length("its values", parts["values"], number)
         _check_length(f"its positions, of {self.bits} bits each,", parts["positions"], -(-number * self.bits // 8))

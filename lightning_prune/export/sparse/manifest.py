@@ -166,7 +166,9 @@ def _as_plain(entry: Entry) -> dict[str, Any]:
 
 
 def _read_entry(name: str, row: Any) -> Entry:
-    wrong = DamagedPartsError(f"{first_names([name])} must be described by form, dtype, shape and crc32, got {shown(row)}")
+    wrong = DamagedPartsError(
+        f"{first_names([name])} must be described by form, dtype, shape and crc32, got {shown(row)}"
+    )
     form = row.get("form") if isinstance(row, dict) else None
     form = form if isinstance(form, str) else None
     wholes = {key: row.get(key) for key in ("shape", "stride") if row.get(key) is not None} if form else {}
@@ -179,7 +181,12 @@ def _read_entry(name: str, row: Any) -> Entry:
         if stride is None or not isinstance(row.get("of"), str) or not _are_wholes([row.get("offset")]):
             raise wrong
         return View(row["of"], shape, stride, row["offset"])
-    if form not in FORMS or type(row.get("dtype")) is not str or row["dtype"] not in DTYPES or not _are_wholes([row.get("crc32")]):
+    if (
+        form not in FORMS
+        or type(row.get("dtype")) is not str
+        or row["dtype"] not in DTYPES
+        or not _are_wholes([row.get("crc32")])
+    ):
         raise wrong
     entry = StoredTensor(row["dtype"], shape, stride, has_signs=row.get("signs") is True, crc32=row["crc32"])
     if stride is not None and (len(stride) != len(shape) or not prod(shape) or memory_order(shape, stride) is None):
