@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
@@ -31,6 +31,9 @@ from lightning_prune.masks import count_zeros, zero_channels, zero_counts
 from lightning_prune.plan import computed_weights
 from lightning_prune.pruner import LayerSparsity, SparsityReport, describe_structure, stored_bytes
 
+if TYPE_CHECKING:
+    from lightning_prune.export.sparse import SparseFile
+
 __all__ = [
     "Inspection",
     "TensorSummary",
@@ -41,6 +44,7 @@ __all__ = [
     "report_of",
 ]
 
+_SPARSE = "sparse safetensors file"
 _NAMES_OF_STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
 
 
@@ -153,7 +157,8 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     path = home(path)
     if path.suffix == ".mlpackage":
         return _inspect_package(path, all_tensors=all_tensors)
-    kind, stored, notes = read_tensors(path)
+    found = _find_sparse(path)
+    kind, stored, notes = read_tensors(path) if found is None else (_SPARSE, *_countable(found.tensors, path))
     tensors = computed_weights(stored)
     if len(tensors) < len(stored):
         notes.append(
@@ -162,6 +167,13 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     listed = {name: one for name, one in tensors.items() if all_tensors or _is_weight(one)}
     others = sum(one.numel() for name, one in tensors.items() if name not in listed and one.is_floating_point())
     summaries = tuple(_summarize(name, one) for name, one in listed.items() if one.numel())
+    if found is not None:
+        summaries = tuple(
+            replace(one, stored=found.describe(one.name), nbytes=found.nbytes[one.name])
+            if one.name in found.nbytes
+            else one
+            for one in summaries
+        )
     return Inspection(path, kind, path.stat().st_size, summaries, others, tuple(notes))
 
 
@@ -202,11 +214,9 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], 
     """
     path = home(path)
     if path.suffix == ".safetensors":
-        from lightning_prune.export import is_sparse_file, load_sparse
-
-        is_sparse = is_sparse_file(_existing(path))
-        tensors, notes = _countable(load_sparse(path) if is_sparse else _read_safetensors(path), path)
-        return "sparse safetensors file" if is_sparse else "safetensors file", tensors, notes
+        found = _find_sparse(path)
+        tensors, notes = _countable(_read_safetensors(path) if found is None else found.tensors, path)
+        return "safetensors file" if found is None else _SPARSE, tensors, notes
     content = read_checkpoint(path)
     kind, state = _find_state(path, content)
     check_claims(state.values(), path)
@@ -263,6 +273,14 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.")
     return path
+
+
+def _find_sparse(path: Path) -> SparseFile | None:
+    """What a sparse file holds; None if a path is that of another file."""
+    from lightning_prune.export import is_sparse_file, read_sparse
+
+    is_sparse = path.suffix == ".safetensors" and path.is_file() and is_sparse_file(path)
+    return read_sparse(path) if is_sparse else None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

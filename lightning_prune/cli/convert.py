@@ -1,4 +1,4 @@
-"""``lightning-prune convert``: a checkpoint of another pruning library with plain names, or as a sparse file and back."""
+"""``lightning-prune convert``: a checkpoint with plain names, or as a sparse file and back."""
 
 from __future__ import annotations
 

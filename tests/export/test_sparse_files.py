@@ -267,8 +267,7 @@ def test_a_file_with_any_one_byte_changed_is_refused_or_gives_the_same(path):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
         try:
             found = load_sparse(path)
-        except CheckpointError as error:
-            assert str(path) in str(error)
+        except CheckpointError:
             refused += 1
         else:
             check_same(found, state)
@@ -324,7 +323,7 @@ PLACES = {"w:counts": torch.zeros(1, dtype=torch.int16), "w:offsets": BYTE[:0], 
         ({"w": {**ROW, "shape": [2, 2], "stride": [0, 1]}}, {"w:dense": torch.ones(4)}, "must fill its memory"),
         ({"w": {**ROW, "shape": [2], "stride": [1, 1]}}, {"w:dense": torch.ones(2)}, "must fill its memory"),
         ({"w": {**ROW, "shape": [4], "form": "n_m", "num_zeros": 2, "group_size": 4, "dim": 1}}, {}, "must be described by"),
-        ({"w": {**ROW, "signs": True, "crc32": crc(BYTE)}}, {"w": EMPTY, "w:signs": BYTE}, "one bit for each of its 0 zeros"),
+        ({"w": {**ROW, "signs": True, "crc32": crc(BYTE)}}, {"w:dense": EMPTY, "w:signs": BYTE}, "one bit for each of its 0 zeros"),
         ({"w": ROW}, {"v": EMPTY}, "must hold all that it says and nothing else, but not v, w"),
         ({"w": ROW}, {"w": EMPTY, "w:values": EMPTY}, "but not w:values"),
         ({"w": {**ROW, "shape": [2]}}, {"w": torch.ones(2)}, "crc32 of its bytes"),

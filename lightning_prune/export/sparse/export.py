@@ -45,10 +45,10 @@ class SparseExport:
         ConfigError: A value cannot work.
 
     Example:
-        >>> SparseExport("model.pt")
+        >>> SparseExport("model.pt")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        lightning_prune.errors.ConfigError: export.path must end in .safetensors, got 'model.pt'. Write 'model.safetensors'.
+        lightning_prune.errors.ConfigError: export.path must end in .safetensors, got ... Write 'model.safetensors'.
     """
 
     path: str | os.PathLike[str]
@@ -138,10 +138,9 @@ def result_of(found: SparseFile, path: Path, zeros: Mapping[str, int]) -> Export
             saved += entry.dense_nbytes - found.nbytes[name]
         if name not in zeros:
             continue
-        stored = entry.describe() if isinstance(entry, StoredTensor) else f"with {entry.of}"
         dense = found.tensors[name].nbytes if isinstance(entry, StoredTensor) else 0
         shape, total = tuple(found.tensors[name].shape), found.tensors[name].numel()
-        layers.append(ExportedLayer(name, shape, zeros[name], total, stored, found.nbytes[name], dense))
+        layers.append(ExportedLayer(name, shape, zeros[name], total, found.describe(name), found.nbytes[name], dense))
     nbytes = path.stat().st_size
     return ExportResult(
         path,

@@ -52,6 +52,11 @@ class SparseFile:
     nbytes: dict[str, int]
     checkpoint: dict[str, Any] | None = None
 
+    def describe(self, name: str) -> str:
+        """How a tensor is stored, in words."""
+        entry = self.entries[name]
+        return f"with {entry.of}" if isinstance(entry, View) else entry.describe()
+
 
 def save_sparse(
     model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str], *, overwrite: bool = True
@@ -242,12 +247,14 @@ def _checked(name: object, tensor: Any) -> Tensor:
     """A tensor that can be stored."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
         raise ExportError(
-            f"A sparse file holds tensors by name, but {shown(name)} is {shown(tensor)}. Leave it out, or use torch.save."
+            f"A sparse file holds tensors by name, but {shown(name)} is {shown(tensor)}. Leave it out, or use "
+            "torch.save."
         )
     if not is_plain(tensor) or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         raise ExportError(
             f"{name!r} must be a plain tensor with numbers in it to be stored, but is of {type(tensor).__name__}, "
-            f"{tensor.layout} and {tensor.dtype} on {tensor.device}. Save what tensor.to_dense() or full_tensor() gives."
+            f"{tensor.layout} and {tensor.dtype} on {tensor.device}. Save what tensor.to_dense() or full_tensor() "
+            "gives."
         )
     return tensor.detach().resolve_conj().resolve_neg()
 
@@ -304,7 +311,8 @@ def _read_part(file: Any, key: str, entry: StoredTensor, part: str) -> Words:
     word = entry.word if kind == "words" else dtype
     if tensor.nbytes % word.itemsize:
         raise DamagedPartsError(f"{shown(key)} must be of whole numbers of {entry.dtype}, got {tensor.nbytes} bytes")
-    return tensor.reshape(-1).view(word).numpy()
+    words: Words = tensor.reshape(-1).view(word).numpy()
+    return words
 
 
 @contextmanager
@@ -324,7 +332,7 @@ def _nbytes(parts: Parts) -> int:
 def _crc_of(parts: Parts) -> int:
     crc = 0
     for part in sorted(parts):
-        crc = zlib.crc32(np.ascontiguousarray(parts[part]).reshape(-1).view(np.uint8), crc)
+        crc = zlib.crc32(np.ascontiguousarray(parts[part]).reshape(-1).view(np.uint8).data, crc)
     return crc
 
 

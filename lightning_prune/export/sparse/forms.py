@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FORMS", "Bitmask", "DamagedPartsError", "Dense", "Form", "Indices", "NofM", "smallest_form"]
+__all__ = ["PLAIN_FORMS", "Bitmask", "DamagedPartsError", "Dense", "Form", "Indices", "NofM", "smallest_form"]
 
 Words = npt.NDArray[Any]
 Parts = dict[str, npt.NDArray[Any]]
@@ -124,7 +124,7 @@ class Indices:
 
 @dataclass(frozen=True)
 class NofM:
-    """Of each group of words, the same number is stored, and the places of these in the group in as few bits as hold one.
+    """Of each group of words, as many are stored, and their places in the group in as few bits as hold a place.
 
     ``values`` has the array's shape with the axis last and shortened to what is kept of it, as kernels for n:m take it.
 
@@ -197,7 +197,8 @@ class NofM:
 
 
 Form = Dense | Bitmask | Indices | NofM
-FORMS: Mapping[str, type[Form]] = {form.name: form for form in (Dense, Bitmask, Indices, NofM)}
+# Those that need no more said.
+PLAIN_FORMS: Mapping[str, Form] = {form.name: form for form in (Dense(), Bitmask(), Indices())}
 
 
 def smallest_form(words: Words) -> Form:
@@ -218,7 +219,7 @@ def smallest_form(words: Words) -> Form:
     bitmask = nonzero * size + -(-total // 8) + PART_BYTES
     indices = nonzero * (size + 1) + 2 * -(-total // BLOCK) + 2 * PART_BYTES
     found: list[tuple[int, Form]] = [(total * size, Dense())]
-    if 0 < nonzero and bitmask < total * size:
+    if nonzero > 0 and bitmask < total * size:
         found += [(_n_m_bytes(form, total, size), form) for form in _n_m_forms(kept)]
     found += [(bitmask, Bitmask()), (indices, Indices())]
     return min(found, key=lambda pair: pair[0])[1]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_prune.errors import first_names, shown
-from lightning_prune.export.sparse.forms import FORMS, DamagedPartsError, Dense, Form, NofM
+from lightning_prune.export.sparse.forms import PLAIN_FORMS, DamagedPartsError, Dense, Form, NofM
 from lightning_prune.export.sparse.layouts import View, memory_order
 
 __all__ = ["DTYPES", "FORMAT", "Entry", "StoredTensor", "read_manifest", "write_manifest"]
@@ -97,7 +97,8 @@ class StoredTensor:
         """The name of each of its parts in the file: ``fc.weight:values``, or ``fc.weight`` for one like the tensor."""
         is_same = self.form.name == "dense" and self.stride is None and self.is_known
         is_free = ":" not in name and name != "__metadata__"
-        return {part: name if is_same and is_free else f"{name}:{part or 'dense'}" for part in self.part_types}
+        is_itself = is_same and is_free and not self.has_signs
+        return {part: name if is_itself else f"{name}:{part or 'dense'}" for part in self.part_types}
 
     def describe(self) -> str:
         """Its form in words."""
@@ -169,8 +170,8 @@ def _read_entry(name: str, row: Any) -> Entry:
     wrong = DamagedPartsError(
         f"{first_names([name])} must be described by form, dtype, shape and crc32, got {shown(row)}"
     )
-    form = row.get("form") if isinstance(row, dict) else None
-    form = form if isinstance(form, str) else None
+    given = row.get("form") if isinstance(row, dict) else None
+    form = given if isinstance(given, str) else ""
     wholes = {key: row.get(key) for key in ("shape", "stride") if row.get(key) is not None} if form else {}
     if "shape" not in wholes or not all(_are_wholes(sizes) for sizes in wholes.values()):
         raise wrong
@@ -182,7 +183,7 @@ def _read_entry(name: str, row: Any) -> Entry:
             raise wrong
         return View(row["of"], shape, stride, row["offset"])
     if (
-        form not in FORMS
+        form not in (*PLAIN_FORMS, NofM.name)
         or type(row.get("dtype")) is not str
         or row["dtype"] not in DTYPES
         or not _are_wholes([row.get("crc32")])
@@ -191,8 +192,8 @@ def _read_entry(name: str, row: Any) -> Entry:
     entry = StoredTensor(row["dtype"], shape, stride, has_signs=row.get("signs") is True, crc32=row["crc32"])
     if stride is not None and (len(stride) != len(shape) or not prod(shape) or memory_order(shape, stride) is None):
         raise DamagedPartsError(f"the stride of {first_names([name])} must fill its memory, got {shown(stride)}")
-    if form != NofM.name:
-        return replace(entry, form=FORMS[form]())
+    if form in PLAIN_FORMS:
+        return replace(entry, form=PLAIN_FORMS[form])
     pattern = [row.get(key) for key in ("num_zeros", "group_size", "dim")]
     if not _are_wholes(pattern) or pattern[2] >= len(entry.word_shape):
         raise wrong
