@@ -7,7 +7,9 @@ from lightning_prune.export.formats import FORMATS, Format, format_of
 from lightning_prune.export.protocol import Export
 from lightning_prune.export.result import ExportedLayer, ExportResult
 from lightning_prune.export.sparse import (
+    Conversion,
     SparseExport,
+    SparseFile,
     convert_sparse,
     is_sparse_file,
     load_sparse,
@@ -17,12 +19,14 @@ from lightning_prune.export.sparse import (
 
 __all__ = [
     "FORMATS",
+    "Conversion",
     "CoreMLExport",
     "Export",
     "ExportResult",
     "ExportedLayer",
     "Format",
     "SparseExport",
+    "SparseFile",
     "convert_sparse",
     "format_of",
     "is_sparse_file",
