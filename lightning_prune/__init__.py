@@ -25,7 +25,7 @@ from lightning_prune.schedules import (
 if TYPE_CHECKING:
     from lightning_prune.analysis import WeightSparsity, allocate
     from lightning_prune.callback import MagnitudePruningCallback
-    from lightning_prune.export import CoreMLExport, ExportResult, SparseExport, load_sparse, save_sparse
+    from lightning_prune.export import CoreMLExport, ExportResult, ONNXExport, SparseExport, load_sparse, save_sparse
 
 __all__ = [
     "CheckpointError",
@@ -40,6 +40,7 @@ __all__ = [
     "MagnitudePrunerConfig",
     "MagnitudePruningCallback",
     "ModuleMagnitudePrunerConfig",
+    "ONNXExport",
     "PolynomialDecayScheduler",
     "PruningError",
     "PruningPlan",
@@ -63,6 +64,7 @@ _LAZY = {
     "CoreMLExport": "lightning_prune.export",
     "ExportResult": "lightning_prune.export",
     "MagnitudePruningCallback": "lightning_prune.callback",
+    "ONNXExport": "lightning_prune.export",
     "SparseExport": "lightning_prune.export",
     "WeightSparsity": "lightning_prune.analysis",
     "allocate": "lightning_prune.analysis",

@@ -147,12 +147,12 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     A weight behind a weight norm is listed as it is computed, in place of its ``g`` and ``v``.
 
     Args:
-        path: A Lightning checkpoint, a state dict, ``.safetensors``, or an ``.mlpackage``.
+        path: A Lightning checkpoint, a state dict, ``.safetensors``, an ``.mlpackage`` or an ``.onnx``.
         all_tensors: List vectors and integers too, not only floating weights of rank 2 and more.
 
     Raises:
         CheckpointError: There is no such file, or it holds no weights that can be read.
-        ImportError: ``.safetensors`` is to be read, and the package safetensors is not installed.
+        ImportError: The package that reads ``.safetensors`` or ``.onnx`` is not installed.
     """
     path = home(path)
     if path.suffix in _READERS:
@@ -400,7 +400,30 @@ def _inspect_package(path: Path, all_tensors: bool) -> Inspection:
     return Inspection(path, "Core ML package", file_bytes, tuple(tensors), others, tuple(notes))
 
 
+def _inspect_onnx(path: Path, all_tensors: bool) -> Inspection:
+    """The initializers of an ONNX model, which are all dense."""
+    from lightning_prune.export import read_initializers
+
+    try:
+        initializers, elsewhere = read_initializers(_existing(path))
+    except ExportError as error:  # a package is missing
+        raise ImportError(str(error)) from error
+    tensors, others = [], 0
+    for one in initializers:
+        is_float = "float" in one.dtype  # also those that NumPy itself has not
+        if one.values.size == 0 or not (is_float or one.values.dtype.kind in "iu"):
+            continue
+        if all_tensors or (one.values.ndim > 1 and is_float):
+            values = torch.from_numpy((one.values != 0).astype("uint8"))  # only zeros matter here
+            tensors.append(_summary(one.name, values, one.dtype, "dense", one.values.nbytes))
+        elif is_float:
+            others += one.values.size
+    notes = [f"Not looked into: {first_names(elsewhere)} (in another file)."] if elsewhere else []
+    return Inspection(path, "ONNX model", path.stat().st_size, tuple(tensors), others, tuple(notes))
+
+
 # Files that are no tensors by name, by their ending; all others are read as checkpoints.
 _READERS = {
     ".mlpackage": _inspect_package,
+    ".onnx": _inspect_onnx,
 }
