@@ -134,6 +134,30 @@ def test_masks_of_other_libraries_are_applied(tmp_path):
         SparseExport(tmp_path / "b.safetensors").save(layer)
 
 
+def test_the_command_line_exports_it_by_its_ending(tmp_path, capsys):
+    torch.save(zeroed(nn.Linear(64, 64)).state_dict(), tmp_path / "a.pt")
+    command = ["export", "torch.nn:Linear", "--args", "[64, 64]", "--checkpoint", str(tmp_path / "a.pt"), "-o"]
+    assert main([*command, str(tmp_path / "a.safetensors")]) == 0
+    assert "every bit" in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", str(tmp_path / "a.safetensors"), "--at-least", "0.7"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                "torch.nn:Linear",
+                "--args",
+                "[64, 64]",
+                "--checkpoint",
+                str(tmp_path / "a.safetensors"),
+                "-o",
+                str(tmp_path / "b.safetensors"),
+            ]
+        )
+        == 0
+    )
+    assert same(load_sparse(tmp_path / "b.safetensors"), torch.load(tmp_path / "a.pt"))
+
+
 def test_inspect_shows_how_each_tensor_lies_in_the_file(tmp_path):
     model = zeroed(nn.Linear(64, 64))
     save_sparse({"a": model.weight, "b": model.weight}, tmp_path / "a.safetensors")
@@ -178,6 +202,13 @@ def test_what_would_fail_is_found_before_training(tmp_path, monkeypatch):
     for wrong in ({"on_error": "stop"}, {"overwrite": "maybe"}):
         with pytest.raises(ConfigError, match="export"):
             SparseExport(path, **wrong)
+
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+    with pytest.raises(ExportError, match="'_extra_state' is {'seen': 3}"):
+        SparseExport(tmp_path / "b.safetensors").check(Extra(2, 2))
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ExportError, match="pip install safetensors"):
         SparseExport(tmp_path / "b.safetensors").check()

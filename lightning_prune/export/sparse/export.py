@@ -17,7 +17,14 @@ from lightning_prune.export.copies import refuse_unfinished
 from lightning_prune.export.failures import as_export_error
 from lightning_prune.export.pruned import BREAK_EVEN, expand_mask
 from lightning_prune.export.result import ExportedLayer, ExportResult
-from lightning_prune.export.sparse.files import SparseFile, is_sparse_file, read_sparse, state_of, write_sparse
+from lightning_prune.export.sparse.files import (
+    SparseFile,
+    check_kind,
+    is_sparse_file,
+    read_sparse,
+    state_of,
+    write_sparse,
+)
 from lightning_prune.export.sparse.manifest import StoredTensor
 from lightning_prune.export.targets import check_choice, check_path, target_path
 from lightning_prune.plan import uncompiled_name
@@ -64,12 +71,14 @@ class SparseExport:
         """Find what would make the export fail, before hours of training are spent; writes nothing.
 
         Args:
-            model: The model to be exported; it is not looked into, since training changes what it holds.
+            model: The model to be exported. Without it, what depends on it is not checked.
 
         Raises:
             ConfigError: The path is taken, or cannot be written to.
-            ExportError: The package safetensors is not installed.
+            ExportError: The package safetensors is not installed, or the model's state dict holds what is no tensor.
         """
+        for name, value in () if model is None else state_of(model).items():
+            check_kind(name, value)
         try:
             import_safetensors()
         except ImportError as error:

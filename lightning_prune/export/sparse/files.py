@@ -33,7 +33,16 @@ from lightning_prune.export.sparse.manifest import (
 from lightning_prune.export.sparse.signs import join_signs, split_signs
 from lightning_prune.plan import uncompiled_name
 
-__all__ = ["SparseFile", "check_target", "is_sparse_file", "load_sparse", "read_sparse", "save_sparse", "write_sparse"]
+__all__ = [
+    "SparseFile",
+    "check_kind",
+    "check_target",
+    "is_sparse_file",
+    "load_sparse",
+    "read_sparse",
+    "save_sparse",
+    "write_sparse",
+]
 
 
 @dataclass(frozen=True)
@@ -243,13 +252,22 @@ def _read(path: Path, file: Any) -> SparseFile:
     return SparseFile({name: tensors[name] for name in entries}, entries, nbytes, checkpoint)
 
 
-def _checked(name: object, tensor: Any) -> Tensor:
-    """A tensor that can be stored."""
-    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+def check_kind(name: object, value: Any) -> None:
+    """Raise unless it is a tensor with a name.
+
+    Raises:
+        ExportError: It is something else.
+    """
+    if not isinstance(name, str) or not isinstance(value, Tensor):
         raise ExportError(
-            f"A sparse file holds tensors by name, but {shown(name)} is {shown(tensor)}. Leave it out, or use "
+            f"A sparse file holds tensors by name, but {shown(name)} is {shown(value)}. Leave it out, or use "
             "torch.save."
         )
+
+
+def _checked(name: str, tensor: Any) -> Tensor:
+    """A tensor that can be stored."""
+    check_kind(name, tensor)
     if not is_plain(tensor) or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
         raise ExportError(
             f"{name!r} must be a plain tensor with numbers in it to be stored, but is of {type(tensor).__name__}, "
