@@ -274,7 +274,8 @@ def _checked(name: str, tensor: Any) -> Tensor:
             f"{tensor.layout} and {tensor.dtype} on {tensor.device}. Save what tensor.to_dense() or full_tensor() "
             "gives."
         )
-    return tensor.detach().resolve_conj().resolve_neg()
+    plain: Tensor = tensor.detach().resolve_conj().resolve_neg()
+    return plain
 
 
 def _encode(tensor: Tensor) -> tuple[StoredTensor, Parts]:
