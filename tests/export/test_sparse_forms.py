@@ -68,6 +68,7 @@ def check(form, words):
     return sum(values.nbytes for values in parts.values())
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 2) | st.just(0), max_size=600), st.sampled_from([np.uint8, np.int16, np.int32, np.int64])
 )
