@@ -25,7 +25,7 @@ from lightning_prune.schedules import (
 if TYPE_CHECKING:
     from lightning_prune.analysis import WeightSparsity, allocate
     from lightning_prune.callback import MagnitudePruningCallback
-    from lightning_prune.export import CoreMLExport, ExportResult
+    from lightning_prune.export import CoreMLExport, ExportResult, ONNXExport, SparseExport, load_sparse, save_sparse
 
 __all__ = [
     "CheckpointError",
@@ -40,16 +40,20 @@ __all__ = [
     "MagnitudePrunerConfig",
     "MagnitudePruningCallback",
     "ModuleMagnitudePrunerConfig",
+    "ONNXExport",
     "PolynomialDecayScheduler",
     "PruningError",
     "PruningPlan",
     "PruningScheduler",
+    "SparseExport",
     "SparsityReport",
     "TrainingRun",
     "WeightSparsity",
     "allocate",
     "convert_checkpoint",
+    "load_sparse",
     "plan_pruning",
+    "save_sparse",
 ]
 
 __version__ = "0.1.0"
@@ -60,8 +64,12 @@ _LAZY = {
     "CoreMLExport": "lightning_prune.export",
     "ExportResult": "lightning_prune.export",
     "MagnitudePruningCallback": "lightning_prune.callback",
+    "ONNXExport": "lightning_prune.export",
+    "SparseExport": "lightning_prune.export",
     "WeightSparsity": "lightning_prune.analysis",
     "allocate": "lightning_prune.analysis",
+    "load_sparse": "lightning_prune.export",
+    "save_sparse": "lightning_prune.export",
 }
 
 

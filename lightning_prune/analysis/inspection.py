@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from lightning_prune.basics import DottedText, check_claims, home, is_plain, load_tensors, new_table, recover
+from lightning_prune.basics import (
+    DottedText,
+    check_claims,
+    home,
+    import_safetensors,
+    is_plain,
+    load_tensors,
+    new_table,
+    recover,
+)
 from lightning_prune.errors import CheckpointError, ExportError, first_names, one_line, shown
 from lightning_prune.masking import plain_state_dict
 from lightning_prune.masks import count_zeros, zero_channels, zero_counts
 from lightning_prune.plan import computed_weights
 from lightning_prune.pruner import LayerSparsity, SparsityReport, describe_structure, stored_bytes
+
+if TYPE_CHECKING:
+    from lightning_prune.export.sparse import SparseFile
 
 __all__ = [
     "Inspection",
@@ -33,6 +44,7 @@ __all__ = [
     "report_of",
 ]
 
+_SPARSE = "sparse safetensors file"
 _NAMES_OF_STATES = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")
 
 
@@ -135,17 +147,18 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     A weight behind a weight norm is listed as it is computed, in place of its ``g`` and ``v``.
 
     Args:
-        path: A Lightning checkpoint, a state dict, ``.safetensors``, or an ``.mlpackage``.
+        path: A Lightning checkpoint, a state dict, ``.safetensors``, an ``.mlpackage`` or an ``.onnx``.
         all_tensors: List vectors and integers too, not only floating weights of rank 2 and more.
 
     Raises:
         CheckpointError: There is no such file, or it holds no weights that can be read.
-        ImportError: ``.safetensors`` is to be read, and the package safetensors is not installed.
+        ImportError: The package that reads ``.safetensors`` or ``.onnx`` is not installed.
     """
     path = home(path)
     if path.suffix in _READERS:
         return _READERS[path.suffix](path, all_tensors)
-    kind, stored, notes = read_tensors(path)
+    found = _find_sparse(path)
+    kind, stored, notes = read_tensors(path) if found is None else (_SPARSE, *_countable(found.tensors, path))
     tensors = computed_weights(stored)
     if len(tensors) < len(stored):
         notes.append(
@@ -154,6 +167,13 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     listed = {name: one for name, one in tensors.items() if all_tensors or _is_weight(one)}
     others = sum(one.numel() for name, one in tensors.items() if name not in listed and one.is_floating_point())
     summaries = tuple(_summarize(name, one) for name, one in listed.items() if one.numel())
+    if found is not None:
+        summaries = tuple(
+            replace(one, stored=found.describe(one.name), nbytes=found.nbytes[one.name])
+            if one.name in found.nbytes
+            else one
+            for one in summaries
+        )
     return Inspection(path, kind, path.stat().st_size, summaries, others, tuple(notes))
 
 
@@ -194,8 +214,9 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], 
     """
     path = home(path)
     if path.suffix == ".safetensors":
-        tensors, notes = _countable(_read_safetensors(path), path)
-        return "safetensors file", tensors, notes
+        found = _find_sparse(path)
+        tensors, notes = _countable(_read_safetensors(path) if found is None else found.tensors, path)
+        return "safetensors file" if found is None else _SPARSE, tensors, notes
     content = read_checkpoint(path)
     kind, state = _find_state(path, content)
     check_claims(state.values(), path)
@@ -254,16 +275,19 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _find_sparse(path: Path) -> SparseFile | None:
+    """What a sparse file holds; None if a path is that of another file."""
+    from lightning_prune.export import is_sparse_file, read_sparse
+
+    is_sparse = path.suffix == ".safetensors" and path.is_file() and is_sparse_file(path)
+    return read_sparse(path) if is_sparse else None
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    safetensors = import_safetensors()
     try:
-        load_file = importlib.import_module("safetensors.torch").load_file
-    except ImportError as error:
-        raise ImportError("Files of safetensors need a package of that name: pip install safetensors") from error
-    try:
-        return dict(load_file(_existing(path)))
-    except Exception as error:  # the package has an exception type of its own, for damaged files
-        if isinstance(error, CheckpointError):
-            raise
+        return dict(safetensors.torch.load_file(_existing(path)))
+    except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {one_line(error)}") from error
 
 
@@ -376,7 +400,30 @@ def _inspect_package(path: Path, all_tensors: bool) -> Inspection:
     return Inspection(path, "Core ML package", file_bytes, tuple(tensors), others, tuple(notes))
 
 
+def _inspect_onnx(path: Path, all_tensors: bool) -> Inspection:
+    """The initializers of an ONNX model, which are all dense."""
+    from lightning_prune.export import read_initializers
+
+    try:
+        initializers, elsewhere = read_initializers(_existing(path))
+    except ExportError as error:  # a package is missing
+        raise ImportError(str(error)) from error
+    tensors, others = [], 0
+    for one in initializers:
+        is_float = "float" in one.dtype  # also those that NumPy itself has not
+        if one.values.size == 0 or not (is_float or one.values.dtype.kind in "iu"):
+            continue
+        if all_tensors or (one.values.ndim > 1 and is_float):
+            values = torch.from_numpy((one.values != 0).astype("uint8"))  # only zeros matter here
+            tensors.append(_summary(one.name, values, one.dtype, "dense", one.values.nbytes))
+        elif is_float:
+            others += one.values.size
+    notes = [f"Not looked into: {first_names(elsewhere)} (in another file)."] if elsewhere else []
+    return Inspection(path, "ONNX model", path.stat().st_size, tuple(tensors), others, tuple(notes))
+
+
 # Files that are no tensors by name, by their ending; all others are read as checkpoints.
 _READERS = {
     ".mlpackage": _inspect_package,
+    ".onnx": _inspect_onnx,
 }

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.export.coreml import CoreMLExport
+from lightning_prune.export.onnx import ONNXExport
+from lightning_prune.export.sparse import SparseExport
 
 __all__ = ["FORMATS", "Format", "format_of"]
 
@@ -33,6 +35,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         row.name: row
         for row in (
             Format("coreml", ".mlpackage", CoreMLExport),  # the first is what is taken where nothing says otherwise
+            Format("onnx", ".onnx", ONNXExport),
+            Format("safetensors", ".safetensors", SparseExport),
         )
     }
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["call_arguments", "fill", "place", "take_apart", "tensors_in", "unique"]
+__all__ = ["Slot", "call_arguments", "fill", "place", "take_apart", "tensors_in", "unique"]
 
 
 class Slot:
