@@ -336,7 +336,10 @@ def reread(error: AttributeError) -> None:
 
 
 class Slot:
-    """Where a tensor was taken out of a structure."""
+    """Where a tensor was taken out of a structure; there is but one, in copies of a structure too."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Slot":
+        return self
 
 
 SLOT = Slot()
