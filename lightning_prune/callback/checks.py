@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.basics import is_a
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.plan import PruningPlan, shared_patterns
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import ConstantSparsityScheduler, PruningScheduler, TrainingRun
 
 __all__ = [
-    "refuse_averages",
+    "refuse_orphans",
     "refuse_second_pruner",
     "refuse_twins",
     "warn_if_abrupt",
     "warn_if_missed",
     "warn_if_too_short",
+    "warn_if_uncounted",
     "warn_if_untrained",
 ]
 
@@ -49,14 +49,24 @@ def refuse_second_pruner(trainer: Trainer, plan: PruningPlan) -> None:
                 )
 
 
-def refuse_averages(trainer: Trainer) -> None:
-    """Refuse averages of a module with hooks: they are made of other names, and would be dense."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if is_a(callback, "WeightAveraging"):
-            raise ConfigError(
-                f'{type(callback).__name__} averages the dense weights that masking="hook" trains, and would validate '
-                'and save those. Use masking="resident".'
-            )
+def refuse_orphans(trainer: Trainer, key: str, states: Mapping[str, object]) -> None:
+    """Refuse to resume in silence without the pruning state that a checkpoint has under the key of other rules.
+
+    Args:
+        trainer: Its callbacks have the keys that are theirs.
+        key: The key of the pruning callback that asks.
+        states: States of callbacks in the checkpoint, by key.
+    """
+    if key in states:
+        return
+    kind, known = key.partition("[")[0], {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    orphans = [other for other in states if str(other).startswith(f"{kind}[") and other not in known]
+    if orphans:
+        raise CheckpointError(
+            f"The checkpoint has the pruning state of {orphans[0]}, but this callback is {key}: the rules are others. "
+            "Resume with the rules of the checkpoint, or load only its weights and start a new fit, which continues "
+            "from their sparsity."
+        )
 
 
 def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
@@ -68,6 +78,15 @@ def warn_if_untrained(trainer: Trainer, pruner: MagnitudePruner) -> None:
             f"Updated by no optimizer of the Trainer: {', '.join(names)}. What trains them otherwise is not seen, and "
             "they stay dense unless a rule names them in full. Return their optimizer from configure_optimizers, or "
             "leave them out with None."
+        )
+
+
+def warn_if_uncounted(trainer: Trainer) -> None:
+    """Say at the end of an epoch that the Trainer has counted no optimizer step."""
+    if trainer.global_step == 0:
+        rank_zero_warn(
+            "An epoch is over, but the Trainer has counted no optimizer step, so nothing was pruned. In manual "
+            "optimization step the optimizers that self.optimizers() gives: others are not counted."
         )
 
 

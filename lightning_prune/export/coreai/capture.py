@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.conversion import quiet_torch
-from lightning_prune.export.standalone import Standalone, kept_buffers
+from lightning_prune.export.standalone import Standalone
 
 __all__ = ["capture"]
 

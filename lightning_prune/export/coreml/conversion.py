@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.export.standalone import Standalone, kept_buffers
+from lightning_prune.export.buffers import kept_buffers
+from lightning_prune.export.pruned import BREAK_EVEN
+from lightning_prune.export.standalone import Standalone
 
 __all__ = [
-    "BREAK_EVEN",
     "FRONTENDS",
     "SPARSE_OPERATIONS",
     "capture",
@@ -31,8 +32,6 @@ __all__ = [
 FRONTENDS = ("export", "trace", "export_full")
 # Weights of these operations are stored sparse; the others' constants are biases, norms and shapes.
 SPARSE_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "gather", "einsum", "lstm", "gru", "rnn")
-# A bit per weight for the mask pays for itself once a sixteenth of 16-bit weights need not be stored.
-BREAK_EVEN = 1 / 16
 # What the converter says of things that are as they should be, that verification finds out for itself, or (new names)
 # that are said in other words.
 NOISE = re.compile(

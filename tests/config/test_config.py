@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+import lightning_prune
 from lightning_prune import (
     ConfigError,
     ConstantSparsityScheduler,
@@ -430,3 +432,10 @@ def test_configurations_may_be_extended():
     plain = MagnitudePrunerConfig()
     plain.module_name_configs["head"] = {"target_sparsity": 0.6}
     assert load_config(plain).module_name_configs["head"].target_sparsity == 0.6
+
+
+@pytest.mark.parametrize("name", ["config MagnitudePrunerConfig", "schedules PolynomialDecayScheduler"])
+def test_pickles_from_when_these_were_files_still_name_the_class(name):
+    module, attribute = name.split()
+    found = pickle.loads(f"clightning_prune.{module}\n{attribute}\n.".encode())
+    assert found is getattr(lightning_prune, attribute)

@@ -1,0 +1,253 @@
+"""One fit: its pruner, how far its run has come, and what a checkpoint of it must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_prune.basics import is_a
+from lightning_prune.callback.averages import mask_averages
+from lightning_prune.callback.checks import warn_if_abrupt
+from lightning_prune.callback.last_layer import LastLayerWatch
+from lightning_prune.callback.monitors import TargetGate, check_gate
+from lightning_prune.callback.timeline import Timeline
+from lightning_prune.errors import CheckpointError, ConfigError, LifecycleError, PruningError
+from lightning_prune.pruner import MagnitudePruner
+from lightning_prune.schedules import TrainingRun
+from lightning_prune.sharding import reshard_model
+
+__all__ = ["Fit"]
+
+_MOST_MISSED = 10**6  # optimizer steps in a batch that a checkpoint was saved in; each is made up for
+_TIMELINE, _GATE = "timeline", "gate"  # keys in the state of a fit, beside those of the pruner's
+
+
+class Fit:
+    """One fit of a Trainer, from the setup of the callback to the end: each method is called by one or two hooks.
+
+    Args:
+        before: The fit before; what it left is still true until this fit trains.
+
+    Attributes:
+        pruner: The pruner; None until the masks are attached.
+        before: As given, until this fit trains.
+        is_training: Whether batches are trained: schedules are in steps, and a checkpoint is loaded if there is one.
+    """
+
+    def __init__(self, before: Fit | None = None) -> None:
+        self.pruner: MagnitudePruner | None = None
+        self.before = before
+        self.is_training = False
+        self._timeline = Timeline()
+        self._gate: TargetGate | None = None
+        self._last_layer: LastLayerWatch | None = None
+        self._may_be_written = False  # the weights, by the module's own hooks before the first batch
+        self._restored: dict[str, Any] | None = None  # a state that came before training starts
+        self._saved: dict[str, Any] = {}  # the state, once the masks are gone
+
+    def need_pruner(self) -> MagnitudePruner:
+        """Give the pruner.
+
+        Raises:
+            LifecycleError: There is none yet.
+        """
+        if self.pruner is None:
+            raise LifecycleError("The callback was not set up by a Trainer. Call trainer.fit(model, callbacks=[...]).")
+        return self.pruner
+
+    def start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        *,
+        dense: Mapping[str, Tensor],
+        best_at_target: bool,
+        allow_config_change: bool,
+    ) -> TrainingRun:
+        """Write the schedules in steps, and go on where a checkpoint was taken.
+
+        Args:
+            trainer: The Trainer, about to train its first batch.
+            pl_module: The module, with masks.
+            dense: Values that a checkpoint of another library has of pruned weights, by parameter name.
+            best_at_target: Whether monitors wait for the target.
+            allow_config_change: Whether a state that was pruned by other targets or schedules may be loaded.
+
+        Returns:
+            The run, as the Trainer plans it.
+        """
+        gate = check_gate((self._restored or {}).get(_GATE))
+        pruner, run = self.need_pruner(), self._timeline.measure(trainer, pl_module)
+        reshard_model(pl_module)  # the sanity check may have left whole weights behind
+        self._may_be_written = self._restored is None
+        if self._may_be_written:
+            pruner.prepare_anew_if_written()
+        pruner.resolve(run)
+        if self._restored is not None:
+            self._resume(trainer, pl_module, self._restored, allow_config_change=allow_config_change)
+        else:
+            pruner.restore_dense(dict(dense))
+            pruner.fast_forward(trainer.global_step)
+            warn_if_abrupt(pruner, run)
+        self.before, self._restored = None, None
+        self.is_training = True
+        self._last_layer = LastLayerWatch(pl_module, pruner.plan)
+        self._spread_masks(trainer)
+        # what was the best until now is not as sparse as a network that was pruned just now
+        is_open = pruner.is_at_target and pruner.update_count == 0
+        self._gate = None
+        if best_at_target and (gate is not None or not is_open):
+            self._gate = TargetGate(trainer, gate if is_open else None)
+        self._open_gate(trainer)
+        return run
+
+    def start_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Heal a step that raised and was caught, and follow optimizers that were replaced."""
+        pruner = self.need_pruner()
+        pruner.reset_optimizers()
+        pruner.attach_optimizers(*trainer.optimizers)
+        if self._may_be_written and pruner.prepare_anew_if_written():
+            pruner.resolve(self._timeline.measure(trainer, pl_module))
+            pruner.fast_forward(trainer.global_step)
+        self._may_be_written = False
+        pruner.project_if_written()
+
+    def start_backward(self) -> None:
+        """Look no further for the layer that runs last: a backward pass may run earlier ones again."""
+        if self._last_layer is not None:
+            self._last_layer.close()
+
+    def count_steps(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Count the optimizer steps of a batch, and update the masks that are due.
+
+        Returns:
+            Whether masks were updated.
+        """
+        pruner = self.need_pruner()
+        if self._last_layer is not None:
+            self._last_layer.warn()
+            self._last_layer = None
+        updates = pruner.update_count
+        self._follow_run(trainer, pl_module)
+        self._catch_up(trainer)
+        is_updated = pruner.update_count != updates
+        if is_updated:
+            self._spread_masks(trainer)
+        return is_updated
+
+    def end_batch(self, trainer: Trainer) -> None:
+        """Zero what something else wrote in this batch, and hold the monitors until the target is reached."""
+        self.need_pruner().project_if_written()
+        self._open_gate(trainer)
+        if self._gate is not None:
+            self._gate.hold(trainer)
+            self._gate = None if self._gate.is_done else self._gate
+
+    def start_validation(self, trainer: Trainer) -> None:
+        """Zero what another callback wrote to pruned weights."""
+        if self.is_training:
+            self.need_pruner().project()
+        if self._gate is not None:
+            self._gate.start_validation(trainer)
+
+    def finish(self, *, is_failed: bool = False) -> None:
+        """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
+        self.start_backward()
+        self._last_layer = None
+        if self._gate is not None:
+            self._gate.close()
+        self.is_training = False
+        if self.pruner is not None and self.pruner.is_prepared:
+            try:
+                self.pruner.settle()
+                if self._restored is not None:  # no training has begun: what was saved still holds
+                    with suppress(PruningError):  # for the report: rules may have changed, or need the length of a run
+                        self.pruner.load_state_dict(self._restored)
+                    self._saved, self._restored = self._restored, None
+                elif not (is_failed and self.pruner.is_sharded):  # the others may not be there to give their parts
+                    self._saved = self.state_dict()
+            finally:
+                self.pruner.finalize(inplace=True)
+        self._gate = None
+
+    def forget(self) -> None:
+        """Let go of what a fit that never trained has kept."""
+        self.before, self._restored = None, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""
+        if self._restored is not None:
+            return self._restored
+        if self.pruner is not None and self.pruner.is_prepared:
+            gate = self._gate.state_dict() if self._gate is not None and self._gate.is_open else None
+            return {**self.pruner.state_dict(), _TIMELINE: self._timeline.state_dict(), _GATE: gate}
+        return self._saved
+
+    def load_state_dict(self, state: dict[str, Any], *, allow_config_change: bool) -> None:
+        """Go on where :meth:`state_dict` was taken: when training starts, or at once if it has."""
+        if self.is_training:
+            self._load(state, allow_config_change=allow_config_change)
+        else:
+            self._restored = state
+
+    def _resume(
+        self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any], *, allow_config_change: bool
+    ) -> None:
+        """Load a state, and make the steps of a batch whose end was never reached."""
+        self._load(state, allow_config_change=allow_config_change)
+        step_count = self.need_pruner().step_count
+        if trainer.global_step - step_count > _MOST_MISSED:
+            raise CheckpointError(
+                f"The pruning state is of optimizer step {step_count}, but the checkpoint of step "
+                f"{trainer.global_step}: it is damaged. Resume from another one."
+            )
+        self._follow_run(trainer, pl_module)
+        self._catch_up(trainer)
+
+    def _load(self, state: dict[str, Any], *, allow_config_change: bool) -> None:
+        """Take over a saved state, or nothing of it if a part is damaged."""
+        has_timeline = isinstance(state, dict) and _TIMELINE in state  # that of a pruner without a Trainer has none
+        if has_timeline:
+            Timeline().load_state_dict(state[_TIMELINE])
+        self.need_pruner().load_state_dict(state, allow_config_change=allow_config_change)
+        if has_timeline:
+            self._timeline.load_state_dict(state[_TIMELINE])
+
+    def _follow_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move the updates that are still to come to where they belong in a run that turns out otherwise."""
+        pruner = self.need_pruner()
+        run = self._timeline.follow(trainer, pl_module, pruner.step_count)
+        if run is None:
+            return
+        try:
+            pruner.resolve(run)
+        except ConfigError as error:  # no reason to stop a training that has begun
+            rank_zero_warn(f"The run is not as long as it was thought to be, and the schedule stays as it was. {error}")
+
+    def _catch_up(self, trainer: Trainer) -> None:
+        """Bring the schedule to the Trainer's optimizer step; several optimizers make several steps a batch."""
+        pruner = self.need_pruner()
+        while pruner.step_count < trainer.global_step:
+            pruner.step()
+
+    def _spread_masks(self, trainer: Trainer) -> None:
+        """Mask averages too, and stop all processes of a data-parallel run if one of them has gone its own way."""
+        mask_averages(trainer, self.need_pruner())
+        if trainer.world_size > 1 and is_a(trainer.strategy, "DDPStrategy"):
+            self.need_pruner().check_replicas()
+
+    def _open_gate(self, trainer: Trainer) -> None:
+        """Let monitors compare from now on, if the target is reached."""
+        if self._gate is None or self._gate.is_open or not self.need_pruner().is_at_target:
+            return
+        forgotten = self._gate.open(trainer)
+        if forgotten:
+            rank_zero_info(
+                f"The target sparsity is reached: the best checkpoint is chosen anew from here. "
+                f"{', '.join(forgotten)} stay, but were made before it."
+            )

@@ -1,0 +1,41 @@
+"""What a fit shows and logs: tables through Lightning's own logger, numbers to the loggers of the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import RenderableType
+
+from lightning_prune.basics import as_text
+
+__all__ = ["log_metrics", "log_to_loggers", "show"]
+
+
+def show(renderable: RenderableType) -> None:
+    """Log a table through Lightning's own logger, as ModelSummary does."""
+    rank_zero_info(f"\n{as_text(renderable)}")
+
+
+def log_metrics(
+    trainer: Trainer, pl_module: LightningModule, metrics: Mapping[str, float], *, in_prog_bar: str | None = None
+) -> None:
+    """Log numbers for monitors, the progress bar and loggers.
+
+    Args:
+        trainer: Its ``global_step`` is the step of the numbers.
+        pl_module: The module that it fits.
+        metrics: The numbers by name.
+        in_prog_bar: The name of the number that the progress bar shows.
+    """
+    for name, value in metrics.items():
+        pl_module.log(name, value, prog_bar=name == in_prog_bar, logger=False, batch_size=1)
+    # Not by self.log: it passes a step on to loggers only at multiples of log_every_n_steps, which would drop updates.
+    log_to_loggers(trainer, metrics)
+
+
+def log_to_loggers(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Log numbers to the loggers alone, at the optimizer step that the Trainer has come to."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=trainer.global_step)

@@ -1,0 +1,13 @@
+"""Configuration: what is pruned, how, and by which schedule. Every value is checked when it is set.
+
+Three levels, the nearer wins: ``module_name_configs`` (regular expressions that match whole names) over
+``module_type_configs`` over ``global_config``. ``None`` at any level leaves what it matches dense.
+"""
+
+from __future__ import annotations
+
+from lightning_prune.config.levels import MagnitudePrunerConfig
+from lightning_prune.config.loading import load_config
+from lightning_prune.config.rules import ModuleMagnitudePrunerConfig
+
+__all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "load_config"]

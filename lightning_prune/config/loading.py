@@ -1,0 +1,93 @@
+"""A configuration in any form that a user may hold: a dict, a file, a class, an object of Core ML Tools."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from lightning_prune.config.levels import MagnitudePrunerConfig, Rule
+from lightning_prune.config.rules import DEFAULT_TARGET, ModuleMagnitudePrunerConfig
+from lightning_prune.errors import ConfigError, shown
+
+__all__ = ["load_config"]
+
+
+def load_config(source: object) -> MagnitudePrunerConfig:
+    """Read a configuration in any form that a user may hold.
+
+    A schedule in it may name a class of the user's own, which is imported: unlike a checkpoint, a configuration is to
+    be trusted as code is.
+
+    Args:
+        source: A :class:`MagnitudePrunerConfig`, one :class:`ModuleMagnitudePrunerConfig` for the whole model, a nested
+            dict, a path of a YAML file or its text, None for the default, or the configuration object of the same name
+            of Core ML Tools.
+
+    Returns:
+        A configuration of its own: what the user does with the source afterwards does not change it.
+
+    Raises:
+        ConfigError: It is none of these, or does not hold together.
+    """
+    if source is None:
+        return MagnitudePrunerConfig()
+    if isinstance(source, MagnitudePrunerConfig):
+        copied = copy.copy(source)
+        # rules are checked already, but for those that were put into a dict past the checks
+        copied.global_config = copy.copy(source.global_config)
+        copied.module_type_configs = {key: copy.copy(rule) for key, rule in source.module_type_configs.items()}
+        copied.module_name_configs = {key: copy.copy(rule) for key, rule in source.module_name_configs.items()}
+        return copied
+    if isinstance(source, ModuleMagnitudePrunerConfig):
+        return MagnitudePrunerConfig(global_config=copy.copy(source))
+    if isinstance(source, Mapping) and "class_path" in source and set(source) <= {"class_path", "init_args"}:
+        return load_config(_build_class(source["class_path"], source.get("init_args") or {}))  # as LightningCLI writes
+    if isinstance(source, Mapping):
+        return MagnitudePrunerConfig.from_dict(source)
+    if isinstance(source, (str, os.PathLike)):
+        return MagnitudePrunerConfig.from_yaml(source)
+    if type(source).__module__.startswith("jsonargparse.") and hasattr(source, "as_dict"):
+        return load_config(source.as_dict())  # what LightningCLI could not build: the error says why
+    if type(source).__module__.startswith("coremltools."):
+        return _from_coremltools(source)
+    raise ConfigError(
+        f"config must be a MagnitudePrunerConfig, a dict or the path of a YAML file, got {type(source).__name__}."
+    )
+
+
+def _build_class(class_path: Any, init_args: Mapping[str, Any]) -> object:
+    known = {cls.__name__: cls for cls in (MagnitudePrunerConfig, ModuleMagnitudePrunerConfig)}
+    cls = known.get(str(class_path).rpartition(".")[2])
+    if cls is None:
+        raise ConfigError(f"class_path of a configuration must be one of {', '.join(known)}, got {shown(class_path)}.")
+    return cls.from_dict(init_args)
+
+
+def _from_coremltools(source: Any) -> MagnitudePrunerConfig:
+    """Copy a Core ML Tools configuration value by value; it has the same names at all levels."""
+    if type(source).__name__ == "ModuleMagnitudePrunerConfig":
+        return MagnitudePrunerConfig(global_config=_rule_from_coremltools(source))
+    if type(source).__name__ != "MagnitudePrunerConfig":
+        raise ConfigError(
+            f"config is a {type(source).__name__} of Core ML Tools; only its MagnitudePrunerConfig describes pruning."
+        )
+    return MagnitudePrunerConfig(
+        _rule_from_coremltools(source.global_config),
+        {key: _rule_from_coremltools(rule) for key, rule in source.module_type_configs.items()},
+        {key: _rule_from_coremltools(rule) for key, rule in source.module_name_configs.items()},
+    )
+
+
+def _rule_from_coremltools(rule: Any) -> Rule:
+    if rule is None:
+        return None
+    values = {entry.name: getattr(rule, entry.name) for entry in fields(ModuleMagnitudePrunerConfig)}
+    schedule = rule.scheduler
+    names = ("begin_step",) if hasattr(schedule, "begin_step") else ("update_steps", "power")
+    values["scheduler"] = {name: getattr(schedule, name) for name in names}
+    if values["n_m_ratio"] is not None:
+        values["target_sparsity"] = DEFAULT_TARGET  # Core ML Tools ignores it there
+    return ModuleMagnitudePrunerConfig.from_dict(values)
