@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from lightning_prune.export.coreai import CoreAIExport
 from lightning_prune.export.coreml import CoreMLExport, read_functions
 from lightning_prune.export.formats import FORMATS, Format, format_of
 from lightning_prune.export.protocol import Export
 from lightning_prune.export.result import ExportedLayer, ExportResult
 
 __all__ = [
+    "CoreAIExport",
     "CoreMLExport",
     "FORMATS",
     "Export",

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from lightning_prune.errors import ExportError
-from lightning_prune.export.coreml.conversion import quiet_torch
+from lightning_prune.export.buffers import kept_buffers
+from lightning_prune.export.quiet import quiet_torch
 from lightning_prune.export.standalone import Standalone
 
-__all__ = ["capture"]
+__all__ = ["PREFIXES", "capture"]
 
 aten = torch.ops.aten
+# What the names of the model's parameters begin with in a captured program, by the precision that it computes in.
+PREFIXES = {"float32": "model.", "float16": "standalone.model."}
 # What only gives the values of a tensor another shape, or repeats them.
 RESHAPING = (
     aten.view.default,
@@ -38,10 +41,10 @@ def capture(standalone: Standalone, table: dict[Any, Any], *, precision: str) ->
         ExportError: The model changes its buffers in eval mode.
     """
     module: nn.Module = Halved(standalone) if precision == "float16" else standalone
-    with warnings.catch_warnings(), quiet_torch(), kept_buffers(standalone):
+    with warnings.catch_warnings(), torch.no_grad(), quiet_torch(), kept_buffers(standalone):
         warnings.simplefilter("ignore")
         exported = torch.export.export(module.eval(), standalone.inputs, strict=False)
-        program = exported.run_decompositions(table)
+        program: torch.export.ExportedProgram = exported.run_decompositions(table)
     if changed := program.graph_signature.buffers_to_mutate.values():
         raise ExportError(
             f"The model must leave its buffers as they are in eval mode, but its forward changes {', '.join(changed)}. "
@@ -60,12 +63,12 @@ class Halved(nn.Module):
 
     def __init__(self, standalone: Standalone) -> None:
         super().__init__()
-        self.half_module = copy.deepcopy(standalone).half()
+        self.standalone = copy.deepcopy(standalone).half()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The outputs of the module in float16, as float32."""
         halved = (tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors)
-        outputs = self.half_module(*halved)
+        outputs = self.standalone(*halved)
         return tuple(output.float() if output.dtype == torch.float16 else output for output in outputs)
 
 
@@ -132,7 +135,7 @@ def transposed(before: Node, node: Node, first: int, second: int) -> Node:
 def part_outputs(program: torch.export.ExportedProgram) -> None:
     """Give each output a node of its own: the converter writes a tensor that is returned twice only once."""
     output = program.graph.output_node()
-    row = list(output.args[0])  # type: ignore[arg-type]
+    row: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     for at, node in enumerate(row):
         if node in row[:at]:
             row[at] = insert(output, aten.clone.default, node, value=value_of(node))

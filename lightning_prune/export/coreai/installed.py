@@ -24,7 +24,8 @@ class CoreAI:
         authoring: ``coreai.authoring``, which writes and reads files.
         runtime: ``coreai.runtime``, which runs them.
         ir: ``coreai._compiler.ir``, the operations of a file.
-        compiler: What reads the values of a constant; they have no public reader.
+        compiler: What reads the values of a constant, which have no public reader.
+        compression: The converter's tools for weights that are stored in fewer bits.
     """
 
     torch: Any
@@ -32,6 +33,7 @@ class CoreAI:
     runtime: Any
     ir: Any
     compiler: Any
+    compression: Any
 
 
 def import_coreai() -> CoreAI:
@@ -55,6 +57,7 @@ def import_coreai() -> CoreAI:
                 importlib.import_module("coreai.runtime"),
                 importlib.import_module("coreai._compiler.ir"),
                 importlib.import_module("coreai._compiler._mlir_libs._coreaiIR")._bindings.compiler,
+                importlib.import_module("coreai_torch._compression.utils"),
             )
     except Exception as error:  # a compiled library may fail in ways of its own
         raise ExportError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_prune.export.coreai.installed import CoreAI
 from lightning_prune.export.coreai.silence import silence
 
-__all__ = ["Program", "loaded"]
+__all__ = ["Loaded", "loaded"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Loop:
         self.loop.close()
 
 
-class Program:
+class Loaded:
     """A loaded file that can be called.
 
     Attributes:
@@ -60,7 +60,7 @@ class Program:
 
 
 @contextlib.contextmanager
-def loaded(core: CoreAI, path: Path) -> Iterator[Program]:
+def loaded(core: CoreAI, path: Path) -> Iterator[Loaded]:
     """Compile a file for this machine and load it."""
     asset = core.authoring.AIModelAsset.load(path)
     loop = Loop()
@@ -71,7 +71,7 @@ def loaded(core: CoreAI, path: Path) -> Iterator[Program]:
         try:
             with silence():
                 function = model.load_function("main")
-            yield Program(core, loop, function)
+            yield Loaded(core, loop, function)
         finally:
             with silence():
                 loop.run(leave(execution))

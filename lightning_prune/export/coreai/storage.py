@@ -1,6 +1,6 @@
 """Weights as bit masks and values: written into a captured graph, and found again in the file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from lightning_prune.export.coreai.capture import insert, value_of
 
-__all__ = ["SparseWeight", "store_sparse"]
+__all__ = ["SparseWeight", "sparse_weights", "store_sparse"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,25 @@ class SparseWeight:
         return self.mask.numel() * self.values.element_size()
 
 
+def sparse_weights(model: nn.Module, masks: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, SparseWeight]:
+    """The weights that are smaller as bit mask and values, by every name that they have in the model.
+
+    Args:
+        model: The model that is captured.
+        masks: Keep-masks by parameter name, in the shape of the parameter.
+        dtype: What the values are stored in.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    by_identity = {
+        id(parameters[name]): SparseWeight.of(parameters[name].to(dtype), mask) for name, mask in masks.items()
+    }
+    found = {name: by_identity.get(id(parameter)) for name, parameter in parameters.items()}
+    return {name: weight for name, weight in found.items() if weight and weight.nbytes < weight.dense_nbytes}
+
+
 def store_sparse(
-    program: torch.export.ExportedProgram, weights: Mapping[str, SparseWeight], inject: Any
-) -> torch.export.ExportedProgram:
+    program: torch.export.ExportedProgram, weights: Mapping[str, SparseWeight], inject: Callable[[Any], Any]
+) -> set[str]:
     """Let a captured graph make weights of masks and values, which the converter writes as they are.
 
     It is done to the inputs of the graph, so it is the same for any use of a parameter: in a layer, in a recurrent
@@ -54,7 +70,11 @@ def store_sparse(
         program: Is changed.
         weights: By name of the parameter within the program.
         inject: The converter's function that makes of a mask of bytes one of bits.
+
+    Returns:
+        The names of those that the program reads.
     """
+    written = set()
     placeholders = program.graph.find_nodes(op="placeholder")
     first = next(node for node in program.graph.nodes if node.op != "placeholder")
     by_name = {node.name: node for node in placeholders}
@@ -63,8 +83,7 @@ def store_sparse(
         node = by_name[spec.arg.name]
         if spec.kind is not InputKind.PARAMETER or spec.target not in weights or not node.users:
             continue
-        weight, dense = weights[spec.target], value_of(node)
-        target = f"{spec.target}_mask"
+        weight, dense, target = weights[spec.target], value_of(node), f"{spec.target}_mask"
         with program.graph.inserting_after(placeholders[-1]):
             mask = program.graph.placeholder(f"{node.name}_mask")
         placeholders.append(mask)
@@ -75,6 +94,7 @@ def store_sparse(
         program.state_dict[spec.target] = nn.Parameter(weight.values, requires_grad=False)
         program.state_dict[target] = weight.mask
         signature.input_specs.append(InputSpec(InputKind.BUFFER, TensorArgument(mask.name), target, persistent=True))
+        written.add(spec.target)
     program.graph_module.recompile()
-    converted: torch.export.ExportedProgram = inject(program)
-    return converted
+    inject(program)
+    return written
