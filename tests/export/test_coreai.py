@@ -147,14 +147,18 @@ def test_the_file_names_no_file_of_the_users_machine_and_is_silent(tmp_path, cap
 
 
 def test_silence_reaches_compiled_code_and_ends_with_an_error(capfd):
-    with pytest.raises(ValueError), silence():
-        os.write(1, b"from below")
-        print("from Python", file=sys.stderr)
-        raise ValueError
-    os.write(1, b"heard")
-    print("again")
+    def talk_and_fail():
+        with silence():
+            os.write(1, b"from below")
+            sys.stderr.write("from Python")
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        talk_and_fail()
+    os.write(1, b"heard ")
+    sys.stdout.write("again")
     sys.stdout.flush()
-    assert capfd.readouterr() == ("heardagain\n", "")
+    assert capfd.readouterr() == ("heard again", "")
 
 
 @needs_coreai

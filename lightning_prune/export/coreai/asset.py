@@ -165,7 +165,8 @@ def sparse_constant(core: CoreAI, values: Any, mask: Any) -> SparseConstant:
 
 def data_size(kind: Any) -> int:
     """Bytes of a constant of a type."""
-    return -(-math.prod(kind.shape) * int(kind.element_type.width) // 8)
+    bits: int = math.prod(kind.shape) * kind.element_type.width
+    return -(-bits // 8)
 
 
 def data_of(core: CoreAI, constant: Any) -> bytes:

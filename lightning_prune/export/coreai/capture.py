@@ -135,7 +135,7 @@ def transposed(before: Node, node: Node, first: int, second: int) -> Node:
 def part_outputs(program: torch.export.ExportedProgram) -> None:
     """Give each output a node of its own: the converter writes a tensor that is returned twice only once."""
     output = program.graph.output_node()
-    row: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    row: list[Any] = list(output.args[0])
     for at, node in enumerate(row):
         if node in row[:at]:
             row[at] = insert(output, aten.clone.default, node, value=value_of(node))
