@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.errors import ConfigError, ExportError
+from lightning_prune.analysis import inspect_file
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError
 from lightning_prune.export.coreai import CoreAIExport, import_coreai, read_asset
 from lightning_prune.export.coreai import installed as installed_file
 from lightning_prune.export.coreai.installed import numbers
@@ -255,6 +256,23 @@ def test_masks_decide_what_is_stored_as_zero(tmp_path, coreai):
     assert torch.equal(torch.from_numpy(constant.mask), keep)
     with pytest.raises(ExportError, match="prunes 511 values that are not zero"):
         CoreAIExport(tmp_path / "net.aimodel", torch.zeros(1, 32)).save(model, masks={"weight": ~keep})
+
+
+@needs_coreai
+def test_inspect_lists_the_weights_by_name_and_as_they_are_stored(tmp_path):
+    model = seeded(lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 16)))
+    with torch.no_grad():
+        model[1].weight.normal_()
+    CoreAIExport(tmp_path / "net.aimodel", torch.zeros(1, 32)).save(model)
+    found = inspect_file(tmp_path / "net.aimodel")
+    assert [(row.name, row.stored, row.zeros, row.shape) for row in found.tensors] == [
+        ("0.weight", "sparse", 768, (32, 32)),
+        ("dense_1", "dense", 0, (16, 32)),
+    ]
+    assert (found.kind, found.others) == ("Core AI asset", 48)
+    (tmp_path / "net.aimodel" / "main.mlirb").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="cannot be read as a Core AI asset"):
+        inspect_file(tmp_path / "net.aimodel")
 
 
 @needs_coreai

@@ -18,6 +18,8 @@ __all__ = ["Asset", "DenseConstant", "SparseConstant", "fingerprint", "name_para
 # What makes a tensor of a bit mask and values.
 BUILD_SPARSE = "coreai.build_sparse_with_bitmask"
 CONSTANT = "coreai.constant"
+# What holds the numbers of the types whose zeros are counted.
+FLOATS: dict[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16}
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class SparseConstant:
     Attributes:
         mask: Bool, ``True`` = kept, in the shape of the weight.
         values: The kept values in row-major order, as bytes.
+        dtype: Their type, as Core AI calls it (``"f32"``).
         itemsize: Bytes of one value.
     """
 
     mask: npt.NDArray[np.bool_]
     values: bytes
+    dtype: str
     itemsize: int
 
     @property
@@ -55,14 +59,14 @@ class DenseConstant:
     """A constant that is stored value by value.
 
     Attributes:
-        shape: Its shape.
         dtype: The type of its values, as Core AI calls it (``"f32"``, ``"si32"``).
         nbytes: Bytes of its values.
+        is_zero: Of floating point numbers of 16 or 32 bits, which are zero, in the shape of the constant; else None.
     """
 
-    shape: tuple[int, ...]
     dtype: str
     nbytes: int
+    is_zero: npt.NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,11 @@ def read_asset(core: CoreAI, path: Path) -> Asset:
     made: dict[Any, dict[int, Any]] = {}
     dense: list[DenseConstant] = []
     for constant in constants:
-        kind = constant.result.type
         uses = [use for use in constant.result.uses if use.owner.name == BUILD_SPARSE]
         for use in uses:
             made.setdefault(use.owner, {})[use.operand_number] = constant
         if not uses:
-            dense.append(DenseConstant(tuple(kind.shape), str(kind.element_type), data_size(kind)))
+            dense.append(dense_constant(core, constant))
     sparse = [sparse_constant(core, row[0], row[1]) for row in made.values()]
     return Asset(
         path,
@@ -160,7 +163,16 @@ def sparse_constant(core: CoreAI, values: Any, mask: Any) -> SparseConstant:
     shape: Sequence[int] = tuple(mask.result.type.shape)
     bits = np.unpackbits(np.frombuffer(data_of(core, mask), dtype=np.uint8), bitorder="little")
     kept = bits[: math.prod(shape)].astype(bool).reshape(shape)
-    return SparseConstant(kept, data_of(core, values), values.result.type.element_type.width // 8)
+    kind = values.result.type.element_type
+    return SparseConstant(kept, data_of(core, values), str(kind), kind.width // 8)
+
+
+def dense_constant(core: CoreAI, constant: Any) -> DenseConstant:
+    """A constant that is stored value by value."""
+    kind, is_zero = constant.result.type, None
+    if (dtype := FLOATS.get(str(kind.element_type))) is not None:
+        is_zero = np.frombuffer(data_of(core, constant), dtype=dtype).reshape(tuple(kind.shape)) == 0
+    return DenseConstant(str(kind.element_type), data_size(kind), is_zero)
 
 
 def data_size(kind: Any) -> int:
