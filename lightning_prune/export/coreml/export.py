@@ -93,6 +93,7 @@ class CoreMLExport:
         compute_precision: ``"float16"`` or ``"float32"``; also the type that weights are stored in.
         io_dtype: ``"float32"`` or ``"float16"``, of floating point inputs and outputs.
         frontend: How the network is captured. ``"export"``: ``torch.export``; ``"trace"``: ``torch.jit.trace``;
+            ``"export_needed"``: ``torch.export``, with the operations broken up that the converter does not know;
             ``"export_full"``: ``torch.export`` decomposed to core operations; ``"auto"``: the first of these whose
             package passes verification.
         compression: Of the nonzero weights, on top of sparsity: ``"int8"``, ``"int4"``, or ``"palette<bits>"`` with 1,
@@ -125,7 +126,7 @@ class CoreMLExport:
     minimum_deployment_target: str = field(default="iOS16", kw_only=True)
     compute_precision: Literal["float16", "float32"] = field(default="float16", kw_only=True)
     io_dtype: Literal["float16", "float32"] = field(default="float32", kw_only=True)
-    frontend: Literal["auto", "export", "trace", "export_full"] = field(default="auto", kw_only=True)
+    frontend: Literal["auto", "export", "trace", "export_needed", "export_full"] = field(default="auto", kw_only=True)
     compression: str | None = field(default=None, kw_only=True)
     overwrite: bool = field(default=True, kw_only=True)
     on_error: Literal["warn", "raise"] = field(default="warn", kw_only=True)
@@ -262,7 +263,8 @@ class CoreMLExport:
         foldings = (True, False) if folding_may_fail(standalone.model) else (True,)
         for frontend, fold in product(FRONTENDS if self.frontend == "auto" else (self.frontend,), foldings):
             try:
-                return self.attempt(frontend, standalone, pruned, place, guessed=guessed, fold_norms=fold)
+                result = self.attempt(frontend, standalone, pruned, place, guessed=guessed, fold_norms=fold)
+                return replace(result, attempts=tuple(f"frontend {name}: {summary(error)}" for name, error in failures))
             except OSError:
                 raise  # a full disk is full for every frontend
             except Exception as error:
