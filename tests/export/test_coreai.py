@@ -130,6 +130,13 @@ def test_a_weight_is_written_once_and_not_for_every_step_of_a_sequence(tmp_path)
 
 
 @needs_coreai
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_averages_leave_the_padding_out(tmp_path, ceil_mode):
+    pool = nn.AvgPool2d(3, 2, 1, ceil_mode=ceil_mode, count_include_pad=False)
+    assert CoreAIExport(tmp_path / "net.aimodel", torch.randn(1, 4, 8, 9)).save(pool).near_error < 1e-6
+
+
+@needs_coreai
 def test_float16_halves_the_file_between_float32_inputs_and_outputs(tmp_path):
     model, example = seeded(NETS["convolutions and norms"][0]), NETS["convolutions and norms"][1]
     full = CoreAIExport(tmp_path / "full.aimodel", example).save(model)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,18 +45,39 @@ def capture(standalone: Standalone, table: dict[Any, Any], *, precision: str) ->
     with warnings.catch_warnings(), torch.no_grad(), quiet_torch(), kept_buffers(standalone):
         warnings.simplefilter("ignore")
         exported = torch.export.export(module.eval(), standalone.inputs, strict=False)
+        table = {**table, aten.avg_pool2d.default: average_within}
         program: torch.export.ExportedProgram = exported.run_decompositions(table)
     if changed := program.graph_signature.buffers_to_mutate.values():
         raise ExportError(
             f"The model must leave its buffers as they are in eval mode, but its forward changes {', '.join(changed)}. "
             "CoreAIExport writes no states: return them as outputs and take them as inputs."
         )
+    spell_out_pools(program.graph)
     drop_relayouts(program.graph)
     multiply_once(program.graph)
     part_outputs(program)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def average_within(
+    x: Tensor,
+    kernel_size: list[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Averages that leave the padding out, as a quotient of averages that do not: coreai-torch 0.4.3 counts it in."""
+    if count_include_pad or not any(padding) or divisor_override is not None:
+        kept: Tensor = NotImplemented  # which tells torch to leave the operation as it is
+        return kept
+    rest = kernel_size, list(stride), list(padding), ceil_mode
+    averages: Tensor = aten.avg_pool2d.default(x, *rest)
+    shares: Tensor = aten.avg_pool2d.default(torch.ones(1, 1, *x.shape[-2:], dtype=x.dtype), *rest)
+    return averages / shares
 
 
 class Halved(nn.Module):
@@ -70,6 +92,13 @@ class Halved(nn.Module):
         halved = (tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors)
         outputs = self.standalone(*halved)
         return tuple(output.float() if output.dtype == torch.float16 else output for output in outputs)
+
+
+def spell_out_pools(graph: Graph) -> None:
+    """Say of an average that it counts the padding where it says anything behind: the converter reads both or none."""
+    for node in graph.find_nodes(op="call_function", target=aten.avg_pool2d.default):
+        if len(node.args) == 5:
+            node.args = (*node.args, True)
 
 
 def drop_relayouts(graph: Graph) -> None:
