@@ -52,7 +52,6 @@ def capture(standalone: Standalone, table: dict[Any, Any], *, precision: str) ->
             f"The model must leave its buffers as they are in eval mode, but its forward changes {', '.join(changed)}. "
             "CoreAIExport writes no states: return them as outputs and take them as inputs."
         )
-    spell_out_pools(program.graph)
     drop_relayouts(program.graph)
     multiply_once(program.graph)
     part_outputs(program)
@@ -92,13 +91,6 @@ class Halved(nn.Module):
         halved = (tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors)
         outputs = self.standalone(*halved)
         return tuple(output.float() if output.dtype == torch.float16 else output for output in outputs)
-
-
-def spell_out_pools(graph: Graph) -> None:
-    """Say of an average that it counts the padding where it says anything behind: the converter reads both or none."""
-    for node in graph.find_nodes(op="call_function", target=aten.avg_pool2d.default):
-        if len(node.args) == 5:
-            node.args = (*node.args, True)
 
 
 def drop_relayouts(graph: Graph) -> None:
