@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_prune.errors import ExportError
 from lightning_prune.export.coreai.installed import CoreAI
 
 __all__ = ["Asset", "DenseConstant", "SparseConstant", "fingerprint", "name_parameters", "read_asset"]
@@ -109,8 +110,12 @@ def read_asset(core: CoreAI, path: Path) -> Asset:
     """Read a file.
 
     Raises:
+        ExportError: The program is damaged.
         Exception: Apple's own, where the folder holds no file of theirs, or one of a later version.
     """
+    # Apple's reader does not raise at a damaged program, but ends the process.
+    if hashlib.sha256((path / "main.mlirb").read_bytes()).digest() != (path / "main.hash").read_bytes():
+        raise ExportError(f"{path} cannot be read as a Core AI asset: main.mlirb is not what main.hash says of it.")
     loaded = core.authoring.AIModelAsset.load(path)
     program = loaded.program  # kept while its constants are read
     constants: list[Any] = []
