@@ -100,7 +100,7 @@ def fingerprint(mask: npt.NDArray[np.bool_], values: bytes) -> str:
 
     Example:
         >>> fingerprint(np.array([[True, False]]), b"abcd")
-        '53a9c0f9ec3e1fbc'
+        'dabe5a4030c8c8de'
     """
     text = "x".join(map(str, mask.shape)).encode()
     return hashlib.sha256(text + b"\0" + np.packbits(mask, axis=None).tobytes() + values).hexdigest()[:16]
