@@ -147,7 +147,8 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     A weight behind a weight norm is listed as it is computed, in place of its ``g`` and ``v``.
 
     Args:
-        path: A Lightning checkpoint, a state dict, ``.safetensors``, an ``.mlpackage`` or an ``.onnx``.
+        path: A Lightning checkpoint, a state dict, ``.safetensors``, an ``.mlpackage``, an ``.aimodel`` or an
+            ``.onnx``.
         all_tensors: List vectors and integers too, not only floating weights of rank 2 and more.
 
     Raises:
@@ -400,6 +401,32 @@ def _inspect_package(path: Path, all_tensors: bool) -> Inspection:
     return Inspection(path, "Core ML package", file_bytes, tuple(tensors), others, tuple(notes))
 
 
+def _inspect_asset(path: Path, all_tensors: bool) -> Inspection:
+    """The constants of a Core AI asset, as they are stored; names are those that this library left in it."""
+    from lightning_prune.export.coreai import import_coreai, read_asset
+
+    recover(path)
+    try:
+        asset = read_asset(import_coreai(), _existing(path))
+    except ExportError as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # of Apple's reader, or of what it reads
+        raise CheckpointError(f"{path} cannot be read as a Core AI asset: {one_line(error)}") from error
+    tensors, others = [], 0
+    for at, one in enumerate(asset.sparse):
+        name = ", ".join(asset.parameters.get(one.fingerprint, [f"sparse_{at}"]))
+        tensors.append(_summary(name, torch.from_numpy(one.mask.astype("uint8")), one.dtype, "sparse", one.nbytes))
+    for dense in asset.dense:
+        if dense.is_zero is None or dense.is_zero.size == 0:
+            continue
+        if all_tensors or (dense.is_zero.ndim > 1 and dense.is_zero.size > 1):
+            values = torch.from_numpy((~dense.is_zero).astype("uint8"))
+            tensors.append(_summary(f"dense_{len(tensors)}", values, dense.dtype, "dense", dense.nbytes))
+        else:
+            others += dense.is_zero.size
+    return Inspection(path, "Core AI asset", asset.nbytes, tuple(tensors), others)
+
+
 def _inspect_onnx(path: Path, all_tensors: bool) -> Inspection:
     """The initializers of an ONNX model, which are all dense."""
     from lightning_prune.export import read_initializers
@@ -424,6 +451,7 @@ def _inspect_onnx(path: Path, all_tensors: bool) -> Inspection:
 
 # Files that are no tensors by name, by their ending; all others are read as checkpoints.
 _READERS = {
+    ".aimodel": _inspect_asset,
     ".mlpackage": _inspect_package,
     ".onnx": _inspect_onnx,
 }

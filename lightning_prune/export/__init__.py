@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_prune.export.coreai import CoreAIExport
 from lightning_prune.export.coreml import CoreMLExport, read_functions
 from lightning_prune.export.formats import FORMATS, Format, format_of
 from lightning_prune.export.onnx import Initializer, ONNXExport, read_initializers
@@ -21,6 +22,7 @@ from lightning_prune.export.sparse import (
 __all__ = [
     "FORMATS",
     "Conversion",
+    "CoreAIExport",
     "CoreMLExport",
     "Export",
     "ExportResult",
