@@ -26,8 +26,8 @@ def add_inspect(commands: Any) -> None:
         "  lightning-prune inspect last.ckpt --at-least 0.75   # exit code 3 if less\n"
     )
     text = (
-        "Show sparsity, structure and bytes of each weight in a checkpoint, state dict, .safetensors, .mlpackage or "
-        ".onnx."
+        "Show sparsity, structure and bytes of each weight in a checkpoint, state dict, .safetensors, .mlpackage, "
+        ".aimodel or .onnx."
     )
     parser = new_command(commands, "inspect", _run, text, examples)
     parser.add_argument("file", type=home, metavar="FILE", help="what to look into; nothing in it is executed")
