@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.errors import ConfigError, did_you_mean, shown
 from lightning_prune.export.inputs import Values
 
-__all__ = ["check_values", "same_number", "values_of"]
+__all__ = ["check_given_names", "check_values", "same_number", "values_of"]
 
 
 def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> None:
@@ -21,6 +21,19 @@ def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> N
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise ConfigError(
             f"export.{name} must have one item for each of the {len(tensors)} tensors ({shapes}), got {len(given)}."
+        )
+
+
+def check_given_names(inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> None:
+    """Raise unless the names that are given to inputs and outputs are lists of texts, each of them once."""
+    for argument, names in (("input_names", inputs), ("output_names", outputs)):
+        if isinstance(names, str) or not all(isinstance(name, str) and name for name in names or ()):
+            raise ConfigError(f'export.{argument} must be a list of texts, got {shown(names)}. Write ["x"].')
+    every = [*(inputs or ()), *(outputs or ())]
+    if again := [name for name in every if every.count(name) > 1]:
+        raise ConfigError(
+            f"export.input_names and export.output_names must differ from each other, got {again[0]!r} more than once. "
+            "Write another."
         )
 
 

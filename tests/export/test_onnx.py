@@ -198,8 +198,8 @@ def test_other_numbers_and_other_zeros_are_refused(path, monkeypatch):
 def test_what_cannot_work_is_found_before_training(path, monkeypatch):
     for options, message in (
         ({"opset_version": 9}, "at least 18"),
-        ({"input_names": ["a", "a"]}, "each of them once"),
-        ({"output_names": "y"}, "lists of texts"),
+        ({"input_names": ["a", "a"]}, "must differ from each other, got 'a' more than once"),
+        ({"output_names": "y"}, "output_names must be a list of texts, got 'y'"),
         ({"on_error": "stop"}, "on_error"),
         ({"overwrite": "maybe"}, "overwrite"),
     ):
@@ -215,7 +215,7 @@ def test_what_cannot_work_is_found_before_training(path, monkeypatch):
 def test_a_model_that_does_not_fit_is_refused_before_training(path, monkeypatch):
     has_packages()
     model = nn.Linear(8, 4)
-    with pytest.raises(ConfigError, match="must be 1 names"):
+    with pytest.raises(ConfigError, match="input_names must have one item for each of the 1 tensors"):
         ONNXExport(path, torch.ones(1, 8), input_names=["a", "b"]).check(model)
     with pytest.raises(ConfigError, match="example_input_array"):
         ONNXExport(path).check(model)

@@ -14,7 +14,15 @@ import numpy.typing as npt
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreai.installed import CoreAI
 
-__all__ = ["Asset", "DenseConstant", "SparseConstant", "fingerprint", "name_parameters", "read_asset"]
+__all__ = [
+    "Asset",
+    "DenseConstant",
+    "SparseConstant",
+    "fingerprint",
+    "folder_size",
+    "name_parameters",
+    "read_asset",
+]
 
 # What makes a tensor of a bit mask and values.
 BUILD_SPARSE = "coreai.build_sparse_with_bitmask"
@@ -137,11 +145,16 @@ def read_asset(core: CoreAI, path: Path) -> Asset:
     sparse = [sparse_constant(core, row[0], row[1]) for row in made.values()]
     return Asset(
         path,
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        folder_size(path),
         tuple({constant.fingerprint: constant for constant in sparse}.values()),
         tuple(dense),
         written_names(path),
     )
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def written_names(path: Path) -> dict[str, list[str]]:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.basics import as_flag, put_in_place, writing_to
-from lightning_prune.errors import ConfigError, ExportError, one_line
-from lightning_prune.export.coreai.asset import Asset, name_parameters, read_asset
+from lightning_prune.errors import ExportError, one_line
+from lightning_prune.export.coreai.asset import Asset, folder_size, name_parameters, read_asset
 from lightning_prune.export.coreai.capture import PREFIXES, capture
 from lightning_prune.export.coreai.installed import CoreAI, import_coreai
 from lightning_prune.export.coreai.runtime import loaded
 from lightning_prune.export.coreai.silence import silence
 from lightning_prune.export.coreai.storage import sparse_weights, store_sparse
 from lightning_prune.export.coreai.weights import prove_weights, weight_fingerprint
-from lightning_prune.export.declared import check_values, same_number, values_of
+from lightning_prune.export.declared import check_given_names, check_values, same_number, values_of
 from lightning_prune.export.draws import largest_values
 from lightning_prune.export.failures import as_export_error
 from lightning_prune.export.findings import Findings
@@ -93,12 +93,7 @@ class CoreAIExport:
         check_choice("on_error", self.on_error, ("warn", "raise"))
         self.overwrite = as_flag("export.overwrite", self.overwrite)
         check_values(self.input_values)
-        names = [*(self.input_names or ()), *(self.output_names or ())]
-        if again := [name for name in names if names.count(name) > 1]:
-            raise ConfigError(
-                f"export.input_names and export.output_names must differ from each other, got {again[0]!r} more than "
-                "once. Write another."
-            )
+        check_given_names(self.input_names, self.output_names)
 
     def check(self, model: nn.Module | None = None) -> None:
         """Find what would make the export fail, before hours of training are spent; writes nothing.
@@ -244,11 +239,6 @@ def read_back(core: CoreAI, place: Path, findings: Findings) -> Asset | None:
             f"({one_line(error)})"
         )
         return None
-
-
-def folder_size(path: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def is_asset(path: Path) -> bool:

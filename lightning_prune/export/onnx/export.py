@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.basics import as_flag, as_whole, put_in_place, writing_to
-from lightning_prune.errors import ConfigError, ExportError, one_line, shown
+from lightning_prune.errors import ExportError, one_line
+from lightning_prune.export.declared import check_given_names, same_number
 from lightning_prune.export.draws import largest_values
 from lightning_prune.export.failures import as_export_error, not_made
 from lightning_prune.export.findings import Findings
@@ -89,12 +90,7 @@ class ONNXExport:
         self.overwrite = as_flag("export.overwrite", self.overwrite)
         if self.opset_version is not None:
             self.opset_version = as_whole("export.opset_version", self.opset_version, least=OLDEST_OPSET)
-        names = [*(self.input_names or ()), *(self.output_names or ())]
-        if isinstance(self.input_names, str) or isinstance(self.output_names, str) or not _are_names(names):
-            raise ConfigError(
-                "export.input_names and export.output_names must be lists of texts, each of them once, got "
-                f"{shown(self.input_names)} and {shown(self.output_names)}."
-            )
+        check_given_names(self.input_names, self.output_names)
 
     def check(self, model: nn.Module | None = None) -> None:
         """Find what would make the export fail, before hours of training are spent; writes nothing.
@@ -114,7 +110,8 @@ class ONNXExport:
         check_size(part)
         if self.submodule is None or self.example_inputs is not None:
             args, kwargs, leaves = take_apart(part, examples)
-            check_number("input_names", self.input_names, [name for name, _ in leaves])
+            if self.input_names is not None:
+                same_number("input_names", self.input_names, [tensor for _, tensor in leaves])
             row_of_shapes(part, args, kwargs, self.dynamic_shapes)
 
     def save(self, model: nn.Module, *, masks: Mapping[str, Tensor] | None = None) -> ExportResult:
@@ -144,8 +141,8 @@ class ONNXExport:
     def write(self, standalone: Standalone, place: Path) -> None:
         """Convert, and save at a place."""
         inputs, outputs = self.input_names or standalone.input_names, self.output_names or standalone.output_names
-        check_number("input_names", inputs, standalone.input_names)
-        check_number("output_names", outputs, standalone.output_names)
+        same_number("input_names", inputs, standalone.inputs)
+        same_number("output_names", outputs, standalone.outputs)
         row = tuple(self.row(standalone))
         try:
             with warnings.catch_warnings(), quiet_torch():
@@ -211,20 +208,8 @@ def check_size(model: nn.Module) -> None:
         )
 
 
-def check_number(name: str, given: Sequence[str] | None, wanted: Sequence[str]) -> None:
-    """Raise unless there is a name for each tensor."""
-    if given is not None and len(given) != len(wanted):
-        raise ConfigError(
-            f"export.{name} must be {len(wanted)} names, one for each tensor ({', '.join(wanted)}), got {len(given)}."
-        )
-
-
 def cause_of(error: BaseException) -> BaseException:
     """What an error of the exporter was raised from, at last; its own text is a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _are_names(names: Sequence[object]) -> bool:
-    return all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)

@@ -15,7 +15,7 @@ from lightning_prune.basics import as_flag, import_safetensors, put_in_place, wr
 from lightning_prune.errors import ExportError
 from lightning_prune.export.copies import refuse_unfinished
 from lightning_prune.export.failures import as_export_error
-from lightning_prune.export.pruned import BREAK_EVEN, expand_mask
+from lightning_prune.export.pruned import expand_mask, masks_of_zeros
 from lightning_prune.export.result import ExportedLayer, ExportResult
 from lightning_prune.export.sparse.files import (
     SparseFile,
@@ -130,10 +130,7 @@ def pruned_zeros(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[s
     """How many values of each pruned parameter are zero, or are pruned by its mask."""
     parameters = {uncompiled_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
     if masks is None:
-        counts = {name: int((one == 0).sum()) for name, one in parameters.items() if one.ndim > 1}
-        return {
-            name: zeros for name, zeros in counts.items() if zeros and zeros >= BREAK_EVEN * parameters[name].numel()
-        }
+        return {name: int((~keep).sum()) for name, keep in masks_of_zeros(parameters).items()}
     named = {uncompiled_name(name): mask for name, mask in masks.items()}
     cpu = {name: parameters[name].detach().cpu() if name in parameters else None for name in named}
     return {name: int((~expand_mask(name, mask, cpu[name])).sum()) for name, mask in named.items()}
