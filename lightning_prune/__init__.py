@@ -1,7 +1,7 @@
 """Magnitude pruning for PyTorch Lightning: add one callback, get a sparse network.
 
-The pruner, its configuration and its schedules need torch alone. What needs Lightning, Core ML Tools or matplotlib is
-loaded when it is first used.
+The pruner, its configuration and its schedules need torch alone. What needs Lightning, matplotlib or the packages of
+a format is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ from lightning_prune.schedules import (
 if TYPE_CHECKING:
     from lightning_prune.analysis import WeightSparsity, allocate
     from lightning_prune.callback import MagnitudePruningCallback
-    from lightning_prune.export import CoreMLExport, ExportResult, ONNXExport, SparseExport, load_sparse, save_sparse
+    from lightning_prune.export import (
+        CoreAIExport,
+        CoreMLExport,
+        ExportResult,
+        ONNXExport,
+        SparseExport,
+        load_sparse,
+        save_sparse,
+    )
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "ConstantSparsityScheduler",
+    "CoreAIExport",
     "CoreMLExport",
     "CosineDecayScheduler",
     "ExportError",
@@ -61,6 +70,7 @@ __version__ = "0.1.0"
 __path__ += [f"{folder}/former" for folder in __path__]  # modules that lie in rooms now, under their former paths
 
 _LAZY = {
+    "CoreAIExport": "lightning_prune.export",
     "CoreMLExport": "lightning_prune.export",
     "ExportResult": "lightning_prune.export",
     "MagnitudePruningCallback": "lightning_prune.callback",

@@ -126,6 +126,21 @@ def test_a_part_of_a_model_is_exported_alone(path):
     assert [layer.name for layer in result.layers] == ["weight"]
 
 
+def test_inspect_lists_a_constant_without_dimensions(path):
+    has_packages()
+    from onnx import TensorProto, helper, save
+
+    from lightning_prune.analysis import inspect_file
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [], [2.0])
+    save(
+        helper.make_model(helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], "g", [x], [y], [constant])),
+        path,
+    )
+    assert [(one.name, one.shape, one.zeros) for one in inspect_file(path, all_tensors=True).tensors] == [("c", (), 0)]
+
+
 def test_inspect_reads_it_and_only_onnx_is_replaced(path):
     has_packages()
     import onnx
