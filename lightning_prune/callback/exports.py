@@ -94,14 +94,14 @@ def refuse_sharded() -> None:
 
 
 def save_all(
-    exports: Sequence[Export], model: nn.Module, masks: Mapping[str, Tensor]
+    exports: Sequence[Export], model: nn.Module, masks: Mapping[str, Tensor] | None
 ) -> tuple[list[ExportResult], list[tuple[Export, ExportError]]]:
     """Save every export; a failure is warned of, and costs neither the model nor another export.
 
     Args:
         exports: Exports to different paths.
         model: The finalized model.
-        masks: Keep-masks by parameter name.
+        masks: Keep-masks by parameter name; None where the model's own zeros tell.
 
     Returns:
         The results of the exports that succeeded, and each other with its error.

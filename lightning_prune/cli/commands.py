@@ -21,6 +21,7 @@ from lightning_prune.cli.init import add_init
 from lightning_prune.cli.inspect import add_inspect
 from lightning_prune.cli.plan import add_plan
 from lightning_prune.cli.plot import add_plot
+from lightning_prune.cli.slim import add_slim
 from lightning_prune.errors import PruningError
 
 __all__ = ["build_parser", "main"]
@@ -28,8 +29,8 @@ __all__ = ["build_parser", "main"]
 _INTERRUPTED = 130  # exit code
 
 _DESCRIPTION = """\
-Magnitude pruning for PyTorch Lightning: plan it before training, inspect files
-and export after it.
+Magnitude pruning for PyTorch Lightning: plan it before training, inspect files,
+make them slim and export after it.
 
 A MODEL is written as package.module:Class, looked for in the current folder
 too; its constructor arguments are given as JSON by --args, or come from the
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lightning-prune {lightning_prune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_init, add_plan, add_inspect, add_export, add_convert, add_plot):
+    for add in (add_init, add_plan, add_inspect, add_export, add_slim, add_convert, add_plot):
         add(commands)
     return parser
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from lightning_prune.basics import home
-from lightning_prune.cli.arguments import add_model, load, new_command
+from lightning_prune.cli.arguments import add_input_shape, add_model, examples_of, load, new_command
 from lightning_prune.cli.output import refuse_existing
 from lightning_prune.errors import ConfigError
 from lightning_prune.export import FORMATS, format_of
@@ -43,8 +43,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument("--output", "-o", type=home, required=True, metavar="FILE", help=f"must end in {endings}")
     parser.add_argument("--to", choices=tuple(FORMATS), help="the format. Default: by the ending of the output")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
-    shape = "shape of one input, such as 1,3,224,224; repeatable. Default: the model's example_input_array"
-    parser.add_argument("--input-shape", action="append", type=_shape, metavar="SHAPE", help=shape)
+    add_input_shape(parser)
     parser.add_argument("--submodule", metavar="NAME", help="export this part of the model only")
     parser.add_argument("--target", metavar="SYSTEM", help="oldest system that must run it (default iOS16)")
     parser.add_argument("--precision", choices=("float16", "float32"), help="default float16, of Core ML")
@@ -59,7 +58,9 @@ def _run(options: argparse.Namespace, out: Console) -> int:
     further = _further(options, row.name, known)
     model = load(options)
     if "example_inputs" in known:
-        further["example_inputs"] = _examples(options, model)
+        examples = examples_of(options, model)
+        # the model's own example is followed into a submodule
+        further["example_inputs"] = None if options.input_shape is None else examples
     out.print(row.export(options.output, overwrite=options.overwrite, **further).save(model))
     return 0
 
@@ -75,28 +76,3 @@ def _further(options: argparse.Namespace, to: str, known: Collection[str]) -> di
             further[argument] = value
     further.pop("example_inputs", None)
     return further
-
-
-def _examples(options: argparse.Namespace, model: Any) -> Any:
-    """Zeros in the shapes that were written; None for the model's own example."""
-    import torch
-
-    if options.input_shape is None and getattr(model, "example_input_array", None) is None:
-        raise ConfigError(
-            f"{type(model).__name__} has no example_input_array, so the shape of an input must be said. "
-            "Write --input-shape 1,3,224,224, once for each input."
-        )
-    try:
-        return None if options.input_shape is None else tuple(torch.zeros(shape) for shape in options.input_shape)
-    except (RuntimeError, OverflowError) as error:  # of more memory than there is
-        raise ConfigError(f"--input-shape must fit into memory: {str(error).splitlines()[0]}") from error
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(size) for size in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"must be sizes such as 1,3,224,224, got {text!r}")
-    return shape

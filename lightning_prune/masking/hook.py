@@ -30,7 +30,7 @@ class HookMask(HeldMask):
         self.parameter = planned.parameter
         self._owners = planned.owners
         self._name = planned.name
-        shape = planned.config.structure.mask_shape(planned.shape)
+        shape = planned.layout.mask_shape(planned.shape)
         mask = ones(self.parameter, shape)
         self._hooks = [_MaskedForward(owner.attribute) for owner in planned.owners]
         self._last_mask = mask

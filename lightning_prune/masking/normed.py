@@ -40,7 +40,7 @@ class NormedMask(HeldMask):
     def __init__(self, planned: PrunedParameter, gain: Owner) -> None:
         config = replace(planned.config, granularity="per_scalar", block_size=1, n_m_ratio=None)
         self.parameter = planned.parameter
-        self._mask = ones(self.parameter, planned.config.structure.mask_shape(planned.shape))
+        self._mask = ones(self.parameter, planned.layout.mask_shape(planned.shape))
         self._gain_name = planned.gain_name
         self._owners = planned.owners
         self._direction = _Direction(replace(planned, config=config))

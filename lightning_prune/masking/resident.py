@@ -67,7 +67,7 @@ class ResidentMask(HeldMask):
     def __init__(self, planned: PrunedParameter) -> None:
         self.parameter = planned.parameter
         self._owners = planned.owners
-        shape = planned.config.structure.mask_shape(tuple(local_part(self.parameter).shape))
+        shape = planned.layout.mask_shape(tuple(local_part(self.parameter).shape))
         self.mask = ones(self.parameter, shape)
         self._state = _State.PRUNED
         self._stash: Tensor | None = None

@@ -267,6 +267,7 @@ def test_nothing_in_a_file_is_executed(folder, capsys):
         ("inspect", "evil.ckpt"),
         ("convert", "evil.ckpt", "out.ckpt"),
         ("export", "cli_nets:Net", "--checkpoint", "evil.ckpt", "-o", "a.mlpackage"),
+        ("slim", "cli_nets:Net", "--checkpoint", "evil.ckpt", "-o", "a.safetensors"),
         ("plot", "layers", "evil.ckpt", "-o", "a.png"),
     ):
         code, _, error = run(capsys, *command)
@@ -391,7 +392,7 @@ def test_convert_into_a_missing_folder_is_one_line(folder, capsys):
 # Help
 
 
-@pytest.mark.parametrize("command", ["", "init", "plan", "inspect", "export", "convert", "plot"])
+@pytest.mark.parametrize("command", ["", "init", "plan", "inspect", "export", "slim", "convert", "plot"])
 @pytest.mark.parametrize("columns", ["40", "200"])
 def test_every_help_fits_80_columns(monkeypatch, capsys, command, columns):
     monkeypatch.setenv("COLUMNS", columns)
@@ -537,7 +538,7 @@ def test_what_is_not_a_command_exits_with_two(arguments, capsys):
 
 def test_every_command_has_help_with_examples(capsys):
     commands = next(action for action in build_parser()._actions if action.choices and "init" in action.choices).choices
-    assert list(commands) == ["init", "plan", "inspect", "export", "convert", "plot"]
+    assert list(commands) == ["init", "plan", "inspect", "export", "slim", "convert", "plot"]
     for name, parser in commands.items():
         text = parser.format_help()
         assert f"examples:\n  lightning-prune {name} " in text
