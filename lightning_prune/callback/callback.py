@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,22 +9,23 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.basics import as_flag, check_lock, is_a, lock, unlock
+from lightning_prune.basics import as_flag, check_lock, lock, unlock
 from lightning_prune.callback.averages import mask_averages, refuse_averages
 from lightning_prune.callback.callers import builder, listed_beside
 from lightning_prune.callback.checks import (
     refuse_orphans,
     refuse_second_pruner,
     refuse_twins,
+    stand_before_checkpoints,
     warn_if_missed,
     warn_if_too_short,
     warn_if_uncounted,
     warn_if_untrained,
 )
-from lightning_prune.callback.exports import in_a_list, load_exports, named_numbers, refuse_sharded, save_all
+from lightning_prune.callback.exports import in_a_list, load_exports, refuse_sharded
 from lightning_prune.callback.fit import Fit
-from lightning_prune.callback.logs import log_metrics, log_to_loggers, show
-from lightning_prune.callback.slimming import slim_trained
+from lightning_prune.callback.logs import log_metrics, show
+from lightning_prune.callback.outcome import hand_over, raise_if_asked
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, ExportError, LifecycleError, SlimError, shown
@@ -258,10 +258,7 @@ class MagnitudePruningCallback(Callback):
             self.slim.inputs_of(pl_module)
         self.slim_result = self.slim_error = None
         self.export_results, self.export_errors = [], []
-        # a new list: the Trainer is walking over the old list
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        place = next((place for place, callback in enumerate(others) if is_a(callback, "Checkpoint")), len(others))
-        trainer.callbacks = [*others[:place], self, *others[place:]]  # type: ignore[attr-defined]
+        stand_before_checkpoints(trainer, self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach masks to the module, and tell them the optimizers."""
@@ -348,7 +345,9 @@ class MagnitudePruningCallback(Callback):
         if self.show_plan:
             show(self.report())
         if trainer.is_global_zero:
-            self._hand_over(trainer, pl_module)
+            outcome = hand_over(trainer, pl_module, self._fit.need_pruner(), self.slim, in_a_list(self.export))
+            self.slim_result, self.slim_error, self.export_results, self.export_errors = outcome
+            raise_if_asked(self.export_errors)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
@@ -392,28 +391,6 @@ class MagnitudePruningCallback(Callback):
         if self._foreign is not None:
             self._foreign.remove()
             self._foreign = None
-
-    def _hand_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the trained module slim and export it; a failure costs nothing else, unless an export is to raise."""
-        pruner = self._fit.need_pruner()
-        weights = {planned.name for planned in pruner.plan if len(planned.shape) > 1}  # not norms and biases
-        masks: Mapping[str, Tensor] | None = {name: mask for name, mask in pruner.masks().items() if name in weights}
-        model: nn.Module = pl_module
-        if self.slim is not None:
-            self.slim_result, self.slim_error = slim_trained(pl_module, self.slim)
-            if self.slim_result is not None:
-                show(self.slim_result)
-                log_to_loggers(trainer, self.slim_result.as_dict())
-                model, masks = self.slim_result.model, None
-        exports = in_a_list(self.export)
-        self.export_results, self.export_errors = save_all(exports, model, masks)
-        for result in self.export_results:
-            show(result)
-        if self.export_results:
-            log_to_loggers(trainer, named_numbers(self.export_results))
-        for export, error in self.export_errors:
-            if export.on_error == "raise":
-                raise error
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, *, with_changes: bool = False) -> None:
         """Log the sparsity, and what the last update changed."""

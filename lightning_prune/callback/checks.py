@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_prune.basics import is_a
 from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.plan import PruningPlan, shared_patterns
 from lightning_prune.pruner import MagnitudePruner
@@ -16,6 +17,7 @@ __all__ = [
     "refuse_orphans",
     "refuse_second_pruner",
     "refuse_twins",
+    "stand_before_checkpoints",
     "warn_if_abrupt",
     "warn_if_missed",
     "warn_if_too_short",
@@ -25,6 +27,14 @@ __all__ = [
 
 _FEW = 6  # updates, below which an update of a cubic schedule prunes more than half of what is to be pruned
 _ROOM = 20  # optimizer steps of a run in which there is room for more
+
+
+def stand_before_checkpoints(trainer: Trainer, callback: Callback) -> None:
+    """Let a callback go before those that write checkpoints, which are to hold what it has done."""
+    # a new list: the Trainer is walking over the old list
+    others = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
+    place = next((place for place, other in enumerate(others) if is_a(other, "Checkpoint")), len(others))
+    trainer.callbacks = [*others[:place], callback, *others[place:]]  # type: ignore[attr-defined]
 
 
 def refuse_twins(keys: Sequence[str]) -> None:

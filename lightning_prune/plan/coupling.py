@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lightning_prune.errors import ConfigError, first_names
 from lightning_prune.plan.names import type_key
 from lightning_prune.plan.rows import Coupled, Owner, PrunedParameter, PruningPlan, SkippedModule
-from lightning_prune.slim import CoupledMember, Coupling
+
+if TYPE_CHECKING:
+    from lightning_prune.slim import CoupledMember, Coupling
 
 __all__ = ["couple_plan"]
 

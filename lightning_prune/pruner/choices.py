@@ -8,15 +8,9 @@ from lightning_prune.errors import ConfigError, shown
 from lightning_prune.masking import Masking
 from lightning_prune.slim import Slim
 
-__all__ = ["SHARDED", "Scope", "check_choices", "check_slim"]
+__all__ = ["Scope", "check_choices", "check_slim"]
 
 Scope = Literal["layer", "global"]
-
-SHARDED = (
-    "slim ranks channels of several parameters together, and needs all of them in one process, but the model is "
-    "sharded over several (DTensor). Train it with DDP, or without slim: then make a checkpoint slim afterwards, with "
-    "lightning_prune.slim.slim."
-)
 
 
 def check_choices(masking: str, scope: str) -> None:

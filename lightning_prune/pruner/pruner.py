@@ -10,18 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.config import load_config
-from lightning_prune.errors import ConfigError, LifecycleError, SlimError
+from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masking import Masking, way_of
-from lightning_prune.plan import (
-    SUPPORTED_MODULES,
-    PruningPlan,
-    copy_module,
-    couple_plan,
-    plan_pruning,
-    warn_of_dense,
-)
+from lightning_prune.plan import SUPPORTED_MODULES, PruningPlan, copy_module, warn_of_dense
 from lightning_prune.pruner import finalizing
-from lightning_prune.pruner.choices import SHARDED, Scope, check_choices, check_slim
+from lightning_prune.pruner.choices import Scope, check_choices, check_slim
+from lightning_prune.pruner.coupling import Planner
 from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.measuring import report_layers
 from lightning_prune.pruner.progress import Progress
@@ -30,7 +24,7 @@ from lightning_prune.pruner.restoring import dump_layers, parse_layers, require_
 from lightning_prune.pruner.training import Training
 from lightning_prune.schedules import PruningScheduler, TrainingRun
 from lightning_prune.sharding import is_sharded
-from lightning_prune.slim import Coupling, Slim, find_coupling
+from lightning_prune.slim import Slim
 
 __all__ = ["MagnitudePruner"]
 
@@ -55,8 +49,8 @@ class MagnitudePruner:
             together as their schedules ask for, and no layer keeps less than a tenth of the density of them all.
         track_changes: Count what each update changes, for :attr:`changes`. Costs a copy of one mask at a time.
         slim: With ``True`` or :class:`~lightning_prune.slim.Slim`, rules ``per_channel`` prune channels that can be cut
-            out: those that can only go together are ranked by the norm of all their weights, and pruned as one, with
-            their biases and norms; what cannot go stays dense, and the plan says why. Needs ``masking="resident"``.
+            out: those that can only go together as one, ranked by the norm of all their weights, with biases and norms.
+            What cannot go stays dense, and the plan says why. Needs ``masking="resident"``.
 
     Raises:
         ConfigError: The configuration does not hold together, or ``masking`` or ``scope`` is unknown.
@@ -86,10 +80,10 @@ class MagnitudePruner:
         slim: Slim | dict[str, Any] | bool | None = None,
     ) -> None:
         check_choices(masking, scope)
-        self._slim = check_slim(slim, masking, scope)
-        self._coupling: Coupling | None = None
+        settings = check_slim(slim, masking, scope)
         self._model = self._unprepared = model
         self._config = load_config(config)
+        self._planner = Planner(self._config, settings)
         self._way, self._scope, self._track_changes = way_of(masking), scope, track_changes
         self._progress = Progress(model, Training(self._way))  # without layers: not prepared
         self._plan: PruningPlan | None = None
@@ -134,7 +128,7 @@ class MagnitudePruner:
     def plan(self) -> PruningPlan:
         """What is pruned, by which rule, and what is not and why."""
         if self._plan is None:
-            return self._plan_of(self._model)
+            return self._planner.plan(self._model)
         waiting = [layer.plan for layer in self._layers if layer.is_waiting]
         return self._plan.without(waiting, _WAITS) if waiting else self._plan
 
@@ -200,7 +194,7 @@ class MagnitudePruner:
             raise ConfigError("optimizers train the model itself, not a copy of it. Write prepare(inplace=True, ...).")
         training = Training(self._way, optimizers)
         model = self._model if inplace else copy_module(self._model)
-        plan = self._plan_of(model)
+        plan = self._planner.plan(model)
         if not self._has_told:  # what is prepared anew is told of already
             warn_of_dense(plan, self._config)
             self._has_told = True
@@ -393,19 +387,6 @@ class MagnitudePruner:
     @property
     def _layers(self) -> list[Layer]:
         return self._progress.layers
-
-    def _plan_of(self, model: nn.Module) -> PruningPlan:
-        plan = plan_pruning(model, self._config)
-        if self._slim is None:
-            return plan
-        if any(is_sharded(planned.parameter) for planned in plan):
-            raise ConfigError(SHARDED)
-        if self._coupling is None:
-            try:
-                self._coupling = find_coupling(model, self._slim.inputs_of(model), keep=self._slim.keep)
-            except SlimError as error:
-                raise ConfigError(f"slim: {error}") from error
-        return couple_plan(plan, model, self._coupling)
 
     def _take_off(self) -> None:
         progress, self._progress, self._plan = self._progress, Progress(self._model, Training(self._way)), None
