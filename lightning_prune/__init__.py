@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError
+from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, SlimError
 from lightning_prune.masking import convert_checkpoint
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, SparsityReport
@@ -44,6 +44,7 @@ __all__ = [
     "PruningError",
     "PruningPlan",
     "PruningScheduler",
+    "SlimError",
     "SparsityReport",
     "TrainingRun",
     "WeightSparsity",

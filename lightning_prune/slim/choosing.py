@@ -38,7 +38,7 @@ class Choice:
     def reasons(self, ids: Tensor) -> dict[str, int]:
         """Why those slots stay that could not go, and how many for each reason."""
         counts: dict[str, int] = defaultdict(int)
-        open_slots = self.classes[ids].unique()
+        open_slots = torch.unique(self.classes[ids])
         for pin in self.pins:
             held = torch.isin(open_slots, self.classes[pin.ids])
             if bool(held.any()):
@@ -107,15 +107,15 @@ def _foldable(readers: Sequence[Reader], uses: Mapping[str, int]) -> list[Tensor
     result = [torch.full_like(reader.constants, reader.foldable, dtype=torch.bool) for reader in readers]
     for bias, members in sharing.items():
         first = readers[members[0]]
-        alone = uses.get(bias, 0) <= len(members) if first.bias is not None else True
+        alone = first.bias is None or uses.get(bias, 0) <= len(members)
+        same = {(readers[index].weight, readers[index].axis, readers[index].out_axis) for index in members}
         for index in members:
-            reader = readers[index]
-            if not alone or reader.weight != first.weight or reader.axis != first.axis:
+            if not alone or len(same) > 1:
                 result[index][:] = False
-            else:
-                for other in members:
-                    result[index] &= reader.constants == readers[other].constants
-                    result[index] &= readers[other].foldable
+                continue
+            for other in members:
+                result[index] &= readers[index].constants == readers[other].constants
+                result[index] &= readers[other].foldable
     return result
 
 

@@ -15,8 +15,8 @@ __all__ = ["classes_of"]
 def classes_of(size: int, edges: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Number the connected parts of a graph of slots.
 
-    Whole arrays at once: each slot points to a slot of a smaller number, each edge lets the higher one of two ends point
-    to the lower, and all pointers are shortened until nothing changes.
+    Whole arrays at once: each slot points to a slot of a smaller number, each edge lets the higher of its two ends
+    point to the lower, and all pointers are shortened until nothing changes.
 
     Args:
         size: How many slots there are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -83,7 +83,7 @@ def apply_cut(model: nn.Module, cut: Cut, values: Mapping[str, Tensor] | None = 
         cut: What to cut.
         values: All parameters and buffers as they are to be, in the sizes after the cut. Default: those of the model.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for bias, name in cut.new_biases.items():
         weight = modules[name].weight
         shift = cut.shifts[bias].to(weight)
@@ -134,7 +134,7 @@ def _replace_states(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
             fresh = changed[first].contiguous(memory_format=_format(old, changed[first]))
             made[first] = nn.Parameter(fresh, requires_grad=old.requires_grad) if own in module._parameters else fresh
         if own in module._parameters:
-            module._parameters[own] = made[first]  # type: ignore[assignment]
+            module._parameters[own] = made[first]
         else:
             module._buffers[own] = made[first]
     sized: set[int] = set()
@@ -158,18 +158,16 @@ def _follow(module: nn.Module, before: tuple[int, ...]) -> None:
         module: The layer.
         before: The shape of its weight before it was cut.
     """
-    weight = module.weight
+    first, second = (*module.get_parameter("weight").shape, 1)[:2]
     if isinstance(module, _Conv):
-        first, second = weight.shape[:2]
         if module.groups > 1:  # whole groups went, and with them rows of the weight
             module.groups = module.groups * first // before[0]
         transposed = isinstance(module, _ConvTranspose)
         inputs, outputs = (first, second * module.groups) if transposed else (second * module.groups, first)
         module.in_channels, module.out_channels = inputs, outputs
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
+        module.out_features, module.in_features = first, second
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.embedding_dim = weight.shape[1]
+        module.embedding_dim = second
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = weight.shape[0]
-
+        module.num_parameters = first

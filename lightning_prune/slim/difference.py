@@ -15,8 +15,7 @@ from lightning_prune.slim.choosing import Choice
 from lightning_prune.slim.flow import Pin
 from lightning_prune.slim.graph import Call, Graph, writes_in_place
 from lightning_prune.slim.names import standing_names, states_of
-from lightning_prune.slim.ops import operation_of
-from lightning_prune.slim.ops.operation import values_in
+from lightning_prune.slim.ops import operation_of, values_in
 from lightning_prune.slim.proof import Doubled
 from lightning_prune.slim.walk import Walk
 
@@ -26,11 +25,11 @@ __all__ = ["first_difference", "pins_at"]
 _TORCH = str(Path(nn.__file__).parent)
 
 
-class _Listener(TorchDispatchMode):
+class _Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells of each basic operation that runs, and of its result."""
 
     def __init__(self, tell: Callable[[str, Any], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tell = tell
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,7 +38,7 @@ class _Listener(TorchDispatchMode):
         return result
 
 
-class _Found(Exception):  # noqa: N818
+class _Found(Exception):
     """The run has gone another way; nothing after that matters."""
 
 
@@ -177,7 +176,7 @@ def pins_at(graph: Graph, node: fx.Node, found: Walk, choice: Choice) -> list[Pi
 def _pins(node: fx.Node, found: Walk, choice: Choice) -> list[Pin]:
     operation = operation_of(node, found.values)
     reason = f"{operation.label}, whose sizes are written in the forward"
-    ids = [value.ids.unique() for value in values_in((operation.args, operation.kwargs, found.values[node]))]
+    ids = [torch.unique(value.ids) for value in values_in((operation.args, operation.kwargs, found.values[node]))]
     return [Pin(part, reason) for part in ids if bool((~choice.stays(part)).any())]
 
 
@@ -186,7 +185,9 @@ def _twins(node: fx.Node, graph: Graph) -> list[fx.Node]:
     line = _line(node)
     if line is None:
         return []
-    return [other for other in graph.nodes if other is not node and other.target == node.target and _line(other) == line]
+    return [
+        other for other in graph.nodes if other is not node and other.target == node.target and _line(other) == line
+    ]
 
 
 def _line(node: fx.Node) -> str | None:

@@ -1,4 +1,4 @@
-"""What the operations of a network say of its slots: which are the same channel, which must stay, and who reads them."""
+"""What the operations of a network say of its slots: which are one channel, which must stay, and who reads them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.slim.values import State, Value, compact, narrowed, varies
 
@@ -57,9 +57,11 @@ class Flow:
 
     Args:
         tensors: Parameters and buffers by name; a tensor that has several names under one of them.
+        modules: All modules by name; a module that has several names under each.
     """
 
     tensors: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
     size: int = 0
     slots: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -86,7 +88,7 @@ class Flow:
 
     def unite(self, first: Tensor, second: Tensor) -> None:
         """Say that the slots of two tensors, which broadcast, can only go together."""
-        first, second = torch.broadcast_tensors(first, second)
+        first, second = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]
         for dim in range(first.dim()):
             if not varies(first, dim) and not varies(second, dim):
                 first, second = (ids.narrow(dim, 0, min(1, ids.shape[dim])) for ids in (first, second))
@@ -122,6 +124,17 @@ class Flow:
         ids = self.new(1).reshape([1] * tensor.dim()).expand(tensor.shape)
         return Value(ids, constant, state, from_inputs=False)
 
+    def with_numbers(self, value: Value) -> Value:
+        """A parameter in several dimensions with its numbers as constants, read only where they can matter."""
+        if value.state is None:
+            return value
+        tensor = self.tensors[value.state.name].detach().double()
+        shown = [axis for axis in value.state.axes if axis is not None]
+        hidden = [axis for axis in range(tensor.dim()) if axis not in shown]  # of size 1
+        sizes = [1 if axis is None else tensor.shape[axis] for axis in value.state.axes]
+        numbers = tensor.permute(*shown, *hidden).reshape(sizes).expand(value.shape)
+        return Value(value.ids, compact(numbers), value.state, value.from_inputs)
+
     def shown_along(self, value: Value, dim: int) -> Tensor:
         """The slots of a parameter along one dimension of it, standing there, expanded over the others."""
         if value.state is None:
@@ -131,6 +144,23 @@ class Flow:
             return value.ids
         shape = [-1 if other == dim % len(value.shape) else 1 for other in range(len(value.shape))]
         return self.slots_of(value.state.name, axis).reshape(shape).expand(value.shape)
+
+    def bias_holder(self, weight: str, caller: str) -> str | None:
+        """The layer without a bias that multiplies with a weight and can get a bias, or None.
+
+        Args:
+            weight: The weight's name.
+            caller: The module that seems to call the operation; its name is not always one that the model knows.
+        """
+        holders: dict[int, list[str]] = {}
+        for name, module in self.modules.items():
+            layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None
+            if layer and module.weight is self.tensors[weight]:
+                holders.setdefault(id(module), []).append(name)
+        for names in holders.values():
+            if caller in names or len(holders) == 1:
+                return names[0]
+        return None
 
     def live(self, name: str, out_axis: int, axis: int) -> Tensor:
         """Which weights are not all zero over the kernel, bool, shape ``(C_out, C_in)``."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import functools
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,9 +19,9 @@ from torch.export.graph_signature import InputKind
 
 from lightning_prune.errors import SlimError
 
-__all__ = ["Call", "Graph", "as_call", "capture", "plain_copy", "to_double"]
+__all__ = ["Call", "Graph", "as_call", "capture", "leaves_of", "name_of", "plain_copy", "to_double", "writes_in_place"]
 
-# Operations whose result shares the memory of their input: a later write to it is a write to that input as well.
+# Their result shares the memory of their input: a later write to it is a write to that input as well.
 _VIEWS = frozenset(
     "view reshape _unsafe_view flatten unflatten permute transpose t movedim squeeze unsqueeze expand expand_as select "
     "slice narrow chunk split split_with_sizes tensor_split unbind diagonal unfold alias detach view_as numpy_T mT "
@@ -65,6 +67,12 @@ class Graph:
     outputs: tuple[fx.Node, ...]
     program: ExportedProgram
 
+    def results_of(self, module: str) -> list[fx.Node]:
+        """What the calls of a module give to operations outside of it, or to the caller of the model."""
+        stacks = ((node, node.meta.get("nn_module_stack") or {}) for node in self.nodes)
+        inside = {node for node, stack in stacks if any(path == module for path, _ in stack.values())}
+        return [node for node in self.nodes if node in inside and (node in self.outputs or not inside >= {*node.users})]
+
 
 def as_call(example_inputs: Any) -> Call:
     """The call that a user means: a tensor, a sequence of positional arguments, or a dict of keyword arguments."""
@@ -84,9 +92,10 @@ def as_call(example_inputs: Any) -> Call:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode on the CPU, which shares no memory with the model."""
-    trainer = vars(model).get("_trainer")
-    if trainer is not None:  # a LightningModule amid a fit: its Trainer, data and loggers are no part of the network
-        model.__dict__["_trainer"] = None
+    # A LightningModule amid a fit: its Trainer, data and loggers are no part of the network.
+    trainers = [(module, vars(module)["_trainer"]) for module in model.modules() if vars(module).get("_trainer")]
+    for module, _ in trainers:
+        module.__dict__["_trainer"] = None
     try:
         return copy.deepcopy(model).cpu().eval()
     except Exception as error:
@@ -95,8 +104,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
             f"{type(error).__name__}: {error}. What was computed with gradients must not be kept in it."
         ) from error
     finally:
-        if trainer is not None:
-            model.__dict__["_trainer"] = trainer
+        for module, trainer in trainers:
+            module.__dict__["_trainer"] = trainer
 
 
 def to_double(tensor: Tensor) -> Tensor:
@@ -116,6 +125,13 @@ def capture(model: nn.Module, call: Call) -> Graph:
         SlimError: The model cannot be called with the example, or cannot be captured.
     """
     program = _export(model, call)
+    for node in program.graph.nodes:
+        tensors = (leaf for leaf in leaves_of(node.meta.get("val")) if isinstance(leaf, Tensor))
+        if any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
+            raise SlimError(
+                f"{type(model).__name__} must compute tensors whose sizes do not depend on values, but {name_of(node)} "
+                "gives one. Write it with torch.where, or slim the submodule that has no such code."
+            )
     if _writes_through_views(program.graph):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -141,6 +157,10 @@ def _export(model: nn.Module, call: Call) -> ExportedProgram:
                 f"example_inputs must be what {type(model).__name__}.forward takes, but calling it raised "
                 f"{type(error).__name__}: {_first_line(error)}."
             ) from error
+    own = vars(model).get("forward")
+    forward = model.forward
+    # The exporter knows fewer types of answers than models have.
+    model.forward = functools.wraps(forward)(lambda *args, **kwargs: leaves_of(forward(*args, **kwargs)))
     try:
         # Without gradients, torch fuses transformer layers; when it cannot capture, it prints what it has.
         with warnings.catch_warnings(), torch.enable_grad(), contextlib.redirect_stderr(io.StringIO()):
@@ -149,9 +169,25 @@ def _export(model: nn.Module, call: Call) -> ExportedProgram:
     except Exception as error:
         raise SlimError(
             f"{type(model).__name__} cannot be captured by torch.export: {_first_line(error)}. A forward whose way "
-            "depends on the values of tensors (if, while, .item(), nonzero) has no graph: write it with torch.where, or "
-            "slim the submodule that has no such code."
+            "depends on the values of tensors (if, while, .item(), nonzero) has no graph: write it with torch.where, "
+            "or slim the submodule that has no such code."
         ) from error
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
+
+
+def leaves_of(output: Any) -> list[Any]:
+    """All tensors and other values in an answer, whatever they are packed in."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, (Mapping, type)):
+        output = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    elif isinstance(output, Mapping):
+        output = list(output.values())
+    elif not isinstance(output, (list, tuple)):
+        leaves = torch.utils._pytree.tree_leaves(output)
+        return leaves if len(leaves) == 1 and leaves[0] is output else leaves_of(leaves)
+    return [leaf for item in output for leaf in leaves_of(item)]
 
 
 def _first_line(error: Exception) -> str:

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_prune.slim.graph import Call, to_double
+from lightning_prune.slim.graph import Call, leaves_of, to_double
 
-__all__ = ["Doubled", "difference", "inputs_of", "outputs_of"]
+__all__ = ["Doubled", "difference", "inputs_of", "larger_batch", "outputs_of"]
 
 FRESH_INPUTS = 6
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Doubled(TorchDispatchMode):
+class Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Let a forward that asks for single precision have double precision, so that rounding hides nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation, with any narrower type that it asks for widened."""
@@ -61,22 +64,27 @@ def _drawn(tensor: Tensor, scale: float, generator: torch.Generator) -> Tensor:
 
 
 def outputs_of(model: nn.Module, call: Call) -> list[Tensor]:
-    """All tensors that a model answers with, in double precision, drawing the same random numbers each time."""
+    """All tensors that a model answers with, in double precision, drawing the same random numbers each time.
+
+    What it writes into its buffers is taken back.
+    """
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     with torch.no_grad(), torch.random.fork_rng(devices=[]), Doubled():
         torch.manual_seed(0)
-        leaves = torch.utils._pytree.tree_leaves(_plain(call.of(model)))
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves_of(call.of(model))]
+    with torch.no_grad():
+        for module, name, buffer, values in buffers:
+            module._buffers[name] = buffer.copy_(values)
     return [leaf.double() if leaf.is_floating_point() else leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _plain(output: Any) -> Any:
-    """Outputs that are a mapping or an object of a library, as a list."""
-    if hasattr(output, "to_tuple"):
-        return output.to_tuple()
-    return list(output.values()) if isinstance(output, dict) else output
-
-
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference of outputs, as a fraction of the largest value of its tensor; infinite if shapes differ."""
+    """The largest difference of outputs, as a fraction of the largest value of each; infinite if shapes differ."""
     if len(ours) != len(theirs):
         return float("inf")
     largest = 0.0

@@ -118,7 +118,7 @@ def load_slim(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     device = next(iter(states.values())).device if states else torch.device("cpu")
     kept = {name: axes for name, axes in recipe.kept.items() if name not in recipe.new_biases}
     apply_cut(model, Cut(kept, {}, {}, recipe.features), {name: tensor.to(device) for name, tensor in state.items()})
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in recipe.new_biases.items():
         modules[module].bias = nn.Parameter(state[name].to(device))
     return model
@@ -149,7 +149,7 @@ def _check_tensors(recipe: Recipe, state: Mapping[str, Tensor], model: nn.Module
             if not ordered or not len(indices) or int(indices[0]) < 0 or int(indices[-1]) >= size:
                 raise SlimError(f"{file} is damaged: the indices kept of {name} are not those of its axis {axis}.")
             wanted[name][axis] = len(indices)
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, owner in recipe.new_biases.items():
         module = modules.get(owner)
         if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or module.bias is not None:
@@ -163,9 +163,11 @@ def _check_tensors(recipe: Recipe, state: Mapping[str, Tensor], model: nn.Module
         raise SlimError(f"{file} is damaged: it does not have the tensors that it names.")
     for name, shape in wanted.items():
         if list(state[name].shape) != shape:
-            raise SlimError(f"{file} is damaged: {name} has shape {tuple(state[name].shape)} instead of {tuple(shape)}.")
+            raise SlimError(
+                f"{file} is damaged: {name} has shape {tuple(state[name].shape)} instead of {tuple(shape)}."
+            )
     for name, count in recipe.features.items():
-        if not hasattr(modules.get(name), "num_features") or not 0 < count:
+        if not hasattr(modules.get(name), "num_features") or count < 1:
             raise SlimError(f"{file} must belong to {type(model).__name__}: its {name!r} is no norm of channels.")
 
 
@@ -178,7 +180,7 @@ def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
             content = load_tensors(file)
             if not isinstance(content, dict):
                 raise ValueError("it is no recipe")
-            metadata, tensors = content, content.get("tensors")
+            metadata, tensors = content, content["tensors"]
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no recipe of a slim network")
         return _parsed(json.loads(metadata["recipe"]), tensors)

@@ -18,7 +18,7 @@ from torch import nn
 from lightning_prune.basics import DottedText, literal, new_table
 from lightning_prune.slim.choosing import Choice
 from lightning_prune.slim.cutting import Cut
-from lightning_prune.slim.graph import Call
+from lightning_prune.slim.graph import Call, plain_copy
 from lightning_prune.slim.recipe import Recipe, save_recipe
 from lightning_prune.slim.walk import Walk
 
@@ -72,7 +72,7 @@ class SlimResult:
         slim_latency: The same after.
         difference: The largest difference of outputs in double precision, as a fraction of the largest output.
         checks: What was compared, in words.
-        pinned: Why output channels of layers stay whatever their values are, and how many for each reason.
+        pinned: The same of all layers together.
     """
 
     model: nn.Module
@@ -168,7 +168,8 @@ class SlimResult:
     def __str__(self) -> str:
         return (
             f"{self.parameters:,} parameters before, {self.slim_parameters:,} after "
-            f"({_share(self.slim_parameters, self.parameters)}); {self.speedup:.2f}x faster; largest difference {self.difference:.1e}"
+            f"({_share(self.slim_parameters, self.parameters)}); {self.speedup:.2f}x faster; largest difference "
+            f"{self.difference:.1e}"
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -208,23 +209,25 @@ def result_of(
         difference: The largest difference of outputs.
         checks: What was compared.
     """
-    before, after = _timed((whole, slimmed), call)
+    before, after = _timed((whole, plain_copy(slimmed)), call)  # a forward may write into its module
     layers = tuple(_layers(whole, slimmed, found, choice))
-    pinned = Counter[str]()
+    pinned: Counter[str] = Counter()
     for layer in layers:
         pinned.update(layer.pinned)
     _as_before(slimmed, model)
     return SlimResult(
-        slimmed,
-        layers,
-        *(sum(parameter.numel() for parameter in each.parameters()) for each in (whole, slimmed)),
-        *(_nbytes(each) for each in (whole, slimmed)),
-        before,
-        after,
-        difference,
-        checks,
-        dict(pinned),
-        Recipe.of(whole, cut),
+        model=slimmed,
+        layers=layers,
+        parameters=_count(whole),
+        slim_parameters=_count(slimmed),
+        nbytes=_nbytes(whole),
+        slim_nbytes=_nbytes(slimmed),
+        latency=before,
+        slim_latency=after,
+        difference=difference,
+        checks=checks,
+        pinned=dict(pinned),
+        recipe=Recipe.of(whole, cut),
     )
 
 
@@ -236,7 +239,11 @@ def _layers(whole: nn.Module, slimmed: nn.Module, found: Walk, choice: Choice) -
     for name, count in flow.macs:
         positions[name] = positions.get(name, 0) + count
     for name, tensor in before.items():
-        if tensor.dim() < 2 or not any(owner == name for owner, _ in flow.slots):
+        if (
+            tensor.dim() < 2
+            or not tensor.numel()
+            or not (name in flow.fixed or any(owner == name for owner, _ in flow.slots))
+        ):
             continue
         out_axis = flow.out_axes.get(name, 0)
         ids = flow.slots.get((name, out_axis))
@@ -251,8 +258,12 @@ def _layers(whole: nn.Module, slimmed: nn.Module, found: Walk, choice: Choice) -
             after[name].numel() * positions.get(name, 0),
             tensor.numel() * tensor.element_size(),
             after[name].numel() * after[name].element_size(),
-            {} if ids is None else choice.reasons(ids),
+            {flow.fixed[name]: shape[out_axis]} if name in flow.fixed else {} if ids is None else choice.reasons(ids),
         )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _nbytes(model: nn.Module) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["State", "Value", "compact", "narrowed", "varies"]
+__all__ = ["State", "Value", "along", "compact", "elementwise", "known", "narrowed", "varies"]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from torch import Tensor, fx, nn
 from lightning_prune.slim.flow import Flow
 from lightning_prune.slim.graph import Graph, writes_in_place
 from lightning_prune.slim.names import standing_names, states_of
-from lightning_prune.slim.ops import operation_of, rule_of
-from lightning_prune.slim.ops.operation import values_in
+from lightning_prune.slim.ops import operation_of, rule_of, values_in
 from lightning_prune.slim.values import Value
 
 __all__ = ["Walk", "walk"]
@@ -35,7 +34,7 @@ class Walk:
 def walk(graph: Graph, model: nn.Module) -> Walk:
     """Apply the rule of every operation, in their order."""
     standing = standing_names(model)
-    found = Walk(Flow(states_of(model)))
+    found = Walk(Flow(states_of(model), dict(model.named_modules(remove_duplicate=False))))
     for node in graph.nodes:
         found.values[node] = _value(node, graph, standing, found)
     for node in graph.outputs:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lightning_prune.slim.flow import Flow
 from lightning_prune.slim.ops import elementwise, layers, moving, reducing
-from lightning_prune.slim.ops.operation import Operation, Result, Rule, operation_of
+from lightning_prune.slim.ops.operation import Operation, Result, Rule, operation_of, values_in
 from lightning_prune.slim.ops.pinned import pinned
 
-__all__ = ["Operation", "Result", "operation_of", "rule_of"]
+__all__ = ["Operation", "Result", "operation_of", "rule_of", "values_in"]
 
 _RULES: dict[str, Rule] = {**elementwise.RULES, **layers.RULES, **moving.RULES, **reducing.RULES}
 

@@ -18,8 +18,8 @@ _FUNCTIONS = (
     "relu relu6 hardtanh gelu silu sigmoid tanh hardswish hardsigmoid elu leaky_relu softplus softsign mish celu selu "
     "logsigmoid log_sigmoid tanhshrink hardshrink softshrink threshold exp exp2 expm1 log log2 log10 log1p sqrt rsqrt "
     "abs neg sin cos tan atan sinh cosh asinh erf erfc square pow clamp clamp_min clamp_max reciprocal sign sgn round "
-    "floor ceil trunc frac nan_to_num add sub rsub div divide true_divide subtract maximum minimum lerp addcmul addcdiv "
-    "zeros_like ones_like full_like positive negative logit relu_6"
+    "floor ceil trunc frac nan_to_num add sub rsub div divide true_divide subtract maximum minimum lerp addcmul "
+    "addcdiv zeros_like ones_like full_like positive negative logit relu_6"
 ).split()
 # The same number, in another place or of another type.
 _SAME = (
@@ -99,7 +99,12 @@ def _places(flow: Flow, operation: Operation) -> Result:
 
 def _same(flow: Flow, operation: Operation) -> Result:
     value = values_in(operation.args)[0]
-    return value if value.shape == operation.shape else _places(flow, operation)
+    if value.shape != operation.shape:
+        return _places(flow, operation)
+    if value.constant is not None and not operation.floats:  # cut to whole numbers, or to true and false
+        whole = torch.where(value.constant == 0, 0.0, torch.nan).double()
+        return Value(value.ids, known(whole), None, value.from_inputs)
+    return value
 
 
 def _computed(
@@ -118,6 +123,8 @@ def _computed(
         ids = flow.unknown(shape, operation.label).ids
     constant = None
     some = any(value.constant is not None for value in operands)
+    if run is not None and some:
+        operands = [flow.with_numbers(value) if _is_table(value) else value for value in operands]
     if run is not None and some and (zero_wins or all(value.constant is not None for value in operands)):
         constant = _constant(run, operands, shape, zero_wins=zero_wins)
     return Value(ids, constant, None, any(value.from_inputs for value in operands))

@@ -25,7 +25,9 @@ def _addmm(flow: Flow, operation: Operation) -> Result:
     arguments = operation.arguments
     if arguments["beta"] != 1 or arguments["alpha"] != 1:
         return pinned(flow, operation)
-    return _read(flow, operation, arguments["mat1"], arguments["mat2"], arguments["self"], dim=-1, pads=False, flip=True)
+    return _read(
+        flow, operation, arguments["mat1"], arguments["mat2"], arguments["self"], dim=-1, pads=False, flip=True
+    )
 
 
 def _convolution(flow: Flow, operation: Operation) -> Result:
@@ -74,7 +76,8 @@ def _read(
     flow.unite(along(ids, dim), value.ids)
     constants = per_channel(value.constant, value.shape, dim)
     state = None if bias is None else bias.state
-    followed = bias is None or (state is not None and len(bias.shape) == 1)
+    holder = flow.bias_holder(name, operation.module) if bias is None else None
+    followed = holder is not None if bias is None else state is not None and len(bias.shape) == 1
     outputs = flow.slots_of(name, out_axis)
     if bias is not None:
         if followed:
@@ -91,14 +94,13 @@ def _read(
             constants,
             foldable=not pads and followed,
             bias=None if state is None else state.name,
-            module=operation.module if bias is None else None,
+            module=holder,
         )
     )
     live = flow.live(name, out_axis, axis)
     made = _sums(flow.tensors[name].movedim((out_axis, axis), (0, 1)), live, constants[None], pads=pads)
-    made = None if bias is not None and (bias.constant is None or len(bias.shape) != 1) else made
     if made is not None and bias is not None:
-        made = made + bias.constant
+        made = None if bias.constant is None or len(bias.shape) != 1 else made + bias.constant
     constant = None if made is None else known(along(made, dim).expand(operation.shape))
     return Value(along(outputs, dim).expand(operation.shape), constant)
 
@@ -140,7 +142,9 @@ def _sums(weight: Tensor, live: Tensor, constants: Tensor, *, pads: bool) -> Ten
     result = torch.full((len(weight),), torch.nan, dtype=torch.float64)
     rows = ~varying
     if bool((numbers != 0).any()):
-        summed = weight[rows].detach().double().flatten(2).sum(2) if weight.dim() > 2 else weight[rows].detach().double()
+        summed = (
+            weight[rows].detach().double().flatten(2).sum(2) if weight.dim() > 2 else weight[rows].detach().double()
+        )
         result[rows] = (summed * (numbers if len(numbers) == 1 else numbers[rows])).sum(1)
     else:
         result[rows] = 0.0
@@ -165,20 +169,17 @@ def _grouped(
     name = weight.state.name if weight.state is not None else ""
     rows = flow.slots_of(name, 0)  # (C_out,), or of a transposed convolution (C_in,)
     count = operation.shape[dim]
-    if bias is not None:
-        outputs = bias.ids if len(bias.ids) == count else bias.ids.expand(count)
-    else:
-        outputs = flow.new(count)
+    outputs = flow.new(count) if bias is None else bias.ids.expand(count)
     inputs = value.ids.movedim(dim, 0)
     first = rows.reshape(groups, -1)[:, :1]
     flow.unite(first, rows.reshape(groups, -1))
     flow.unite(first, outputs.reshape(groups, -1))
-    members = inputs.unflatten(0, (groups, -1))
+    members = inputs.reshape(groups, len(inputs) // groups, *inputs.shape[1:])
     flow.unite(first.reshape(groups, *[1] * (members.dim() - 1)), members)
     _count(flow, operation, name, 0, value.shape if transposed else operation.shape, dim)
     tensor = flow.tensors[name]
     if transposed:  # (C_in, C_out / groups, *K) to (C_out, C_in / groups, *K)
-        tensor = tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        tensor = tensor.reshape(groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
     constants = per_channel(value.constant, value.shape, dim).reshape(groups, -1)
     constants = constants.repeat_interleave(count // groups, 0)
     live = (tensor != 0).flatten(2).any(2)
@@ -200,13 +201,15 @@ def _norm(flow: Flow, operation: Operation) -> Result:
         return pinned(flow, operation)
     shape, ones = value.shape, [1] * (len(value.shape) - 2)
     moved = {
-        name: Value(_per_channel_view(state.ids, ones), _per_channel_view(state.constant, ones), state.state)
+        name: Value(state.ids.reshape(-1, *ones), _per_channel_view(state.constant, ones), state.state)
         for name, state in own.items()
     }
     ids = value.ids
     for state in own.values():
         flow.unite(state.ids.reshape(-1, *ones), ids)
-    flow.features[operation.module] = ids.movedim(1, 0).flatten(1)[:, 0]
+    owner = next((state.state.name.rpartition(".")[0] for state in own.values()), operation.module)
+    if hasattr(flow.modules.get(owner), "num_features"):
+        flow.features[owner] = ids.movedim(1, 0).flatten(1)[:, 0]
     statistics = bool(arguments.get("training", arguments.get("use_input_stats"))) or "running_mean" not in own
     scale, shift = (_number(moved.get(name), default) for name, default in (("weight", 1.0), ("bias", 0.0)))
     mean, variance = (_number(moved.get(name), 0.0) for name in ("running_mean", "running_var"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,6 +99,10 @@ def _as_activation(flow: Flow, operation: Operation, value: Value) -> Value:
     return Value(value.ids, value.constant, None, from_inputs=False)
 
 
+def _expanded(count: Tensor, value: Value) -> Tensor:
+    return count.expand(value.shape)
+
+
 def _moved_state(operation: Operation, value: Value) -> Value | None:
     """A parameter whose axes stand in another order, or with dimensions of size 1 between them; else None."""
     state = value.state
@@ -109,7 +114,7 @@ def _moved_state(operation: Operation, value: Value) -> Value | None:
         if value.shape[dim] == 1:
             continue
         count = torch.arange(value.shape[dim]).reshape([-1 if other == dim else 1 for other in range(len(value.shape))])
-        moved = compact(_run(operation, lambda _, count=count: count.expand(value.shape)))
+        moved = compact(_run(operation, partial(_expanded, count)))
         places = [place for place in range(moved.dim()) if varies(moved, place)]
         if len(places) != 1 or moved.shape[places[0]] != value.shape[dim] or axes[places[0]] is not None:
             return None

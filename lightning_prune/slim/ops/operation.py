@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Operation:
         kwargs: Keyword arguments, tensors as :class:`Value`.
         arguments: All of them by the names of the operation's schema, with its defaults.
         shapes: Of the results.
+        floats: Whether the first result is floating point.
         single: Whether the result is a tensor, rather than several.
         module: Dotted name of the module that calls it.
     """
@@ -40,6 +41,7 @@ class Operation:
     kwargs: dict[str, Any]
     arguments: dict[str, Any]
     shapes: tuple[torch.Size, ...]
+    floats: bool
     single: bool
     module: str
 
@@ -74,9 +76,7 @@ def operation_of(node: fx.Node, values: dict[fx.Node, Any]) -> Operation:
         arguments[argument.name] = kwargs.get(argument.name, args[index] if index < len(args) else default)
     result = node.meta.get("val")
     single = isinstance(result, Tensor)
-    results = [result] if single else [item for item in result or () if isinstance(item, Tensor)] if isinstance(
-        result, Sequence
-    ) else []
+    results = [item for item in torch.utils._pytree.tree_leaves(result) if isinstance(item, Tensor)]
     stack = node.meta.get("nn_module_stack") or {}
     module = list(stack.values())[-1][0] if stack else ""
     return Operation(
@@ -86,6 +86,7 @@ def operation_of(node: fx.Node, values: dict[fx.Node, Any]) -> Operation:
         dict(kwargs),
         arguments,
         tuple(item.shape for item in results),
+        bool(results) and results[0].is_floating_point(),
         single,
         module,
     )

@@ -7,6 +7,8 @@ from lightning_prune.slim.ops.operation import Operation, Result, values_in
 
 __all__ = ["pinned"]
 
+__all__ = ["pinned"]
+
 
 def pinned(flow: Flow, operation: Operation) -> Result:
     """Pin every slot that the operation touches."""

@@ -1,4 +1,4 @@
-"""Operations over places, which keep channels apart: pooling, means, resizing; and those over channels, which do not."""
+"""Operations over places, which keep channels apart, as pooling; and those over channels, which do not."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ _POOLS = (
     "max_pool{} max_pool{}_with_indices avg_pool{} adaptive_avg_pool{} adaptive_max_pool{} _adaptive_avg_pool{} "
     "upsample_nearest{} _upsample_nearest_exact{} lp_pool{}"
 )
-_RESIZES = "upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d upsample_trilinear3d".split()
-_REDUCTIONS = "mean sum amax amin max min var std norm linalg_vector_norm logsumexp prod any all nansum var_mean".split()
+_RESIZES = (
+    "upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d upsample_trilinear3d".split()
+)
+_REDUCTIONS = (
+    "mean sum amax amin max min var std norm linalg_vector_norm logsumexp prod any all nansum var_mean".split()
+)
 _KEEP_CONSTANTS = ("mean", "amax", "amin", "max", "min")
 _NORMALIZATIONS = "softmax _softmax log_softmax _log_softmax cumsum cumprod layer_norm group_norm rms_norm".split()
 
