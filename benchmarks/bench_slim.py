@@ -30,8 +30,8 @@ from lightning_prune.slim.names import standing_names
 from lightning_prune.slim.walk import walk
 
 SHARES = (0.5, 0.75)
-INPUTS = 3  # on which outputs are compared
-MOST_SECONDS = 12.0  # for the calls of a case in one way
+INPUTS = 2  # on which outputs are compared
+MOST_SECONDS = 8.0  # for the calls of a case in one way
 WAYS = ("1 thread", "2 threads")
 PEER, RUNTIME = "torch-pruning", "onnxruntime"
 

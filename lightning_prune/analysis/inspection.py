@@ -143,8 +143,8 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
         ImportError: ``.safetensors`` is to be read, and the package safetensors is not installed.
     """
     path = home(path)
-    if path.suffix == ".mlpackage":
-        return _inspect_package(path, all_tensors=all_tensors)
+    if path.suffix in _READERS:
+        return _READERS[path.suffix](path, all_tensors)
     kind, stored, notes = read_tensors(path)
     tensors = computed_weights(stored)
     if len(tensors) < len(stored):
@@ -345,7 +345,7 @@ def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:
     )
 
 
-def _inspect_package(path: Path, *, all_tensors: bool) -> Inspection:
+def _inspect_package(path: Path, all_tensors: bool) -> Inspection:
     """The constants of a Core ML package, as they are stored."""
     from lightning_prune.export import read_functions
 
@@ -374,3 +374,9 @@ def _inspect_package(path: Path, *, all_tensors: bool) -> Inspection:
         notes.append(f"Has the functions {', '.join(functions)}; a weight that several share is listed once.")
     file_bytes = next(iter(functions.values())).nbytes
     return Inspection(path, "Core ML package", file_bytes, tuple(tensors), others, tuple(notes))
+
+
+# Files that are no tensors by name, by their ending; all others are read as checkpoints.
+_READERS = {
+    ".mlpackage": _inspect_package,
+}

@@ -1,13 +1,18 @@
-"""Small things that every room uses: tables, paths, names of classes, values of users."""
+"""Small things that every room uses: tables, paths, names of classes, values of users.
+
+Tables need rich and texts need yaml: both are loaded when they are first used, since most programs need neither.
+"""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from lightning_prune.basics.class_names import is_a
 from lightning_prune.basics.files import put_in_place, recover, writing_to
 from lightning_prune.basics.locks import check_lock, lock, unlock, unlocked_state
 from lightning_prune.basics.matching import check_pattern, fullmatch
 from lightning_prune.basics.paths import home
-from lightning_prune.basics.tables import DottedText, as_text, literal, new_table, printable
 from lightning_prune.basics.tensor_files import check_claims, has_values, is_plain, load_tensors
 from lightning_prune.basics.values import (
     as_flag,
@@ -18,7 +23,10 @@ from lightning_prune.basics.values import (
     plain_text,
     yaml_hint,
 )
-from lightning_prune.basics.yaml_text import load_yaml
+
+if TYPE_CHECKING:
+    from lightning_prune.basics.tables import DottedText, as_text, literal, new_table, printable
+    from lightning_prune.basics.yaml_text import load_yaml
 
 __all__ = [
     "DottedText",
@@ -50,3 +58,16 @@ __all__ = [
     "writing_to",
     "yaml_hint",
 ]
+
+_LAZY = {
+    **dict.fromkeys(("DottedText", "as_text", "literal", "new_table", "printable"), "lightning_prune.basics.tables"),
+    "load_yaml": "lightning_prune.basics.yaml_text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import IO, Any
 
 import yaml
@@ -17,12 +18,24 @@ _MOST_VALUES = 10**6  # with every alias written out
 _MOST_LEVELS = 100
 
 
-def load_yaml(source: str | os.PathLike[str] | IO[Any], *, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+class _Loader(yaml.SafeLoader):
+    """Leaves texts of what YAML 1.1 takes for octal numbers (``0100``) and numbers in base 60 (``2:4``)."""
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int | str:
+        """A decimal number, or the text of one in another base that does not say so, for the check that follows."""
+        text = str(self.construct_scalar(node))
+        is_meant = ":" not in text and not re.match(r"[-+]?0[0-9_]", text)
+        return self.construct_yaml_int(node) if is_meant else text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
+
+
+def load_yaml(source: str | os.PathLike[str] | IO[Any]) -> Any:
     """Build plain values from YAML; no tag in it runs code.
 
     Args:
         source: A path, a text, or an open file.
-        loader: What makes values of the parts of the text.
 
     Raises:
         ConfigError: The file cannot be read or is none of text, is longer than a configuration can be, or is no valid
@@ -35,7 +48,7 @@ def load_yaml(source: str | os.PathLike[str] | IO[Any], *, loader: type[yaml.Saf
         )
     reader = None
     try:
-        reader = loader(text)
+        reader = _Loader(text)
         node = reader.get_single_node()
         if node is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,17 +22,19 @@ from lightning_prune.callback.checks import (
     warn_if_uncounted,
     warn_if_untrained,
 )
-from lightning_prune.callback.exports import load_export, refuse_sharded, warn_of_failure
+from lightning_prune.callback.exports import in_a_list, load_exports, named_numbers, refuse_sharded, save_all
 from lightning_prune.callback.fit import Fit
 from lightning_prune.callback.logs import log_metrics, log_to_loggers, show
+from lightning_prune.callback.slimming import slim_trained
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.config import MagnitudePrunerConfig, load_config
-from lightning_prune.errors import ConfigError, ExportError, LifecycleError, shown
-from lightning_prune.export import CoreMLExport, ExportResult
+from lightning_prune.errors import ConfigError, ExportError, LifecycleError, SlimError, shown
+from lightning_prune.export import CoreMLExport, Export, ExportResult
 from lightning_prune.masking import ForeignWeights, Masking, way_of
 from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner, Scope, SparsityReport, check_choices
+from lightning_prune.pruner import MagnitudePruner, Scope, SparsityReport, check_choices, check_slim
 from lightning_prune.sharding import reshard_model
+from lightning_prune.slim import Slim, SlimResult
 
 __all__ = ["MagnitudePruningCallback"]
 
@@ -39,7 +42,15 @@ _FITTING = (
     "the fit has begun, and keeps what it began with. Change it when the fit is over, or stop, "
     "change it, and resume from a checkpoint with allow_config_change=True."
 )
-_FIXED = ("config", "masking", "scope", "keep_zeros", "best_at_target", "allow_untested")  # read when a fit begins
+_FIXED = (
+    "config",
+    "masking",
+    "scope",
+    "keep_zeros",
+    "best_at_target",
+    "allow_untested",
+    "slim",
+)  # read when a fit begins
 
 
 class MagnitudePruningCallback(Callback):
@@ -56,9 +67,14 @@ class MagnitudePruningCallback(Callback):
             ``weight_orig`` and ``weight_mask``, as Core ML Tools does; checkpoints have plain names either way.
         scope: What is ranked together at an update: ``"layer"``, each layer by itself, or ``"global"``, the weights of
             all layers, so that layers of small weights become sparser than others.
-        export: Write a Core ML package at the end of fit: a :class:`~lightning_prune.export.CoreMLExport`, a dict of
-            its arguments, or a path. A failing export never costs the trained model: it is finalized, and
-            ``export_error`` says what happened.
+        export: Write a file for another runtime at the end of fit: a :class:`~lightning_prune.export.CoreMLExport` or
+            another :class:`~lightning_prune.export.Export`, a dict of its arguments, a path, whose ending says the
+            format, or a list of these. A failing export costs neither the trained model nor another export: the model
+            is finalized, and ``export_errors`` says what happened.
+        slim: Prune channels that can be cut out, and cut them out at the end of fit: ``True``, or
+            :class:`~lightning_prune.slim.Slim` with the example inputs, names of modules to keep whole, and a path for
+            the recipe. See :class:`~lightning_prune.MagnitudePruner`. The module itself keeps its size; ``slim_result``
+            has the slim copy, and an export writes that.
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
         keep_zeros: Start a weight that has zeros already, from an earlier pruning, at their share and keep them, where
@@ -78,8 +94,16 @@ class MagnitudePruningCallback(Callback):
             It can be changed, but not while a fit runs; nor can then the other arguments that a fit reads when it
             begins.
         pruner: The :class:`~lightning_prune.pruner.MagnitudePruner` of the current or last fit; None before.
-        export_result: What was exported at the end of fit, or None.
-        export_error: The error of a failed export, or None.
+        export: The export, the list of exports, or None.
+        export_results: What was exported at the end of fit: a list of
+            :class:`~lightning_prune.export.ExportResult`, of the exports that succeeded.
+        export_errors: Each export that failed, with its error: a list of pairs.
+        export_result: The first of the results, or None.
+        export_error: The first of the errors, or None.
+        slim: The settings of slimming, or None.
+        slim_result: The slim network and its proof, a :class:`~lightning_prune.slim.SlimResult`, at the end of fit in
+            the first process; None before, and without ``slim``.
+        slim_error: Why there is none, or no file of it, or None.
 
     Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1], and more; see
     :meth:`SparsityReport.metrics() <lightning_prune.pruner.report.SparsityReport.metrics>`, and for updates
@@ -108,7 +132,8 @@ class MagnitudePruningCallback(Callback):
         *,
         masking: Masking = "resident",
         scope: Scope = "layer",
-        export: CoreMLExport | dict[str, Any] | object | None = None,
+        export: CoreMLExport | dict[str, Any] | list[Any] | object | None = None,
+        slim: Slim | dict[str, Any] | bool | None = None,
         log_layers: bool = True,
         prog_bar: bool = True,
         keep_zeros: bool = True,
@@ -124,12 +149,13 @@ class MagnitudePruningCallback(Callback):
         try:
             check_choices(masking, scope)
             self.config = config
-            self.export = load_export(export)
+            self.export = load_exports(export)
+            self.slim = check_slim(slim, masking, scope)
         except ConfigError as error:
             if builder() != "jsonargparse":
                 raise
             # It would be one line of thirty in an error of LightningCLI; the Trainer, built next, will ask for the key.
-            self._refused, self.export = error, None
+            self._refused, self.export, self.slim = error, None, None
         self.masking: Masking = masking
         self.scope: Scope = scope
         self.log_layers = as_flag("log_layers", log_layers)
@@ -142,8 +168,10 @@ class MagnitudePruningCallback(Callback):
         self.log_prefix = log_prefix
         self.allow_config_change = as_flag("allow_config_change", allow_config_change)
         self.allow_untested = as_flag("allow_untested", allow_untested)
-        self.export_result: ExportResult | None = None
-        self.export_error: ExportError | None = None
+        self.slim_result: SlimResult | None = None
+        self.slim_error: SlimError | None = None
+        self.export_results: list[ExportResult] = []
+        self.export_errors: list[tuple[Export, ExportError]] = []
         self._is_fitting = False
         self._fit = Fit()  # the current or last fit; before the first, an empty one
         self._foreign: ForeignWeights | None = None
@@ -172,7 +200,9 @@ class MagnitudePruningCallback(Callback):
 
     def plan(self, model: nn.Module) -> PruningPlan:
         """Say what would be pruned of a model, by which rule, and what not and why. Nothing is changed."""
-        return plan_pruning(model, self.config)
+        if self.slim is None:
+            return plan_pruning(model, self.config)
+        return MagnitudePruner(model, self.config, masking=self.masking, scope=self.scope, slim=self.slim).plan
 
     def report(self) -> SparsityReport:
         """Give the sparsity of every pruned layer, now or at the end of the last fit.
@@ -185,6 +215,16 @@ class MagnitudePruningCallback(Callback):
                 "report() needs a fit. Call trainer.fit(model) first, or plan(model) for what it will do."
             )
         return self.pruner.report()
+
+    @property
+    def export_result(self) -> ExportResult | None:
+        """The first of the results of exports at the end of fit, or None."""
+        return self.export_results[0] if self.export_results else None
+
+    @property
+    def export_error(self) -> ExportError | None:
+        """The first of the errors of exports at the end of fit, or None."""
+        return self.export_errors[0][1] if self.export_errors else None
 
     @property
     def state_key(self) -> str:
@@ -211,10 +251,13 @@ class MagnitudePruningCallback(Callback):
             return
         if not self.allow_untested:
             check_strategy(trainer.strategy)
-        if self.export is not None:
-            self.export.check(pl_module)
+        for export in in_a_list(self.export):
+            export.check(pl_module)
         self._fit = Fit(self._fit)
-        self.export_result = self.export_error = None
+        if self.slim is not None:
+            self.slim.inputs_of(pl_module)
+        self.slim_result = self.slim_error = None
+        self.export_results, self.export_errors = [], []
         # a new list: the Trainer is walking over the old list
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         place = next((place for place, callback in enumerate(others) if is_a(callback, "Checkpoint")), len(others))
@@ -225,12 +268,14 @@ class MagnitudePruningCallback(Callback):
         reshard_model(pl_module)
         if self._foreign is not None:
             self._foreign.follow(pl_module, trainer.optimizers)
-        pruner = MagnitudePruner(pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True)
+        pruner = MagnitudePruner(
+            pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True, slim=self.slim
+        )
         self._fit.pruner = pruner
         lock(self.config, _FITTING)
         pruner.prepare(inplace=True, keep_zeros=self.keep_zeros, optimizers=trainer.optimizers)
         pruner.guard_state_dicts()
-        if self.export is not None and pruner.is_sharded:
+        if in_a_list(self.export) and pruner.is_sharded:
             refuse_sharded()
         refuse_second_pruner(trainer, pruner.plan)
         if way_of(self.masking).shows_dense:
@@ -296,14 +341,14 @@ class MagnitudePruningCallback(Callback):
         mask_averages(trainer, self._fit.need_pruner())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the zeros permanent, say if the target was missed, and export."""
+        """Make the zeros permanent, say if the target was missed, make the network slim, and export."""
         self._finish()
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             warn_if_missed(self._fit.need_pruner())
         if self.show_plan:
             show(self.report())
-        if self.export is not None and trainer.is_global_zero:
-            self._export(trainer, pl_module, self.export)
+        if trainer.is_global_zero:
+            self._hand_over(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
@@ -348,18 +393,27 @@ class MagnitudePruningCallback(Callback):
             self._foreign.remove()
             self._foreign = None
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule, export: CoreMLExport) -> None:
-        """Export the trained module; a failure costs nothing else, unless the export says that it raises."""
-        try:
-            self.export_result = export.save(pl_module, masks=self._fit.need_pruner().masks())
-        except ExportError as error:
-            self.export_error = error
+    def _hand_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the trained module slim and export it; a failure costs nothing else, unless an export is to raise."""
+        pruner = self._fit.need_pruner()
+        weights = {planned.name for planned in pruner.plan if len(planned.shape) > 1}  # not norms and biases
+        masks: Mapping[str, Tensor] | None = {name: mask for name, mask in pruner.masks().items() if name in weights}
+        model: nn.Module = pl_module
+        if self.slim is not None:
+            self.slim_result, self.slim_error = slim_trained(pl_module, self.slim)
+            if self.slim_result is not None:
+                show(self.slim_result)
+                log_to_loggers(trainer, self.slim_result.as_dict())
+                model, masks = self.slim_result.model, None
+        exports = in_a_list(self.export)
+        self.export_results, self.export_errors = save_all(exports, model, masks)
+        for result in self.export_results:
+            show(result)
+        if self.export_results:
+            log_to_loggers(trainer, named_numbers(self.export_results))
+        for export, error in self.export_errors:
             if export.on_error == "raise":
-                raise
-            warn_of_failure(error)
-            return
-        show(self.export_result)
-        log_to_loggers(trainer, self.export_result.as_dict())
+                raise error
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, *, with_changes: bool = False) -> None:
         """Log the sparsity, and what the last update changed."""

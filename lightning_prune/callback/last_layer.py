@@ -76,7 +76,7 @@ def _empties_outputs(parameter: PrunedParameter) -> bool:
     """Whether a rule that names no module zeroes whole outputs of it, at its target."""
     is_named = parameter.rule.startswith("module_name_configs")
     has_outputs_first = isinstance(parameter.owners[0].module, SUPPORTED_MODULES)
-    is_structured = parameter.config.structure.empties_channels and len(parameter.shape) > 1
+    is_structured = parameter.layout.empties_channels and len(parameter.shape) > 1
     return is_structured and has_outputs_first and not is_named and parameter.target_zeros > 0
 
 

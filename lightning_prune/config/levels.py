@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import IO, Any, cast
 
-import yaml
 from torch import nn
 
 from lightning_prune.basics import check_lock, fullmatch, plain_text, unlocked_state
@@ -137,6 +136,8 @@ class MagnitudePrunerConfig:
 
     def as_yaml(self) -> str:
         """Give the configuration as YAML text, from which :meth:`from_yaml` builds an equal one."""
+        import yaml
+
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
     def __eq__(self, other: object) -> bool:

@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import IO, Any
 
-import yaml
-
-from lightning_prune.basics import load_yaml
 from lightning_prune.errors import ConfigError
 
 __all__ = ["read_yaml"]
-
-
-class _Loader(yaml.SafeLoader):
-    """Leaves texts of what YAML 1.1 takes for octal numbers (``0100``) and numbers in base 60 (``2:4``)."""
-
-    def construct_whole(self, node: yaml.ScalarNode) -> int | str:
-        """Give a decimal number, or the text of what may be meant otherwise, for the check that follows."""
-        text = str(self.construct_scalar(node))
-        is_meant = ":" not in text and not re.match(r"[-+]?0[0-9_]", text)
-        return self.construct_yaml_int(node) if is_meant else text
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 
 
 def read_yaml(source: str | os.PathLike[str] | IO[str]) -> Any:
@@ -33,7 +16,9 @@ def read_yaml(source: str | os.PathLike[str] | IO[str]) -> Any:
     Raises:
         ConfigError: It cannot be read, or is empty.
     """
-    values = load_yaml(source, loader=_Loader)
+    from lightning_prune.basics import load_yaml  # loads yaml, which most programs do not need
+
+    values = load_yaml(source)
     if values is None:
         raise ConfigError("The YAML configuration is empty. Write {} to prune every supported module by half.")
     return values

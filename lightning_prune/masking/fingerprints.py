@@ -29,10 +29,10 @@ def bit_sum(tensor: Tensor) -> int:
 def place_sum(mask: Tensor) -> int:
     """A cheap fingerprint of mask bytes that differs where the zeros lie elsewhere, whatever their number and layout.
 
-    Eight bytes are one number, which counts times another that belongs to its place. Sums wrap around at 64 bits.
+    Eight bytes are read as a number, and multiplied by a factor of their place. Sums wrap around at 64 bits.
 
     Example:
-        >>> places = [place_sum(torch.tensor(one, dtype=torch.uint8)) for one in ([1, 0, 0, 1], [0, 1, 1, 0])]
+        >>> places = [place_sum(torch.tensor(mask, dtype=torch.uint8)) for mask in ([1, 0], [0, 1])]
         >>> places[0] == places[1]
         False
     """

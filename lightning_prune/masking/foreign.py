@@ -71,7 +71,7 @@ def _is_masked(state_dict: Mapping[str, Any], base: str) -> bool:
                 f"{name} must hold its numbers one by one to be masked, but is sparse, quantized or on the meta "
                 "device. Save it dense: tensor.to_dense()."
             )
-    fits = all(one in (1, size) for one, size in zip(mask.shape, original.shape, strict=True))
+    fits = all(length in (1, size) for length, size in zip(mask.shape, original.shape, strict=True))
     return fits and base not in state_dict and bool(((mask == 0) | (mask == 1)).all())
 
 
@@ -141,7 +141,7 @@ class ForeignWeights:
             return
         places = {name: place for place, name in enumerate(self._order)}
         order = {id(parameter): places.get(name, 0) for name, parameter in module.named_parameters()}
-        self._handles += [one.register_load_state_dict_pre_hook(_SavedOrder(order)) for one in optimizers]
+        self._handles += [optimizer.register_load_state_dict_pre_hook(_SavedOrder(order)) for optimizer in optimizers]
 
     def remove(self) -> None:
         """Let the module and its optimizers load states as before."""
@@ -175,13 +175,14 @@ class _SavedOrder:
             parameters, indices = group["params"], saved["params"]
             if len(parameters) != len(indices):
                 return None  # the optimizer says so itself
-            by_place = sorted(parameters, key=lambda one: self._order.get(id(one), 0))
-            moved = {id(one): index for one, index in zip(by_place, indices, strict=True)}
-            reordered = [moved[id(one)] for one in parameters]
+            by_place = sorted(parameters, key=lambda parameter: self._order.get(id(parameter), 0))
+            moved = {id(parameter): index for parameter, index in zip(by_place, indices, strict=True)}
+            reordered = [moved[id(parameter)] for parameter in parameters]
             groups.append({**saved, "params": reordered})
             for which, row in enumerate((indices, reordered)):
                 misfits[which] += sum(
-                    not _fits(states.get(index, {}), one) for index, one in zip(row, parameters, strict=True)
+                    not _fits(states.get(index, {}), parameter)
+                    for index, parameter in zip(row, parameters, strict=True)
                 )
         return {**state_dict, "param_groups": groups} if misfits[1] < misfits[0] else None
 

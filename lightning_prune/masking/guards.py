@@ -39,7 +39,7 @@ class PlainNames:
         module.register_load_state_dict_pre_hook(self.load)  # type: ignore[no-untyped-call]
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-        """Of what is saved, replace the two entries by one in the place of the first."""
+        """Of what is saved, put the pruned weight in the place of ``weight_orig``, and leave out ``weight_mask``."""
         original, mask = (f"{prefix}{self._tensor_name}{suffix}" for suffix in ("_orig", "_mask"))
         if original not in state_dict or mask not in state_dict:
             return
@@ -53,7 +53,7 @@ class PlainNames:
         state_dict.update(entries)
 
     def load(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-        """Of what is to be loaded, replace the one entry by two, as the module holds them now."""
+        """Of what is to be loaded, replace the weight by the two entries that the module has for it."""
         value = state_dict.get(prefix + self._tensor_name)
         dense: Tensor = getattr(module, f"{self._tensor_name}_orig")
         mask: Tensor = getattr(module, f"{self._tensor_name}_mask")

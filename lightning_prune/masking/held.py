@@ -29,7 +29,7 @@ class HeldMask(ABC):
     got_gradient: bool = False
 
     def parts(self) -> tuple[HeldMask, ...]:
-        """The masks that this one is made of, each of one parameter that an optimizer updates; most often itself."""
+        """The masks that this mask is made of, each of a parameter that an optimizer updates; most often itself."""
         return (self,)
 
     @abstractmethod

@@ -24,15 +24,15 @@ __all__ = ["HookMask", "find_unused", "hooked_names", "remove_hooks"]
 class HookMask(HeldMask):
     """``weight_orig`` is trained, a forward pre-hook sets ``weight = weight_orig * mask``."""
 
-    def __init__(self, one: PrunedParameter) -> None:
-        for owner in one.owners:
-            _check_hookable(owner, one)
-        self.parameter = one.parameter
-        self._owners = one.owners
-        self._name = one.name
-        shape = one.config.structure.mask_shape(one.shape)
+    def __init__(self, planned: PrunedParameter) -> None:
+        for owner in planned.owners:
+            _check_hookable(owner, planned)
+        self.parameter = planned.parameter
+        self._owners = planned.owners
+        self._name = planned.name
+        shape = planned.layout.mask_shape(planned.shape)
         mask = ones(self.parameter, shape)
-        self._hooks = [_MaskedForward(owner.attribute) for owner in one.owners]
+        self._hooks = [_MaskedForward(owner.attribute) for owner in planned.owners]
         self._last_mask = mask
         for owner, hook in zip(self._owners, self._hooks, strict=True):
             hook.attach(owner.module, mask)
@@ -72,7 +72,7 @@ class HookMask(HeldMask):
             buffer = _mask_buffer(owner)
             if buffer is None:  # something else has finalized it
                 continue
-            if buffer is not mask:  # a move to another device makes one buffer two
+            if buffer is not mask:  # a move to another device parts a buffer that modules share
                 buffer.copy_(mask)
             hook.show(owner.module)
 
@@ -121,45 +121,35 @@ def _mask_buffer(owner: Owner) -> Tensor | None:
     return owner.module._buffers.get(f"{owner.attribute}_mask")
 
 
-def _check_hookable(owner: Owner, one: PrunedParameter) -> None:
+def _check_hookable(owner: Owner, planned: PrunedParameter) -> None:
     """Refuse what would read the weight without running the module's forward, or run it on an unmasked one."""
     module, name = owner.module, owner.attribute
-    if is_sharded(one.parameter):
-        raise ConfigError(
-            f'{one.rule}: masking="hook" cannot prune {one.name}, which is sharded over processes (DTensor). '
-            'Write masking="resident".'
-        )
+    refused = f'{planned.rule}: masking="hook" cannot prune {planned.name}'
+    if is_sharded(planned.parameter):
+        raise ConfigError(f'{refused}, which is sharded over processes (DTensor). Write masking="resident".')
     advice = 'Write masking="resident", or leave the module out with None.'
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise ConfigError(f"{refused}: nn.MultiheadAttention reads it without a forward. " + advice)
+    if planned.gain is not None:
         raise ConfigError(
-            f'{one.rule}: masking="hook" cannot prune {one.name}: nn.MultiheadAttention reads it without a forward. '
-            + advice
-        )
-    if one.gain is not None:
-        raise ConfigError(
-            f'{one.rule}: masking="hook" cannot prune {one.name}: it is one of two parameters that a weight norm makes '
+            f"{refused}: it is one of two parameters that a weight norm makes "
             f"the weight of, and a hook masks one. {advice}"
         )
     if not _has_forward(module):
         raise ConfigError(
-            f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} has no forward of its own, '
-            f"in which a hook could mask it. {advice}"
+            f"{refused}: {type(module).__name__} has no forward of its own, in which a hook could mask it. {advice}"
         )
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
-        raise ConfigError(
-            f'{one.rule}: masking="hook" cannot prune {one.name}: its forward writes to the weight, to keep max_norm. '
-            + advice
-        )
+        raise ConfigError(f"{refused}: its forward writes to the weight, to keep max_norm. " + advice)
     is_computed_from = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     if is_computed_from or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.ModuleList)):
         raise ConfigError(
-            f'{one.rule}: masking="hook" cannot prune {one.name}: {type(module).__name__} holds its parameters in a '
-            f"way that a hook cannot follow. {advice}"
+            f"{refused}: {type(module).__name__} holds its parameters in a way that a hook cannot follow. {advice}"
         )
     for taken in (f"{name}_orig", f"{name}_mask"):
         if hasattr(module, taken):
             raise ConfigError(
-                f'{one.rule}: masking="hook" needs the name {taken}, which the module uses itself. {advice}'
+                f'{planned.rule}: masking="hook" needs the name {taken}, which the module uses itself. {advice}'
             )
 
 
@@ -181,7 +171,7 @@ def find_unused(hooks: Mapping[str, HookMask], model: nn.Module) -> list[str] | 
     Returns:
         Their names; None where nothing at all was trained yet, as far as can be seen.
     """
-    has_gradients = any(one.grad is not None for one in model.parameters())
+    has_gradients = any(parameter.grad is not None for parameter in model.parameters())
     has_run = any(mask.was_used for mask in hooks.values())
     if not has_gradients and (not has_run or any(map(is_compiled, model.modules()))):
         return None

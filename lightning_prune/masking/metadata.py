@@ -51,4 +51,4 @@ def register_coreml_metadata(model: nn.Module, pruned: Mapping[str, str | Sequen
 
 def _holder(module: nn.Module, parameter: str) -> nn.Module:
     """The module itself, or the first one in it where quantization has fused it with its activation."""
-    return next((one for one in module.modules() if parameter in one._parameters), module)
+    return next((holder for holder in module.modules() if parameter in holder._parameters), module)

@@ -33,22 +33,22 @@ class NormedMask(HeldMask):
     it, since a ``v`` that decays to nothing would be divided by its norm. All other rows have their zeros in ``v``.
 
     Args:
-        one: What is pruned, the ``v``.
+        planned: What is pruned, the ``v``.
         gain: Where ``g`` hangs.
     """
 
-    def __init__(self, one: PrunedParameter, gain: Owner) -> None:
-        config = replace(one.config, granularity="per_scalar", block_size=1, n_m_ratio=None)
-        self.parameter = one.parameter
-        self._mask = ones(self.parameter, one.config.structure.mask_shape(one.shape))
-        self._gain_name = one.gain_name
-        self._owners = one.owners
-        self._direction = _Direction(replace(one, config=config))
+    def __init__(self, planned: PrunedParameter, gain: Owner) -> None:
+        config = replace(planned.config, granularity="per_scalar", block_size=1, n_m_ratio=None)
+        self.parameter = planned.parameter
+        self._mask = ones(self.parameter, planned.layout.mask_shape(planned.shape))
+        self._gain_name = planned.gain_name
+        self._owners = planned.owners
+        self._direction = _Direction(replace(planned, config=config))
         try:
             self._gain = ResidentMask(
                 replace(
-                    one,
-                    name=one.gain_name,
+                    planned,
+                    name=planned.gain_name,
                     owners=(gain,),
                     config=config,
                     shape=tuple(getattr(gain.module, gain.attribute).shape),
@@ -214,7 +214,7 @@ class _Direction(ResidentMask):
         self._put_rows_back()
 
     def _put_rows_back(self) -> None:
-        if self._kept_rows is None or self._is_folded:
+        if self._kept_rows is None or self.is_folded:
             return
         axis, places, kept = self._kept_rows
         weight = self.parameter.detach()

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch import optim
 from torch.optim import Optimizer
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.masking.resident import ResidentMask
+from lightning_prune.masking.resting import Resting
 
 __all__ = ["OptimizerLink"]
-
-# Optimizers whose step leaves a weight at zero where gradient and momentum are zero too, and what they call momentum.
-_LEAVE_ZEROS = {
-    *(optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam),
-    *(optim.RMSprop, optim.Adagrad, optim.Adadelta, optim.Adamax),
-}
-_MOMENTA = {"momentum_buffer", "exp_avg"}
-_LOOK_AFTER = 32  # steps
 
 
 class OptimizerLink:
@@ -38,8 +30,7 @@ class OptimizerLink:
         self._masks = {id(mask.parameter): mask for mask in masks}
         # torch's own optimizers call the closure before they look at a parameter; of others that is not known
         self._calls_closure_first = type(optimizer).__module__.startswith("torch.optim")
-        self._resting: set[int] = set()
-        self._steps = 0
+        self._resting = Resting(optimizer)
         self._depth = 0
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -68,44 +59,25 @@ class OptimizerLink:
         self._depth += 1
         if self._depth > 1:  # a subclass called the step of its base, which has the same hooks
             return None
-        closures = [one for one in (*args, *kwargs.values()) if callable(one)]
+        closures = [value for value in (*args, *kwargs.values()) if callable(value)]
         if not closures:
             self._fold()
             return None
-        wrapped = {id(one): self._wrap(one) for one in closures}
+        wrapped = {id(closure): self._wrap(closure) for closure in closures}
         return (
-            tuple(wrapped.get(id(one), one) for one in args),
-            {name: wrapped.get(id(one), one) for name, one in kwargs.items()},
+            tuple(wrapped.get(id(value), value) for value in args),
+            {name: wrapped.get(id(value), value) for name, value in kwargs.items()},
         )
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
-            self._steps += 1
+            self._resting.count_step()
             for mask in self:
-                mask.unfold(is_zero=self._left_zeros(mask))
+                mask.unfold(is_zero=self._resting.left_zeros(mask))
 
     def _after_load(self, optimizer: Optimizer) -> None:
-        self._resting.clear()
-
-    def _left_zeros(self, mask: ResidentMask) -> bool:
-        """Whether a step left at zero what is pruned for good, so that no pass over the weights is needed.
-
-        It did if weights, gradients and momentum were zero there. The first step after the release makes them so, and
-        whatever writes to them later is noticed: by the count that PyTorch keeps of writes to the weight, by a look at
-        some of the weights after each step, and where it escapes both, by a pass that is made now and then.
-        """
-        if not mask.may_rest or type(self.optimizer) not in _LEAVE_ZEROS:
-            self._resting.discard(id(mask))
-            return False
-        is_due = self._steps % _LOOK_AFTER == 0
-        if id(mask) in self._resting and not is_due and not mask.was_written and mask.looks_zero():
-            return True
-        for name, value in self.optimizer.state.get(mask.parameter, {}).items():
-            if name in _MOMENTA and value is not None:
-                mask.apply_to(value)
-        self._resting.add(id(mask))
-        return False
+        self._resting.forget()
 
     def _fold(self) -> None:
         for mask in self:

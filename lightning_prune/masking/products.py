@@ -88,10 +88,12 @@ def _passes(mask: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]] | None:
     """Matching flat pieces of tensors of one layout, in memory order; None where they have no common flat view."""
     first = tensors[0]
-    if first.device.type != "cpu" or any(one.shape != first.shape or one.stride() != first.stride() for one in tensors):
+    if first.device.type != "cpu" or any(
+        tensor.shape != first.shape or tensor.stride() != first.stride() for tensor in tensors
+    ):
         return None
     order = sorted(range(first.ndim), key=first.stride, reverse=True)
-    flat = [one.permute(order) for one in tensors]
+    flat = [tensor.permute(order) for tensor in tensors]
     if not flat[0].is_contiguous():
         return None
-    return zip(*(torch.split(one.view(-1), _CHUNK) for one in flat), strict=True)
+    return zip(*(torch.split(tensor.view(-1), _CHUNK) for tensor in flat), strict=True)

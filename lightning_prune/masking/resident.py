@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -22,48 +22,69 @@ from lightning_prune.masking.products import (
     select_pruned,
     split,
 )
-from lightning_prune.masks import GOLDEN
 from lightning_prune.plan import PrunedParameter
 from lightning_prune.sharding import is_sharded, local_part
 
 __all__ = ["ResidentMask"]
 
-_SAMPLE, _LOOKS = 4096, 64  # entries among which pruned ones are looked for, and how many of them are looked at
+
+class _State(Enum):
+    """What the parameter of a resident mask holds, and what the stash beside it holds.
+
+    ============ ==================================== =============================================
+    state        the parameter                        the stash
+    ============ ==================================== =============================================
+    ``PRUNED``   the pruned weight                    what was pruned away, zero elsewhere; None if
+                                                      nothing was, or nothing but zeros
+    ``DENSE``    the dense weight                     of no use: what it held is in the parameter
+    ``RELEASED`` the pruned weight                    None: what was pruned away is forgotten
+    ``OPEN``     what an optimizer makes of the       None
+                 pruned weight
+    ============ ==================================== =============================================
+
+    :meth:`ResidentMask.fold` leads from ``PRUNED`` to ``DENSE`` and from ``RELEASED`` to ``OPEN``, and
+    :meth:`ResidentMask.unfold` back. :meth:`ResidentMask.release` leads to ``RELEASED`` and
+    :meth:`ResidentMask.restore` to ``PRUNED``, from wherever it is.
+    """
+
+    PRUNED = auto()
+    DENSE = auto()
+    RELEASED = auto()
+    OPEN = auto()
 
 
 class ResidentMask(HeldMask):
     """The parameter is the pruned weight; a stash keeps what was pruned away, zero elsewhere.
 
-    The stash is made when the first weight is pruned and dropped by :meth:`release`. Between two folds
-    ``dense = parameter + stash`` holds exactly, since where one is not zero the other is.
+    The stash is made when the first weight is pruned and dropped by :meth:`release`. While the parameter is the pruned
+    weight, ``dense = parameter + stash`` holds exactly, since where one is not zero the other is.
 
     Attributes:
-        was_written: Whether PyTorch had counted a write to the parameter between the last fold and the one before.
+        was_written: Whether PyTorch had counted a write to the parameter between the last fold and the unfold before.
+        choices: How often its zeros may have been chosen anew.
     """
 
-    def __init__(self, one: PrunedParameter) -> None:
-        self.parameter = one.parameter
-        self._owners = one.owners
-        shape = one.config.structure.mask_shape(tuple(local_part(self.parameter).shape))
+    def __init__(self, planned: PrunedParameter) -> None:
+        self.parameter = planned.parameter
+        self._owners = planned.owners
+        shape = planned.layout.mask_shape(tuple(local_part(self.parameter).shape))
         self.mask = ones(self.parameter, shape)
+        self._state = _State.PRUNED
         self._stash: Tensor | None = None
-        self._keeps_stash = True
-        self._is_folded = False
-        self._is_masking = False
-        self._mask_is_new = False
-        self._version = self.parameter._version
+        self._prunes: bool | None = False  # whether the mask has, or had, a zero; None: it may have got its first
+        self._version = self.parameter._version  # as the last unfold or projection has left it
         self.was_written = False
-        self._probe: tuple[Tensor, ...] | None = None
+        self.choices = 0
         self._masked_gradient: tuple[int, int] | None = None
-        self._gradient_hooks = self._watch_gradient(one)
+        self._gradient_hooks = self._watch_gradient(planned)
 
-    def _watch_gradient(self, one: PrunedParameter) -> list[Any]:
+    def _watch_gradient(self, planned: PrunedParameter) -> list[Any]:
         parameter = self.parameter
         for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
             if isinstance(getattr(hook, "__self__", None), ResidentMask):
                 raise ConfigError(
-                    f"{one.rule}: {one.name} is pruned already, by another pruner. One parameter can have one pruner: "
-                    "finalize the other one, or leave this module out with None."
+                    f"{planned.rule}: {planned.name} is pruned already, by another pruner. One parameter can have one "
+                    "pruner: finalize the other one, or leave this module out with None."
                 )
         return watch_gradient(
             parameter,
@@ -72,20 +93,14 @@ class ResidentMask(HeldMask):
         )
 
     @property
-    def may_rest(self) -> bool:
-        """Whether steps that leave pruned weights at zero may leave out the pass over the weights.
+    def is_folded(self) -> bool:
+        """Whether :meth:`unfold` is still to take out what is pruned."""
+        return self._state is _State.DENSE or self._state is _State.OPEN
 
-        So once the mask will not change any more; on the CPU alone, since to look at a weight on another device takes
-        longer than the pass.
-        """
-        return not self._keeps_stash and not self._mask_is_new and self.parameter.device.type == "cpu"
-
-    def looks_zero(self) -> bool:
-        """Whether some of the pruned weights, from all over the tensor, are zero: a quick look, no proof."""
-        weight = local_part(self.parameter)
-        if self._probe is None:
-            self._probe = _pruned_places(self.mask, tuple(weight.shape))
-        return not bool(weight[self._probe].any())
+    @property
+    def is_released(self) -> bool:
+        """Whether what was pruned away is forgotten."""
+        return self._state is _State.RELEASED or self._state is _State.OPEN
 
     def apply_to(self, tensor: Tensor) -> None:
         """Zero a tensor of the shape of the parameter where the parameter is pruned."""
@@ -95,44 +110,50 @@ class ResidentMask(HeldMask):
 
     def fold(self) -> None:
         """Put what was pruned away back into the parameter."""
-        if self._is_folded:
+        if self.is_folded:
             return
         self.was_written = self.parameter._version != self._version
         if self._stash is not None:
             self._follow_device()
             with torch.no_grad():
                 local_part(self.parameter).add_(self._stash)
-        self._is_folded = True
+        self._state = _State.DENSE if self._state is _State.PRUNED else _State.OPEN
 
     def unfold(self, *, is_zero: bool = False) -> None:
-        """Take it out again, by the mask as it is now; ``is_zero`` says that there is nothing to take out."""
+        """Take it out again, by the mask as it is now; ``is_zero`` says that a released weight is zero there anyway."""
         self._masked_gradient = None
-        if not self._is_folded:
+        if self._state is _State.DENSE:
+            self._state = _State.PRUNED
+            self._split()
+        elif self._state is _State.OPEN:
+            self._state = _State.RELEASED
+            if not is_zero and self._has_pruned():
+                self.apply_to(self.parameter)
+        else:
             return
-        self._is_folded = False
-        if not is_zero:
-            self._unfold()
         self._version = self.parameter._version
 
-    def _unfold(self) -> None:
-        if self._mask_is_new:  # looked at only after an update: it costs a pass, and a device a wait
-            self._is_masking, self._mask_is_new = self._is_masking or not bool(self.mask.all()), False
-        if not self._is_masking:
+    def _has_pruned(self) -> bool:
+        """Whether the mask has a zero, or had; looked at only after an update: it costs a pass, and a device a wait."""
+        if self._prunes is None:
+            self._prunes = not bool(self.mask.all())
+        return self._prunes
+
+    def _split(self) -> None:
+        if not self._has_pruned():
             return
         self._follow_device()
         with torch.no_grad():
             weight = local_part(self.parameter)
-            if self._keeps_stash:
-                if self._stash is None:
-                    with torch.inference_mode(False):
-                        self._stash = torch.zeros_like(weight)
-                split(weight, self.mask, self._stash)
-            else:
-                keep_in_place(weight, self.mask)
+            if self._stash is None:
+                with torch.inference_mode(False):
+                    self._stash = torch.zeros_like(weight)
+            split(weight, self.mask, self._stash)
 
     @override
     def dense(self) -> Tensor:
-        self._mask_is_new, self._probe = True, None
+        self._prunes = self._prunes or None  # the caller may write zeros to the mask
+        self.choices += 1
         self.fold()
         return local_part(self.parameter)
 
@@ -143,9 +164,9 @@ class ResidentMask(HeldMask):
 
     @override
     def project(self) -> None:
-        if self._is_folded:
+        if self.is_folded:
             self.unfold()
-        elif self._is_masking:
+        elif self._prunes:
             self.apply_to(self.parameter)
 
     @override
@@ -157,7 +178,7 @@ class ResidentMask(HeldMask):
     @override
     def release(self) -> None:
         self.unfold()
-        self._keeps_stash, self._stash = False, None
+        self._state, self._stash = _State.RELEASED, None
 
     @override
     def detach(self) -> None:
@@ -190,15 +211,15 @@ class ResidentMask(HeldMask):
     def restore(self, values: Tensor | None) -> None:
         if self._stash is not None and self._is_untouched(self._stash):
             self.fold()  # the weight was there before this mask pruned it
-        self._is_folded, self._keeps_stash, self._probe = False, True, None
-        self._is_masking = not bool(self.mask.all())
+        self._state, self.choices = _State.PRUNED, self.choices + 1
+        self._prunes = not bool(self.mask.all())
         with torch.no_grad():
             if values is None:
                 self._stash = None
             else:
                 self._stash = torch.zeros_like(local_part(self.parameter))
                 put_pruned(self._stash, self.mask, values)
-            if self._is_masking:
+            if self._prunes:
                 keep_in_place(local_part(self.parameter), self.mask)
 
     def _is_untouched(self, stash: Tensor) -> bool:
@@ -208,7 +229,7 @@ class ResidentMask(HeldMask):
     def mask_gradient(self) -> None:
         """Zero the gradient where the weight is pruned, as the product rule does in ``weight_orig * mask``."""
         gradient = self.parameter.grad
-        if gradient is None or not self._is_masking:
+        if gradient is None or not self._prunes:
             return
         if self._masked_gradient == (id(gradient), gradient._version) and not is_sharded(gradient):
             return  # masked as it was accumulated, and not written since
@@ -225,7 +246,7 @@ class ResidentMask(HeldMask):
 
     def _mask_graph_of(self, gradient: Tensor) -> Tensor | None:
         """Mask a gradient that will be differentiated itself, with its graph: ``backward(create_graph=True)``."""
-        if not torch.is_grad_enabled() or not self._is_masking or is_sharded(gradient):
+        if not torch.is_grad_enabled() or not self._prunes or is_sharded(gradient):
             return None
         self._follow_device()
         return gradient * self.mask.to(gradient.dtype)
@@ -237,13 +258,3 @@ class ResidentMask(HeldMask):
             self.mask = self.mask.to(weight.device)
         if self._stash is not None and (self._stash.device != weight.device or self._stash.dtype != weight.dtype):
             self._stash = self._stash.to(weight)
-
-
-def _pruned_places(mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Indices of some pruned entries from all over a mask that broadcasts over ``shape``; none if few are pruned."""
-    numel = prod(shape)
-    sample = torch.arange(min(numel, _SAMPLE), device=mask.device) * GOLDEN % numel
-    places = torch.unravel_index(sample, shape)
-    pruned = (mask.expand(shape)[places] == 0).nonzero().view(-1)
-    pruned = pruned[:: max(1, len(pruned) // _LOOKS)]
-    return tuple(place[pruned] for place in places)

@@ -42,7 +42,7 @@ class MaskingWay(ABC):
     shows_dense: bool
 
     @abstractmethod
-    def attach(self, one: PrunedParameter) -> HeldMask:
+    def attach(self, planned: PrunedParameter) -> HeldMask:
         """Put a mask of ones on a parameter.
 
         Raises:
@@ -71,16 +71,16 @@ class HookMasking(MaskingWay):
 
     shows_dense = True
 
-    def attach(self, one: PrunedParameter) -> HeldMask:
+    def attach(self, planned: PrunedParameter) -> HeldMask:
         """Give the module ``weight_orig`` and ``weight_mask``."""
-        return HookMask(one)
+        return HookMask(planned)
 
     def link(self, optimizer: Optimizer, masks: Sequence[HeldMask]) -> OptimizerLink | None:
         """None: the optimizer trains the dense weights."""
         return None
 
     def find_unattached(self, masks: Mapping[str, HeldMask], links: Sequence[OptimizerLink]) -> list[str]:
-        """None of them."""
+        """No names: an optimizer trains the dense weights by itself."""
         return []
 
     def find_unused(self, masks: Mapping[str, HeldMask], model: nn.Module) -> list[str] | None:
@@ -93,9 +93,9 @@ class ResidentMasking(MaskingWay):
 
     shows_dense = False
 
-    def attach(self, one: PrunedParameter) -> HeldMask:
+    def attach(self, planned: PrunedParameter) -> HeldMask:
         """Change no name; behind a weight norm, mask both of its parameters."""
-        return ResidentMask(one) if one.gain is None else NormedMask(one, one.gain)
+        return ResidentMask(planned) if planned.gain is None else NormedMask(planned, planned.gain)
 
     def link(self, optimizer: Optimizer, masks: Sequence[HeldMask]) -> OptimizerLink | None:
         """Show the optimizer the dense weights while it steps."""
@@ -111,7 +111,7 @@ class ResidentMasking(MaskingWay):
         ]
 
     def find_unused(self, masks: Mapping[str, HeldMask], model: nn.Module) -> list[str] | None:
-        """None of them: whoever reads the weight reads the pruned one."""
+        """No names: whoever reads the weight reads the pruned one."""
         return []
 
 
@@ -119,5 +119,5 @@ _WAYS: dict[str, MaskingWay] = {"hook": HookMasking(), "resident": ResidentMaski
 
 
 def way_of(masking: Masking) -> MaskingWay:
-    """The object that stands for one of the two ways."""
+    """The object that stands for a way."""
     return _WAYS[masking]

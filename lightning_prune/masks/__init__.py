@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_prune.masks.compute import Granularity, magnitude_mask
+from lightning_prune.masks.coupled import along_axis, keep_coupled
 from lightning_prune.masks.n_m import n_m_mask
 from lightning_prune.masks.selection import FORMATS, GOLDEN, holds_nan, pruned_count
 from lightning_prune.masks.shards import gather_state, whole_rows
@@ -14,15 +15,17 @@ from lightning_prune.masks.spreads import (
     rank_together,
     uniform_zeros,
 )
-from lightning_prune.masks.structure import Structure, compute_mask, structure_of
+from lightning_prune.masks.structure import Channels, Structure, compute_mask, structure_of
 from lightning_prune.masks.zeros import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
 
 __all__ = [
     "Bound",
+    "Channels",
     "FORMATS",
     "GOLDEN",
     "Granularity",
     "Structure",
+    "along_axis",
     "compute_mask",
     "count_zeros",
     "default_maximum",
@@ -30,6 +33,7 @@ __all__ = [
     "gather_state",
     "global_zeros",
     "holds_nan",
+    "keep_coupled",
     "magnitude_mask",
     "n_m_groups",
     "n_m_mask",

@@ -10,15 +10,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from lightning_prune.basics import as_fraction, as_whole
 from lightning_prune.masks.compute import Granularity, keep_groups, mask_shape, zero_groups
+from lightning_prune.masks.coupled import along_axis, keep_coupled
 from lightning_prune.masks.n_m import keep_n_m
 from lightning_prune.masks.selection import mask_to_write, pruned_count
 from lightning_prune.sharding import Rounds, Sharding, alone
 
-__all__ = ["Groups", "NofM", "Structure", "compute_mask", "structure_of"]
+__all__ = ["Channels", "Groups", "NofM", "Structure", "compute_mask", "structure_of"]
 
 _LEAST_RANK = {"per_scalar": 1, "per_channel": 2, "per_kernel": 3}
 
@@ -248,6 +250,68 @@ class NofM(Structure):
     def present_zeros(self, values: Tensor, sharding: Sharding) -> Rounds[tuple[int, int]]:
         """Single weights are counted."""
         return (yield from Groups().present_zeros(values, sharding))
+
+
+@dataclass(frozen=True)
+class Channels(Structure):
+    """Channels along any axis, of a weight, a bias or the scale of a norm, which are chosen together with others.
+
+    Example:
+        >>> Channels(0).mask_shape((8, 3, 3, 3)), Channels(0).mask_shape((8,)), Channels(1).mask_shape((3, 8))
+        ((8, 1, 1, 1), (8,), (3, 8))
+    """
+
+    axis: int = 0
+
+    def __str__(self) -> str:
+        return "coupled channels" + (f", dim {self.axis}" if self.axis else "")
+
+    @property
+    def ranks_single_weights(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def empties_channels(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """None: the rule says it."""
+        return None
+
+    def misfit(self, shape: tuple[int, ...], *, is_named: bool) -> str | None:
+        """None: what is coupled was found in the network itself."""
+        return None
+
+    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """``(C_out, 1, 1, ...)``; along another axis the shape of the weight."""
+        return shape if self.axis else (shape[0], *[1] * (len(shape) - 1))
+
+    def weights_per_choice(self, shape: tuple[int, ...]) -> int:
+        """Those of a channel."""
+        return prod(shape) // shape[self.axis]
+
+    def zeros(self, shape: tuple[int, ...], sparsity: float) -> int:
+        """Those of whole channels, rounded down."""
+        return pruned_count(shape[self.axis], sparsity) * self.weights_per_choice(shape)
+
+    def reached(self, sparsity: float) -> float:
+        """What is asked for."""
+        return sparsity
+
+    def compute(self, values: Tensor, sparsity: float, out: Tensor, sharding: Sharding) -> Rounds[None]:
+        """Keep the channels that are largest, by themselves."""
+        keep = keep_coupled([(values, self.axis, torch.arange(values.shape[self.axis]))], sparsity)
+        out.copy_(along_axis(keep, self.axis, out.shape))
+        yield from ()
+
+    def present_zeros(self, values: Tensor, sharding: Sharding) -> Rounds[tuple[int, int]]:
+        """Channels that are all zero."""
+        flags = (values == 0).movedim(self.axis, 0).flatten(1).all(1) if values.dim() > 1 else values == 0
+        yield from ()
+        return int(flags.sum()), len(flags)
 
 
 def structure_of(

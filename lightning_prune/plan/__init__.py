@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from lightning_prune.plan.coupling import couple_plan
 from lightning_prune.plan.names import SUPPORTED_MODULES, is_compiled, uncompiled_name
 from lightning_prune.plan.patterns import dense_advice, exact_pattern, shared_patterns
 from lightning_prune.plan.planning import plan_pruning
 from lightning_prune.plan.reach import warn_of_dense
-from lightning_prune.plan.rows import Owner, PrunedParameter, PruningPlan, SkippedModule
+from lightning_prune.plan.rows import Coupled, Owner, PrunedParameter, PruningPlan, SkippedModule
 from lightning_prune.plan.weight_norm import (
     computed_weights,
     copy_module,
@@ -20,6 +21,7 @@ from lightning_prune.plan.weight_norm import (
 )
 
 __all__ = [
+    "Coupled",
     "Owner",
     "PrunedParameter",
     "PruningPlan",
@@ -27,6 +29,7 @@ __all__ = [
     "SkippedModule",
     "computed_weights",
     "copy_module",
+    "couple_plan",
     "dense_advice",
     "exact_pattern",
     "fill_zero_rows",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -23,7 +23,7 @@ from lightning_prune.plan.names import (
 )
 from lightning_prune.plan.patterns import dense_advice
 from lightning_prune.plan.rows import Cause, Owner, PrunedParameter, PruningPlan, SkippedModule
-from lightning_prune.plan.weight_norm import normed_names
+from lightning_prune.plan.weight_norm import gain_names, normed_names
 
 __all__ = ["plan_pruning"]
 
@@ -109,24 +109,20 @@ def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
             (f"parametrizations.{name}", one)
             for name, one in module.parametrizations.named_parameters()  # type: ignore[union-attr]
         ]
-    return {
-        name: one
-        for name, one in named
-        if not isinstance(one, UninitializedParameter) and one.ndim > 1 and not _is_gain(name)
-    }
+    return _without_gains(named)
 
 
-def _is_gain(name: str) -> bool:
-    return name.endswith(("_g", ".original0"))
+def _without_gains(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, nn.Parameter]:
+    known = {name: parameter for name, parameter in named if not isinstance(parameter, UninitializedParameter)}
+    gains = gain_names(known)
+    return {name: parameter for name, parameter in known.items() if parameter.ndim > 1 and name not in gains}
 
 
 def _count_dense(model: nn.Module, found: Mapping[int, PrunedParameter]) -> int:
     """Weights of rank 2 and more that are not pruned; the gains of a weight norm are no weights."""
-    return sum(
-        one.numel()
-        for name, one in model.named_parameters()
-        if not isinstance(one, UninitializedParameter) and one.ndim > 1 and id(one) not in found and not _is_gain(name)
-    )
+    weights = _without_gains(model.named_parameters(remove_duplicate=False)).values()
+    distinct = {id(weight): weight.numel() for weight in weights}  # a tied weight counts once
+    return sum(size for key, size in distinct.items() if key not in found)
 
 
 def _follow_ties(name: str, module: nn.Module, choice: Choice, found: dict[int, PrunedParameter]) -> None:

@@ -7,6 +7,8 @@ import re
 import warnings
 from collections.abc import Iterable
 
+from torch import distributed
+
 from lightning_prune.config import MagnitudePrunerConfig
 from lightning_prune.plan.rows import PruningPlan, SkippedModule
 
@@ -18,11 +20,15 @@ _SHOWN = 5  # names, reasons or types in one warning
 def warn_of_dense(plan: PruningPlan, config: MagnitudePrunerConfig, *, stacklevel: int = 3) -> None:
     """Warn of weights that a rule does not fit, and where the rules reach less than half of a model.
 
+    Of many processes, which all have the same plan, the first alone says so.
+
     Args:
         plan: What is pruned, and what not.
         config: The rules. Without ``global_config`` they name all that they mean, and nothing is said of the rest.
         stacklevel: As of :func:`warnings.warn`, seen from here.
     """
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
+        return
     texts = [_describe_misfits([one for one in plan.skipped if one.cause == "misfit"])]
     if config.global_config is not None:
         texts.append(_describe_unreached(plan))

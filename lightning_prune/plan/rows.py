@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
+import torch
 from torch import Tensor, nn
 
-from lightning_prune.basics import DottedText, as_text, new_table
 from lightning_prune.config import ModuleMagnitudePrunerConfig
+from lightning_prune.masks import Channels, Structure, pruned_count
 from lightning_prune.plan.weight_norm import normed_weight
 
-__all__ = ["Cause", "Owner", "PrunedParameter", "PruningPlan", "SkippedModule"]
+if TYPE_CHECKING:
+    from rich.table import Table
 
-Cause = Literal["rule", "misfit", "tie", "name", "reach", "wait"]
+__all__ = ["Cause", "Coupled", "Owner", "PrunedParameter", "PruningPlan", "SkippedModule"]
+
+Cause = Literal["rule", "misfit", "tie", "name", "reach", "wait", "pinned"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,28 @@ class Owner:
 
     module: nn.Module = field(repr=False)
     attribute: str
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Which channels of a parameter go together with those of others.
+
+    Attributes:
+        group: The number of the set of parameters that it is one of.
+        axis: The axis along which its channels lie.
+        classes: The coupled channel that each of them is a part of, int64 of shape ``(C,)``; -1 for those that stay.
+        units: For each coupled channel of the set, which of them are ranked together, int64 of shape ``(channels,)``.
+    """
+
+    group: int
+    axis: int
+    classes: Tensor
+    units: Tensor
+
+    @property
+    def freedom(self) -> float:
+        """Fraction of the parameter's channels that may go."""
+        return float((self.classes >= 0).double().mean())
 
 
 @dataclass(frozen=True)
@@ -40,6 +65,7 @@ class PrunedParameter:
         shape: Shape of the weight, ``(C_out, C_in, *K)``.
         is_named: Whether the rule is for this one module, by its whole name.
         gain: Where the ``g`` of a weight norm hangs, if the parameter is its ``v``.
+        coupled: With which channels of other parameters its own go, if they do.
     """
 
     name: str
@@ -50,6 +76,7 @@ class PrunedParameter:
     shape: tuple[int, ...]
     is_named: bool = False
     gain: Owner | None = None
+    coupled: Coupled | None = field(default=None, compare=False, repr=False)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -80,12 +107,22 @@ class PrunedParameter:
     @property
     def target_zeros(self) -> int:
         """Weights that are zero at the target; the most there can be where blocks do not divide the channels."""
-        return self.config.structure.zeros(self.shape, self.config.target_sparsity)
+        if self.coupled is None:
+            return self.layout.zeros(self.shape, self.config.target_sparsity)
+        present = sorted({number for number in self.coupled.classes.tolist() if number >= 0})
+        counts = torch.bincount(self.coupled.units[present])
+        pruned = sum(pruned_count(count, self.config.target_sparsity) for count in counts.tolist())
+        return pruned * self.layout.weights_per_choice(self.shape)
 
     @property
     def structure(self) -> str:
         """The structure of its zeros, in words."""
-        return str(self.config.structure)
+        return str(self.layout) + (f", set {self.coupled.group + 1}" if self.coupled is not None else "")
+
+    @property
+    def layout(self) -> Structure:
+        """Which weights are zeroed together."""
+        return self.config.structure if self.coupled is None else Channels(self.coupled.axis)
 
 
 @dataclass(frozen=True)
@@ -98,7 +135,8 @@ class SkippedModule:
         reason: Why it stays dense.
         cause: Whether a rule leaves it dense with None (``"rule"``), does not fit it (``"misfit"``) or names other
             parameters and modules (``"name"``), it is tied to what is pruned (``"tie"``), no rule by name or type
-            applies to it and ``global_config`` does not reach it (``"reach"``), or it waits to be trained (``"wait"``).
+            applies to it and ``global_config`` does not reach it (``"reach"``), it waits to be trained (``"wait"``), or
+            its channels cannot go (``"pinned"``).
         weights: Number of weights that stay dense and could be pruned, by the name that each parameter of rank 2 and
             more has in its module.
     """
@@ -119,11 +157,13 @@ class PruningPlan:
         skipped: Modules that stay dense, and parameters of rank 2 and more that do so in a module that is pruned; the
             table has one row for those that do so alike, :meth:`records` all.
         dense_weights: Number of weights of rank 2 and more that no rule prunes.
+        notes: What else to know of it, in sentences.
     """
 
     parameters: tuple[PrunedParameter, ...]
     skipped: tuple[SkippedModule, ...]
     dense_weights: int = 0
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[PrunedParameter]:
         return iter(self.parameters)
@@ -159,6 +199,7 @@ class PruningPlan:
             tuple(one for one in self.parameters if one.name not in left),
             (*self.skipped, *skipped),
             self.dense_weights + sum(one.numel for one in left.values() if len(one.shape) > 1),
+            self.notes,
         )
 
     def _skipped_alike(self) -> dict[tuple[str, str], list[str]]:
@@ -169,10 +210,14 @@ class PruningPlan:
         return alike
 
     def __str__(self) -> str:
+        from lightning_prune.basics import as_text
+
         return as_text(self.__rich__())
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough. What stays dense alike shares a row."""
+        from lightning_prune.basics import DottedText, new_table
+
         table = new_table("Pruning plan")
         table.add_column("module")
         table.add_column("shape", no_wrap=True)
@@ -190,10 +235,9 @@ class PruningPlan:
             table.add_row(name, "", DottedText(kind, "dim"), "", "", reason_text)
         zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
         layers = "1 layer" if len(self) == 1 else f"{len(self)} layers"
-        table.caption = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
-        table.caption += (
-            f", {zeros / (weights + self.dense_weights):.1%} with the weights of rank 2 and more that stay dense."
-            if self.dense_weights
-            else "."
-        )
+        sentence = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
+        if self.dense_weights:
+            share = zeros / (weights + self.dense_weights)
+            sentence += f", {share:.1%} with the weights of rank 2 and more that stay dense"
+        table.caption = " ".join([f"{sentence}.", *self.notes])
         return table

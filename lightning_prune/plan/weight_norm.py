@@ -24,6 +24,7 @@ __all__ = [
     "computed_weights",
     "copy_module",
     "fill_zero_rows",
+    "gain_names",
     "normed_names",
     "normed_weight",
     "prune_normed",
@@ -135,18 +136,38 @@ def computed_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        for pattern, gain, direction in _STYLES:
-            match = re.fullmatch(pattern, name)
-            if match is None:
-                continue
-            module, weight = match.groups()
-            g, v = (state.get(part.format(module, weight)) for part in (gain, direction))
-            if g is not None and v is not None and f"{module}{weight}" not in state and _is_gain(g, v):
-                tensors[f"{module}{weight}"] = normed_weight(v, g)
-                break
-        else:
+        found = _find_norm(name, state)
+        if found is None:
             tensors[name] = tensor
+        else:
+            weight, gain, direction = found
+            tensors[weight] = normed_weight(state[direction], state[gain])
     return tensors
+
+
+def gain_names(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Of named tensors, those that are the ``g`` of a weight norm, in either style, whose ``v`` is among them.
+
+    Example:
+        >>> sorted(gain_names({"weight_g": torch.ones(2, 1), "weight_v": torch.eye(2), "alone_g": torch.ones(2, 1)}))
+        ['weight_g']
+    """
+    found = (_find_norm(name, tensors) for name in tensors)
+    return {norm[1] for norm in found if norm is not None}
+
+
+def _find_norm(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, str, str] | None:
+    """The names of a weight, its ``g`` and its ``v``, if a name is that of either part; by names and shapes."""
+    for pattern, *parts in _STYLES:
+        match = re.fullmatch(pattern, name)
+        if match is None:
+            continue
+        module, weight = match.groups()
+        gain, direction = (part.format(module, weight) for part in parts)
+        is_whole = gain in tensors and direction in tensors and f"{module}{weight}" not in tensors
+        if is_whole and _is_gain(tensors[gain], tensors[direction]):
+            return f"{module}{weight}", gain, direction
+    return None
 
 
 def recompute_weights(module: nn.Module) -> None:

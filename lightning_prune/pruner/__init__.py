@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_prune.pruner.choices import Scope, check_choices
+from lightning_prune.pruner.choices import Scope, check_choices, check_slim
 from lightning_prune.pruner.pruner import MagnitudePruner
 from lightning_prune.pruner.report import LayerSparsity, MaskChanges, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.pruner.state_values import MOST_STEPS
@@ -15,6 +15,7 @@ __all__ = [
     "Scope",
     "SparsityReport",
     "check_choices",
+    "check_slim",
     "describe_structure",
     "stored_bytes",
 ]

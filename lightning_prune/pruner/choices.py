@@ -6,10 +6,17 @@ from typing import Literal, get_args
 
 from lightning_prune.errors import ConfigError, shown
 from lightning_prune.masking import Masking
+from lightning_prune.slim import Slim
 
-__all__ = ["Scope", "check_choices"]
+__all__ = ["SHARDED", "Scope", "check_choices", "check_slim"]
 
 Scope = Literal["layer", "global"]
+
+SHARDED = (
+    "slim ranks channels of several parameters together, and needs all of them in one process, but the model is "
+    "sharded over several (DTensor). Train it with DDP, or without slim: then make a checkpoint slim afterwards, with "
+    "lightning_prune.slim.slim."
+)
 
 
 def check_choices(masking: str, scope: str) -> None:
@@ -18,3 +25,13 @@ def check_choices(masking: str, scope: str) -> None:
         if value not in get_args(known):
             allowed = " or ".join(f'"{one}"' for one in get_args(known))
             raise ConfigError(f"{name} must be {allowed}, got {shown(value)}.")
+
+
+def check_slim(slim: object, masking: Masking, scope: Scope) -> Slim | None:
+    """Read what a user wrote for ``slim``, and refuse what it does not go with."""
+    settings = Slim.of(slim)
+    if settings is not None and masking != "resident":
+        raise ConfigError(f'slim needs masking="resident", got {shown(masking)}: norms and biases are pruned too.')
+    if settings is not None and scope != "layer":
+        raise ConfigError(f'slim needs scope="layer", got {shown(scope)}: it ranks channels, not single weights.')
+    return settings

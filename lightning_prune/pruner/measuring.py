@@ -54,7 +54,7 @@ def measure_whole(layers: Sequence[Layer]) -> None:
 
 def _count_zeros(layer: Layer) -> Rounds[LayerSparsity]:
     parameter, mask = layer.plan, layer.held.mask.view(torch.bool)
-    whole = parameter.config.structure.mask_shape(parameter.shape)
+    whole = parameter.layout.mask_shape(parameter.shape)
     rows = whole_rows(mask, layer.sharding, whole, 2)  # pairs of rows are counted
     counts = [0, 0, 0]
     if len(rows):

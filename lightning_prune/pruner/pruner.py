@@ -10,11 +10,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prune.config import load_config
-from lightning_prune.errors import ConfigError, LifecycleError
+from lightning_prune.errors import ConfigError, LifecycleError, SlimError
 from lightning_prune.masking import Masking, way_of
-from lightning_prune.plan import SUPPORTED_MODULES, PruningPlan, copy_module, plan_pruning, warn_of_dense
+from lightning_prune.plan import (
+    SUPPORTED_MODULES,
+    PruningPlan,
+    copy_module,
+    couple_plan,
+    plan_pruning,
+    warn_of_dense,
+)
 from lightning_prune.pruner import finalizing
-from lightning_prune.pruner.choices import Scope, check_choices
+from lightning_prune.pruner.choices import SHARDED, Scope, check_choices, check_slim
 from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.measuring import report_layers
 from lightning_prune.pruner.progress import Progress
@@ -23,6 +30,7 @@ from lightning_prune.pruner.restoring import dump_layers, parse_layers, require_
 from lightning_prune.pruner.training import Training
 from lightning_prune.schedules import PruningScheduler, TrainingRun
 from lightning_prune.sharding import is_sharded
+from lightning_prune.slim import Coupling, Slim, find_coupling
 
 __all__ = ["MagnitudePruner"]
 
@@ -46,6 +54,9 @@ class MagnitudePruner:
             ``"global"``: the single weights of all layers that are due, anew each time; they have as many zeros
             together as their schedules ask for, and no layer keeps less than a tenth of the density of them all.
         track_changes: Count what each update changes, for :attr:`changes`. Costs a copy of one mask at a time.
+        slim: With ``True`` or :class:`~lightning_prune.slim.Slim`, rules ``per_channel`` prune channels that can be cut
+            out: those that can only go together are ranked by the norm of all their weights, and pruned as one, with
+            their biases and norms; what cannot go stays dense, and the plan says why. Needs ``masking="resident"``.
 
     Raises:
         ConfigError: The configuration does not hold together, or ``masking`` or ``scope`` is unknown.
@@ -72,8 +83,11 @@ class MagnitudePruner:
         masking: Masking = "hook",
         scope: Scope = "layer",
         track_changes: bool = False,
+        slim: Slim | dict[str, Any] | bool | None = None,
     ) -> None:
         check_choices(masking, scope)
+        self._slim = check_slim(slim, masking, scope)
+        self._coupling: Coupling | None = None
         self._model = self._unprepared = model
         self._config = load_config(config)
         self._way, self._scope, self._track_changes = way_of(masking), scope, track_changes
@@ -120,7 +134,7 @@ class MagnitudePruner:
     def plan(self) -> PruningPlan:
         """What is pruned, by which rule, and what is not and why."""
         if self._plan is None:
-            return plan_pruning(self._model, self._config)
+            return self._plan_of(self._model)
         waiting = [layer.plan for layer in self._layers if layer.is_waiting]
         return self._plan.without(waiting, _WAITS) if waiting else self._plan
 
@@ -186,7 +200,7 @@ class MagnitudePruner:
             raise ConfigError("optimizers train the model itself, not a copy of it. Write prepare(inplace=True, ...).")
         training = Training(self._way, optimizers)
         model = self._model if inplace else copy_module(self._model)
-        plan = plan_pruning(model, self._config)
+        plan = self._plan_of(model)
         if not self._has_told:  # what is prepared anew is told of already
             warn_of_dense(plan, self._config)
             self._has_told = True
@@ -379,6 +393,19 @@ class MagnitudePruner:
     @property
     def _layers(self) -> list[Layer]:
         return self._progress.layers
+
+    def _plan_of(self, model: nn.Module) -> PruningPlan:
+        plan = plan_pruning(model, self._config)
+        if self._slim is None:
+            return plan
+        if any(is_sharded(planned.parameter) for planned in plan):
+            raise ConfigError(SHARDED)
+        if self._coupling is None:
+            try:
+                self._coupling = find_coupling(model, self._slim.inputs_of(model), keep=self._slim.keep)
+            except SlimError as error:
+                raise ConfigError(f"slim: {error}") from error
+        return couple_plan(plan, model, self._coupling)
 
     def _take_off(self) -> None:
         progress, self._progress, self._plan = self._progress, Progress(self._model, Training(self._way)), None

@@ -7,16 +7,16 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from lightning_prune.basics import DottedText, as_text, new_table
 from lightning_prune.masks import count_zeros, n_m_groups, zero_blocks, zero_channels, zero_counts, zero_kernels
 from lightning_prune.plan import PrunedParameter
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["LayerSparsity", "MaskChanges", "SparsityReport", "describe_structure", "measure_layer", "stored_bytes"]
 
@@ -315,6 +315,8 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
 
     def __rich__(self) -> Table:
         """Table for a terminal or a notebook; 80 columns are enough."""
+        from lightning_prune.basics import DottedText, new_table
+
         table = new_table("Sparsity")
         table.add_column("layer")
         table.add_column("shape", no_wrap=True)
@@ -338,10 +340,14 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         return table
 
     def __repr__(self) -> str:
+        from lightning_prune.basics import as_text
+
         return as_text(self.__rich__(), width=_WIDE)
 
     def _repr_html_(self) -> str:
         """Table for a notebook."""
+        from rich.console import Console
+
         console = Console(width=_WIDE, file=io.StringIO(), record=True)
         console.print(self.__rich__())
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")

@@ -93,7 +93,7 @@ def is_in_any_process(is_true: bool, layers: Sequence[Layer]) -> bool:
 
 def _state_of(layer: Layer) -> ParameterState | None:
     """The state of a layer as a whole; None in a process that others hold parts for but which gathers none."""
-    held, shape = layer.held, layer.plan.config.structure.mask_shape(layer.plan.shape)
+    held, shape = layer.held, layer.plan.layout.mask_shape(layer.plan.shape)
     mask, weight = held.mask.view(torch.bool), local_part(held.parameter)
     gathered = gather_state(mask, held.pruned_values(), weight, layer.sharding, shape)
     if gathered is None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.masking import MaskingWay
@@ -51,7 +55,7 @@ def find_starts(plan: PruningPlan, scope: Scope, *, keep_zeros: bool) -> list[St
     if keep_zeros:
         pairs = zip(plan, shardings, strict=True)
         present = run_together([(sharding, _present_sparsity(planned, sharding)) for planned, sharding in pairs])
-        zeros = _meant_zeros(plan, present, scope)
+        zeros = _meant_zeros(plan, _together(plan, present), scope)
     kept = [max(*both) for both in zip(initial, zeros, strict=True)]
     if scope == "layer" or not any(zeros):
         return [Start(*both) for both in zip(shardings, kept, strict=True)]
@@ -60,6 +64,31 @@ def find_starts(plan: PruningPlan, scope: Scope, *, keep_zeros: bool) -> list[St
     )
     shared = [max(planned.config.initial_sparsity, min(share, planned.config.target_sparsity)) for planned in plan]
     return [Start(*three) for three in zip(shardings, shared, kept, strict=True)]
+
+
+def _together(plan: PruningPlan, present: list[float]) -> list[float]:
+    """The same fractions, but for channels that can only go together: those of which all parts are zero."""
+    sets: dict[int, list[PrunedParameter]] = defaultdict(list)
+    for planned in plan:
+        if planned.coupled is not None:
+            sets[planned.coupled.group].append(planned)
+    found = {group: _zero_channels(members) for group, members in sets.items()}
+    pairs = zip(plan, present, strict=True)
+    return [own if planned.coupled is None else found[planned.coupled.group] for planned, own in pairs]
+
+
+def _zero_channels(members: Sequence[PrunedParameter]) -> float:
+    """Fraction of coupled channels of which every part is zero; 0 where all are."""
+    alive: Tensor | None = None
+    for planned in members:
+        coupled = planned.coupled
+        if coupled is None:
+            continue
+        alive = torch.zeros(len(coupled.units), dtype=torch.bool) if alive is None else alive
+        rows = planned.parameter.detach().movedim(coupled.axis, 0).flatten(1) if len(planned.shape) > 1 else None
+        used = planned.parameter.detach() != 0 if rows is None else (rows != 0).any(1)
+        alive[coupled.classes[used.cpu() & (coupled.classes >= 0)]] = True
+    return 0.0 if alive is None or not bool(alive.any()) else 1.0 - float(alive.double().mean())
 
 
 def attach_layers(plan: PruningPlan, way: MaskingWay, starts: Sequence[Start]) -> list[Layer]:
@@ -79,7 +108,7 @@ def attach_layers(plan: PruningPlan, way: MaskingWay, starts: Sequence[Start]) -
 def _need_single_weights(plan: PruningPlan) -> None:
     """Refuse rules whose groups are no single weights, or whose sparsity is fixed."""
     for planned in plan:
-        if not planned.config.structure.ranks_single_weights:
+        if not planned.layout.ranks_single_weights:
             raise ConfigError(
                 f'{planned.rule}: scope="global" ranks the single weights of all layers together, but {planned.name} '
                 f'is pruned as {planned.structure}. Write scope="layer", or granularity per_scalar without block_size '
@@ -109,5 +138,5 @@ def _meant_zeros(plan: PruningPlan, present: list[float], scope: Scope) -> list[
 
 def _present_sparsity(planned: PrunedParameter, sharding: Sharding) -> Rounds[float]:
     """Fraction of groups of a weight that are zero already; 0 where all are, which says nothing about what to keep."""
-    zeros, groups = yield from planned.config.structure.present_zeros(local_part(planned.weight), sharding)
+    zeros, groups = yield from planned.layout.present_zeros(local_part(planned.weight), sharding)
     return 0.0 if zeros == groups else zeros / groups

@@ -164,7 +164,7 @@ def _parse_parameter(planned: PrunedParameter, entry: StateValues, box: Box, *, 
             f"{planned.name} has shape {shown(list(saved_shape))} in the pruning state and {list(planned.shape)} now. "
             "Resume with the model of the checkpoint."
         )
-    if shape != planned.config.structure.mask_shape(planned.shape):
+    if shape != planned.layout.mask_shape(planned.shape):
         raise CheckpointError(
             f"{planned.name}: the mask of the checkpoint has shape {shown(shape)}, which does not fit the structure "
             f"{planned.structure} of now. Resume with the structure of the checkpoint."

@@ -80,6 +80,9 @@ class Training:
             is_trained = held.parameter.requires_grad or held.got_gradient  # some are frozen for a part of each batch
             layer.is_behind = not (layer.plan.is_named or (is_trained and id(held.parameter) in known))
             held.got_gradient = False
+        waiting = {layer.plan.coupled.group for layer in layers if layer.is_behind and layer.plan.coupled is not None}
+        for layer in layers:  # channels that can only go together wait together
+            layer.is_behind |= layer.plan.coupled is not None and layer.plan.coupled.group in waiting
         return [layer for layer in layers if not layer.is_behind]
 
     def reset(self) -> None:

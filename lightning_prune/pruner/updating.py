@@ -1,21 +1,22 @@
 """Masks computed anew: which weights are ranked together, and what that changes.
 
 An update is a list of tasks that run side by side, each on what is ranked together: here a task for each layer. Where
-layers share one ranking of single weights, that ranking says beforehand how many zeros each of them gets. What is to
-rank rows of several parameters as one is a task of its own kind, made in :func:`update_layers` for the layers that it
-takes together.
+layers share one ranking of single weights, that ranking says beforehand how many zeros each of them gets; where their
+channels can only go together, it is chosen beforehand which of these stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
 from lightning_prune.errors import PruningError
-from lightning_prune.masks import count_zeros, holds_nan, rank_together, whole_rows
+from lightning_prune.masks import along_axis, count_zeros, holds_nan, keep_coupled, rank_together, whole_rows
+from lightning_prune.plan import Coupled
 from lightning_prune.pruner.choices import Scope
 from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.timeline import Asked
@@ -44,8 +45,9 @@ def update_layers(
     try:
         if zeros is None:
             zeros = _rank_globally(asked) if scope == "global" else [sparsity for _, sparsity in asked]
+        kept = _keep_coupled(asked, zeros)
         tasks = [
-            (layer.sharding, _update_layer(layer, sparsity, own, track_changes))
+            (layer.sharding, _update_layer(layer, sparsity, own, kept, track_changes))
             for (layer, sparsity), own in zip(asked, zeros, strict=True)
         ]
         changes = run_together(tasks)
@@ -69,13 +71,39 @@ def _rank_globally(asked: Asked) -> list[float]:
         raise type(error)(f"{', '.join(invalid) or 'The layers'} cannot be pruned: {error}") from error
 
 
-def _update_layer(layer: Layer, asked: float, zeros: float, track_changes: bool) -> Rounds[tuple[int, int]]:
-    """Compute the mask of a layer by itself; arguments and result as for :func:`update_layers`."""
-    held, structure = layer.held, layer.plan.config.structure
+def _keep_coupled(asked: Asked, zeros: Sequence[float]) -> dict[int, Tensor]:
+    """Choose the coupled channels of each set of layers together; bool of shape ``(channels,)`` by the set's number."""
+    sets: dict[int, list[tuple[Layer, Coupled, float]]] = defaultdict(list)
+    for (layer, _), own in zip(asked, zeros, strict=True):
+        if layer.plan.coupled is not None:
+            sets[layer.plan.coupled.group].append((layer, layer.plan.coupled, own))
+    kept = {}
+    for group, members in sets.items():
+        weights = [(layer.held.dense(), coupled.axis, coupled.classes) for layer, coupled, _ in members]
+        _, coupled, own = members[0]
+        try:
+            kept[group] = keep_coupled(weights, own, coupled.units)
+        except PruningError as error:
+            names = ", ".join(layer.plan.name for layer, _, _ in members)
+            raise type(error)(f"{names} cannot be pruned: {error}") from error
+    return kept
+
+
+def _update_layer(
+    layer: Layer, asked: float, zeros: float, kept: Mapping[int, Tensor], track_changes: bool
+) -> Rounds[tuple[int, int]]:
+    """Compute the mask of a layer, by itself or as one of a set; arguments and result as for :func:`update_layers`."""
+    held, structure = layer.held, layer.plan.layout
     out = held.mask.view(torch.bool)
     before = out.clone() if track_changes else out
     try:
-        yield from structure.compute(held.dense(), zeros, out, layer.sharding)
+        coupled = layer.plan.coupled
+        if coupled is None:
+            yield from structure.compute(held.dense(), zeros, out, layer.sharding)
+        else:
+            held.dense()
+            keep = kept[coupled.group][coupled.classes.clamp(min=0)] | (coupled.classes < 0)
+            out.copy_(along_axis(keep, coupled.axis, out.shape))
     except PruningError as error:
         raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
     layer.measured = None
@@ -86,7 +114,7 @@ def _update_layer(layer: Layer, asked: float, zeros: float, track_changes: bool)
 
 def _count_changes(layer: Layer, before: Tensor, after: Tensor) -> Rounds[tuple[int, int]]:
     """Count weights of the whole layer that are newly pruned, and that returned."""
-    shape, whole = layer.plan.shape, layer.plan.config.structure.mask_shape(layer.plan.shape)
+    shape, whole = layer.plan.shape, layer.plan.layout.mask_shape(layer.plan.shape)
     rows = [whole_rows(flags, layer.sharding, whole, 1) for flags in (before & ~after, after & ~before)]
     counts = [flags.numel() - count_zeros(flags) for flags in rows]
     pruned, returned = yield from add_up(counts, after.device)

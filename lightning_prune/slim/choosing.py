@@ -14,7 +14,7 @@ from lightning_prune.slim.flow import Flow, Pin, Reader
 from lightning_prune.slim.values import narrowed
 from lightning_prune.slim.walk import Walk
 
-__all__ = ["Choice", "choose", "pinned_classes", "uses_of"]
+__all__ = ["Choice", "all_pins", "choose", "pinned_classes", "uses_of"]
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Flow:
     macs: list[tuple[str, int]] = field(default_factory=list)
     out_axes: dict[str, int] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
+    tables: set[tuple[str, int]] = field(default_factory=set)  # columns of embeddings
     _live: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
 
     def new(self, count: int) -> Tensor:

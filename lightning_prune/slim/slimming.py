@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from lightning_prune.slim.result import SlimResult, result_of
 from lightning_prune.slim.values import narrowed
 from lightning_prune.slim.walk import Walk, walk
 
-__all__ = ["slim"]
+__all__ = ["Proof", "kept_pins", "prove_cut", "slim"]
 
 TOLERANCE = 1e-9
 TRIES = 40  # cuts that are tried; after each, what led to the first difference is kept
@@ -60,11 +61,11 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     graph = capture(whole, call)
     found = walk(graph, whole)
     uses = uses_of(graph.nodes, graph.states, standing_names(whole))
-    pins = _kept(graph, found, whole, keep)
-    cut, choice, largest, checks = _proven(graph, found, uses, pins, exact, call)
+    pins = kept_pins(graph, found, whole, keep)
+    proof = prove_cut(graph, found, uses, pins, exact, call)
     slimmed = plain_copy(model)
-    apply_cut(slimmed, cut)
-    return result_of(model, whole, slimmed, call, found, choice, cut, largest, checks)
+    apply_cut(slimmed, proof.cut)
+    return result_of(model, whole, slimmed, call, found, proof.choice, proof.cut, proof.difference, proof.checks)
 
 
 def _inside(model: nn.Module) -> nn.Module:
@@ -73,7 +74,7 @@ def _inside(model: nn.Module) -> nn.Module:
     return inside if isinstance(inside, nn.Module) else model
 
 
-def _kept(graph: Graph, found: Walk, model: nn.Module, keep: Iterable[str]) -> list[Pin]:
+def kept_pins(graph: Graph, found: Walk, model: nn.Module, keep: Iterable[str]) -> list[Pin]:
     """Pins for what the modules that the user wants whole give to others."""
     if isinstance(keep, str):
         raise SlimError(f"keep must be a list of names, got {keep!r}. Write keep=[{keep!r}].")
@@ -92,9 +93,26 @@ def _kept(graph: Graph, found: Walk, model: nn.Module, keep: Iterable[str]) -> l
     return pins
 
 
-def _proven(
-    graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], exact: nn.Module, call: Call
-) -> tuple[Cut, Choice, float, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Proof:
+    """A cut that computes the same.
+
+    Attributes:
+        cut: What is cut.
+        choice: Which classes go.
+        pins: What had to stay besides what operations pin: what was named, and what leads to sizes in the forward.
+        difference: The largest difference of outputs, as a fraction of the largest output.
+        checks: What was compared, in words.
+    """
+
+    cut: Cut
+    choice: Choice
+    pins: tuple[Pin, ...]
+    difference: float
+    checks: tuple[str, ...]
+
+
+def prove_cut(graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], exact: nn.Module, call: Call) -> Proof:
     """The largest cut that computes the same: where a forward counts on sizes, what leads there stays."""
     inputs = list(inputs_of(call))
     expected = [outputs_of(exact, item) for item in inputs]
@@ -110,7 +128,7 @@ def _proven(
             further, checks, raised = _another_batch(exact, slimmed, call)
             if further <= TOLERANCE:
                 checks = (f"outputs equal on {len(inputs)} inputs in double precision", *checks)
-                return cut, choice, max(largest, further), checks
+                return Proof(cut, choice, tuple(pins), max(largest, further), checks)
             largest = further
         node = first_difference(graph, found, choice, exact, slimmed, inputs[1], TOLERANCE)
         new = pins_at(graph, node, found, choice) if node is not None else []

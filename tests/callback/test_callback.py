@@ -464,7 +464,7 @@ def test_the_pruner_inside_is_the_public_one(tmp_path):
 def test_importing_the_library_loads_nothing_heavy():
     code = (
         "import sys, lightning_prune; "
-        "print([name for name in ('lightning', 'pytorch_lightning', 'coremltools', 'matplotlib', 'sklearn') "
+        "print([name for name in ('lightning', 'pytorch_lightning', 'coremltools', 'matplotlib', 'sklearn', 'rich', 'yaml') "
         "if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -656,8 +656,8 @@ def test_the_result_reads_as_text_table_and_numbers(target):
 
 
 def test_fresh_inputs_differ_from_the_example_and_stay_in_the_range_of_integers():
-    from lightning_prune.export.coreml.draws import DRAWS, fresh_inputs
-    from lightning_prune.export.coreml.inputs import ProgramInput
+    from lightning_prune.export.draws import DRAWS, fresh_inputs
+    from lightning_prune.export.inputs import ProgramInput
 
     spec = [ProgramInput("x", ((64, 64),)), ProgramInput("tokens", ((100,),)), ProgramInput("on", ((9,),))]
     examples = (torch.randn(64, 64) * 2 + 5, torch.randint(3, 7, (100,)), torch.ones(9, dtype=torch.bool))
@@ -695,7 +695,7 @@ def test_an_example_of_zeros_does_not_hide_what_the_network_does_to_other_tokens
 
 @pytest.mark.parametrize("rows", [2, 50, 30_000])
 def test_fresh_tokens_are_those_that_the_model_accepts(rows):
-    from lightning_prune.export.coreml.draws import largest_values
+    from lightning_prune.export.draws import largest_values
 
     zeros = torch.zeros(1, 8, dtype=torch.long)
     assert largest_values(Standalone(Tokens(rows), (zeros, zeros))) == [rows - 1, None]

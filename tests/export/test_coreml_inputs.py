@@ -8,11 +8,13 @@ from coreml_nets import Small, prune
 from torch import nn
 
 from lightning_prune.errors import ConfigError, ExportError
-from lightning_prune.export.coreml.draws import DRAWS, draw_inputs, fitted, fresh_inputs
 from lightning_prune.export.coreml.export import CoreMLExport
-from lightning_prune.export.coreml.inputs import MOST_SHAPES, ProgramInput, flexible_shapes
+from lightning_prune.export.coreml.inputs import ImageInput
 from lightning_prune.export.coreml.mil.program import read_package
 from lightning_prune.export.coreml.mil.run import run
+from lightning_prune.export.draws import DRAWS, draw_inputs, fitted, fresh_inputs
+from lightning_prune.export.inputs import ProgramInput
+from lightning_prune.export.shapes import MOST_SHAPES, flexible_shapes
 from lightning_prune.export.standalone import Standalone
 
 pytest.importorskip("coremltools")
@@ -128,7 +130,7 @@ def test_flexible_images_of_every_layout_are_verified(layout, target, coremltool
 
 
 def test_pixels_and_the_models_numbers_belong_together():
-    spec = ProgramInput("i", ((1, 3, 2, 2),), 1 / 255, (-0.5, -0.4, -0.3), is_channel_last=True)
+    spec = ImageInput("i", ((1, 3, 2, 2),), scale=1 / 255, bias=(-0.5, -0.4, -0.3), is_channel_last=True)
     pixels = torch.randint(0, 256, (1, 3, 2, 2)).float()
     model = spec.to_model(pixels)
     assert model.shape == (1, 2, 2, 3)
@@ -206,7 +208,7 @@ def test_declared_values_are_kept_to():
         ProgramInput("tokens", ((2, 30),), values=(3, 7)),
         ProgramInput("lengths", ((3,),), values="fixed"),
         ProgramInput("x", ((100,),), values=(-1.0, 2.0)),
-        ProgramInput("image", ((1, 1, 20, 20),), 1.0, values=(10, 20)),
+        ImageInput("image", ((1, 1, 20, 20),), values=(10, 20)),
     ]
     examples = (*EXAMPLE, torch.zeros(100), torch.full((1, 1, 20, 20), 15.0))
     means = []
@@ -330,9 +332,9 @@ def test_a_package_with_states_is_verified_over_two_calls(frontend, target, core
 
 
 def test_a_state_that_is_not_written_is_found_in_the_second_call(target, coremltools, monkeypatch):
-    import lightning_prune.export.coreml.proof as proof
+    import lightning_prune.export.coreml.running as running
 
-    monkeypatch.setattr(proof, "run", lambda package, inputs, states: run(package, inputs))
+    monkeypatch.setattr(running, "run", lambda package, inputs, states: run(package, inputs))
     export, _ = stateful(coremltools, target, frontend="trace")
     with pytest.raises(ExportError, match="output 'output of the second call' differs by"):
         export.save(Adds())

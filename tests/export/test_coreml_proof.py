@@ -17,11 +17,14 @@ import lightning_prune.export.coreml.export as coreml_module
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.compression import quantization_error
 from lightning_prune.export.coreml.export import CoreMLExport
-from lightning_prune.export.coreml.inputs import ProgramInput
+from lightning_prune.export.coreml.inputs import ImageInput
 from lightning_prune.export.coreml.match import compare
 from lightning_prune.export.coreml.mil.program import Constant, read_package
 from lightning_prune.export.coreml.mil.run import run
-from lightning_prune.export.coreml.proof import Findings, difference, prove_on_device
+from lightning_prune.export.coreml.running import prove_on_device
+from lightning_prune.export.findings import Findings
+from lightning_prune.export.inputs import ProgramInput
+from lightning_prune.export.numbers import difference
 from lightning_prune.export.standalone import Standalone
 
 pytest.importorskip("coremltools")
@@ -299,7 +302,7 @@ def test_a_buffer_that_forward_changes_is_exported_as_it_is_now(how, target):
 
 
 def test_integers_may_differ_only_where_rounding_changes_them():
-    from lightning_prune.export.coreml.proof import unexplained
+    from lightning_prune.export.numbers import unexplained
 
     want, reach = torch.tensor([3, 7, 1, 1]), torch.tensor([0.0, 4.0, 0.0, 0.0])
     assert unexplained(torch.tensor([3, 2, 1, 1]), want, reach, 0.25, 0.005) == (0.0, 0.005)
@@ -379,7 +382,7 @@ def test_core_ml_itself_is_asked_where_it_exists(target, monkeypatch):
     assert findings.checks == ["Core ML's own results are the model's; largest error 1.0e-02"]
     with pytest.raises(ExportError, match="output 'logits' differs by 1.0e-01 of its largest value"):
         prove_on_device(FakeCoreML(model, 1.1), package, standalone, inputs, Findings())
-    images = [ProgramInput("image", ((1, 3, 16, 16),), scale=1.0)]
+    images = [ImageInput("image", ((1, 3, 16, 16),))]
     prove_on_device(FakeCoreML(model, 1.0), package, standalone, images, findings)
     assert findings.not_checked == ["Core ML's own results: the package takes images"]
     asked = []

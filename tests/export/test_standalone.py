@@ -13,8 +13,9 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 from lightning_prune.errors import ExportError
+from lightning_prune.export.copies import plain_copy, plain_name
 from lightning_prune.export.coreml.conversion import capture
-from lightning_prune.export.standalone import Standalone, plain_copy, plain_name, submodule_inputs
+from lightning_prune.export.standalone import Standalone, submodule_inputs
 
 X = torch.rand(1, 3, 8, 8)
 

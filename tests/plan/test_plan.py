@@ -490,3 +490,28 @@ def test_a_layer_of_which_the_plan_knows_a_tie_in_a_module_that_is_pruned_too_ha
     second.register_parameter("other", first.weight)
     one, _ = plan(nn.Sequential(first, second))
     assert [(place.module, place.attribute) for place in one.owners] == [(first, "weight"), (second, "other")]
+
+
+class OddlyNamed(nn.Module):
+    """A weight whose name ends like that of a gain, and a gain beside its direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.mixing_g = nn.Parameter(torch.ones(8, 8))
+        self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+
+
+def test_a_gain_is_one_by_its_direction_and_shape_and_not_by_its_name_alone():
+    found = plan(OddlyNamed(), module_name_configs={"first": {}})
+    assert found.dense_weights == 64 + 16
+    (row,) = [one for one in found.skipped if one.kind == "OddlyNamed"]
+    assert row.weights == {"mixing_g": 64}
+
+
+def test_only_the_first_of_many_processes_says_what_stays_dense(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 2), nn.Bilinear(8, 8, 8))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        assert (little_warning(model, {"global_config": {}}) is None) == (rank == 1)

@@ -3,11 +3,13 @@
 import importlib
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lightning_prune.cli.commands import build_parser
+from lightning_prune.export import ExportResult
 from lightning_prune.pruner import MagnitudePruner
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
@@ -136,6 +138,11 @@ def test_every_member_of_the_pruner_is_told_of():
     section = PAGE.split("## Members of MagnitudePruner")[1].split("\n## ")[0]
     told = set(re.findall(r"`\.(\w+)", section))
     assert told == {name for name in vars(MagnitudePruner) if not name.startswith("_")}
+
+
+def test_every_field_of_a_result_is_told_of():
+    section = PAGE.split("## Fields of ExportResult")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"`\.(\w+)", section)) == sorted(entry.name for entry in fields(ExportResult))
 
 
 def test_every_command_is_there():

@@ -148,7 +148,7 @@ def _follow(parameter: PrunedParameter, run: TrainingRun, total_steps: int) -> d
         asked = schedule.compute_sparsity(step, sparsity, parameter.config)
         if asked != sparsity:
             curve[step] = sparsity = asked
-    structure = parameter.config.structure
+    structure = parameter.layout
     curve = {step: structure.reached(value) for step, value in curve.items()}
     return {**curve, total_steps: curve[max(curve)]}
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from lightning_prune.export.coreml.export import CoreMLExport, ExportResult
+from lightning_prune.export.coreml.export import CoreMLExport
 from lightning_prune.export.coreml.mil import read_functions
 
 __all__ = [
     "CoreMLExport",
-    "ExportResult",
     "read_functions",
 ]

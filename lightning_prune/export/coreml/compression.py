@@ -8,10 +8,12 @@ import numpy as np
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.conversion import SPARSE_OPERATIONS
-from lightning_prune.export.coreml.draws import draw_inputs
-from lightning_prune.export.coreml.inputs import ProgramInput
 from lightning_prune.export.coreml.mil import Array, Constant, Package, repeat_to, run
-from lightning_prune.export.coreml.proof import TOLERANCE, Findings, difference, outputs_of
+from lightning_prune.export.coreml.running import outputs_of
+from lightning_prune.export.draws import draw_inputs
+from lightning_prune.export.findings import Findings
+from lightning_prune.export.inputs import ProgramInput
+from lightning_prune.export.numbers import TOLERANCE, difference
 from lightning_prune.export.standalone import Standalone
 
 __all__ = ["COMPRESSIONS", "compressed", "prove_compression"]

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.export.standalone import Standalone, kept_buffers
+from lightning_prune.export.buffers import kept_buffers
+from lightning_prune.export.coreml.gaps import decompose_unknown, drop_aliases, whole_numbers
+from lightning_prune.export.pruned import BREAK_EVEN
+from lightning_prune.export.standalone import Standalone
 
 __all__ = [
-    "BREAK_EVEN",
     "FRONTENDS",
     "SPARSE_OPERATIONS",
     "capture",
@@ -28,11 +30,9 @@ __all__ = [
     "save_package",
 ]
 
-FRONTENDS = ("export", "trace", "export_full")
+FRONTENDS = ("export", "trace", "export_needed", "export_full")
 # Weights of these operations are stored sparse; the others' constants are biases, norms and shapes.
 SPARSE_OPERATIONS = ("conv", "conv_transpose", "linear", "matmul", "gather", "einsum", "lstm", "gru", "rnn")
-# A bit per weight for the mask pays for itself once a sixteenth of 16-bit weights need not be stored.
-BREAK_EVEN = 1 / 16
 # What the converter says of things that are as they should be, that verification finds out for itself, or (new names)
 # that are said in other words.
 NOISE = re.compile(
@@ -43,13 +43,14 @@ NOISE = re.compile(
 
 def convert(ct: Any, program: Any, arguments: dict[str, Any]) -> Any:
     """Run the converter."""
-    try:
-        return ct.convert(program, **arguments)
-    except ValueError as error:
-        if "compression config conflict" not in str(error):
-            raise
-    # One weight is read by two kinds of operations and only one of them is known to take sparse weights: then all do.
-    return ct.convert(program, **{**arguments, "pass_pipeline": pipeline(ct, everywhere=True)})
+    with whole_numbers():
+        try:
+            return ct.convert(program, **arguments)
+        except ValueError as error:
+            if "compression config conflict" not in str(error):
+                raise
+        # A weight is read by two kinds of operations, of which one is known to take sparse weights: then all do.
+        return ct.convert(program, **{**arguments, "pass_pipeline": pipeline(ct, everywhere=True)})
 
 
 def pipeline(ct: Any, *, everywhere: bool = False, fold_norms: bool = True) -> Any:
@@ -91,6 +92,9 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
             dynamic_shapes = (sizes,) if any(sizes) else None
             exported = torch.export.export(standalone, inputs, dynamic_shapes=dynamic_shapes, strict=False)
             program = exported.run_decompositions(decompositions() if frontend == "export_full" else {})
+            drop_aliases(program)
+            if frontend == "export_needed":
+                program = decompose_unknown(program, decompositions())
             spell_out_strides(program)
     return program, traced_decisions(caught)
 

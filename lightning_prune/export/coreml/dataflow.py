@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.export.standalone import Standalone, kept_buffers
+from lightning_prune.export.buffers import kept_buffers
+from lightning_prune.export.standalone import Standalone
 
 __all__ = ["Meetings", "watch"]
 

@@ -23,11 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.basics import as_flag, home, plain_list, put_in_place, writing_to
-from lightning_prune.errors import ConfigError, ExportError, PruningError
+from lightning_prune.basics import as_flag, plain_list, put_in_place, writing_to
+from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.export.coreml.compression import COMPRESSIONS, compressed, prove_compression
 from lightning_prune.export.coreml.conversion import (
-    BREAK_EVEN,
     FRONTENDS,
     capture,
     convert,
@@ -35,8 +34,7 @@ from lightning_prune.export.coreml.conversion import (
     quiet,
     save_package,
 )
-from lightning_prune.export.coreml.draws import largest_values
-from lightning_prune.export.coreml.inputs import ProgramInput, Values, dynamic_dims, program_inputs
+from lightning_prune.export.coreml.inputs import dynamic_dims, program_inputs
 from lightning_prune.export.coreml.interface import (
     check_inputs,
     check_labels,
@@ -52,13 +50,22 @@ from lightning_prune.export.coreml.interface import (
     values_of,
 )
 from lightning_prune.export.coreml.mil import Package, import_coremltools, read_package
-from lightning_prune.export.coreml.proof import Findings, prove_numbers, prove_on_device
-from lightning_prune.export.coreml.result import ExportResult
+from lightning_prune.export.coreml.running import program_of, prove_on_device
 from lightning_prune.export.coreml.weights import prove_weights
-from lightning_prune.export.standalone import Standalone, plain_copy, plain_name, submodule_inputs, take_apart, unique
+from lightning_prune.export.draws import largest_values
+from lightning_prune.export.failures import as_export_error, not_made, summary
+from lightning_prune.export.findings import Findings
+from lightning_prune.export.inputs import ProgramInput, Values
+from lightning_prune.export.proof import prove_numbers
+from lightning_prune.export.pruned import examples_of, part_of, pruned_copy
+from lightning_prune.export.result import ExportResult
+from lightning_prune.export.standalone import Standalone
+from lightning_prune.export.structures import take_apart, unique
+from lightning_prune.export.targets import check_choice, check_path, target_path
 
 __all__ = ["CoreMLExport", "ExportResult"]
 
+FORMAT = "Core ML package"
 logger = logging.getLogger(__name__)
 
 
@@ -88,6 +95,7 @@ class CoreMLExport:
         compute_precision: ``"float16"`` or ``"float32"``; also the type that weights are stored in.
         io_dtype: ``"float32"`` or ``"float16"``, of floating point inputs and outputs.
         frontend: How the network is captured. ``"export"``: ``torch.export``; ``"trace"``: ``torch.jit.trace``;
+            ``"export_needed"``: ``torch.export``, with the operations broken up that the converter does not know;
             ``"export_full"``: ``torch.export`` decomposed to core operations; ``"auto"``: the first of these whose
             package passes verification.
         compression: Of the nonzero weights, on top of sparsity: ``"int8"``, ``"int4"``, or ``"palette<bits>"`` with 1,
@@ -120,27 +128,21 @@ class CoreMLExport:
     minimum_deployment_target: str = field(default="iOS16", kw_only=True)
     compute_precision: Literal["float16", "float32"] = field(default="float16", kw_only=True)
     io_dtype: Literal["float16", "float32"] = field(default="float32", kw_only=True)
-    frontend: Literal["auto", "export", "trace", "export_full"] = field(default="auto", kw_only=True)
+    frontend: Literal["auto", "export", "trace", "export_needed", "export_full"] = field(default="auto", kw_only=True)
     compression: str | None = field(default=None, kw_only=True)
     overwrite: bool = field(default=True, kw_only=True)
     on_error: Literal["warn", "raise"] = field(default="warn", kw_only=True)
     convert_kwargs: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, (str, os.PathLike)):
-            raise ConfigError(f"export.path must be a path that ends in .mlpackage, got {self.path!r}.")
-        given, path = self.path, located(self.path)
-        if path.suffix != ".mlpackage":
-            better = str(path.with_suffix(".mlpackage")) if path.name else str(path / "model.mlpackage")
-            raise ConfigError(f"export.path must end in .mlpackage, got {os.fspath(given)!r}. Write {better!r}.")
-        self.path = path
-        one_of("compute_precision", self.compute_precision, ("float16", "float32"))
-        one_of("io_dtype", self.io_dtype, ("float16", "float32"))
-        one_of("frontend", self.frontend, ("auto", *FRONTENDS))
-        one_of("on_error", self.on_error, ("warn", "raise"))
+        self.path = target_path(self.path, ".mlpackage")
+        check_choice("compute_precision", self.compute_precision, ("float16", "float32"))
+        check_choice("io_dtype", self.io_dtype, ("float16", "float32"))
+        check_choice("frontend", self.frontend, ("auto", *FRONTENDS))
+        check_choice("on_error", self.on_error, ("warn", "raise"))
         self.overwrite = as_flag("export.overwrite", self.overwrite)
         if self.compression is not None:
-            one_of("compression", self.compression, COMPRESSIONS)
+            check_choice("compression", self.compression, COMPRESSIONS)
         if self.inputs is not None and self.input_names is not None:
             raise ConfigError(
                 "export.inputs and export.input_names exclude each other. Write the names into the inputs."
@@ -180,7 +182,7 @@ class CoreMLExport:
         """Find what can be found without calling the model."""
         ct = import_coremltools()
         self.target(ct)
-        check_path(Path(self.path), overwrite=self.overwrite)
+        self.check_place()
         if self.compression is not None and self.compression.startswith("palette"):
             try:
                 import sklearn  # noqa: F401
@@ -189,7 +191,8 @@ class CoreMLExport:
                     f'compression={self.compression!r} needs scikit-learn. Write: pip install "lightning-prune[coreml]"'
                 ) from error
         if model is not None:
-            examples, part = self.examples(model), self.part_of(model)
+            examples = examples_of(model, self.example_inputs, "CoreMLExport")
+            part = part_of(model, self.submodule)
             check_states(self.states, part)
             if self.submodule is None or self.example_inputs is not None:
                 _, _, leaves = take_apart(part, examples)
@@ -240,25 +243,20 @@ class CoreMLExport:
         Raises:
             ExportError: The package could not be made, or is not what it must be; what lay at ``path`` is still there.
         """
-        try:
+        with as_export_error(FORMAT, model, Path(self.path)):
             self.check_settings(model)
             standalone, pruned = self.prepare(model, masks)
             self.check_interface(standalone)
             refuse_states_that_are_not_zero(self.states, standalone.model)
             with writing_to(Path(self.path)) as place:
                 result = self.best(standalone, pruned, place, guessed=masks is None)
-                check_path(Path(self.path), overwrite=self.overwrite)  # converting took its time
+                self.check_place()  # converting took its time
                 put_in_place(place, Path(self.path))
-        except ExportError:
-            raise
-        except PruningError as error:
-            raise ExportError(str(error)) from error
-        except Exception as error:
-            raise ExportError(
-                f"No Core ML package could be made of {type(model).__name__}; {self.path} was not touched.\n"
-                f"  {summary(error)}"
-            ) from error
         return result.at(Path(self.path))
+
+    def check_place(self) -> None:
+        """Raise unless a package can be put at the path."""
+        check_path(Path(self.path), overwrite=self.overwrite, is_ours=is_package, what=f"a {FORMAT}")
 
     def best(self, standalone: Standalone, pruned: Mapping[str, Tensor], place: Path, *, guessed: bool) -> ExportResult:
         """The first frontend's result whose package passes verification; the package lies at ``place``."""
@@ -267,16 +265,17 @@ class CoreMLExport:
         foldings = (True, False) if folding_may_fail(standalone.model) else (True,)
         for frontend, fold in product(FRONTENDS if self.frontend == "auto" else (self.frontend,), foldings):
             try:
-                return self.attempt(frontend, standalone, pruned, place, guessed=guessed, fold_norms=fold)
+                result = self.attempt(frontend, standalone, pruned, place, guessed=guessed, fold_norms=fold)
+                return replace(result, attempts=tuple(f"frontend {name}: {summary(error)}" for name, error in failures))
             except OSError:
                 raise  # a full disk is full for every frontend
             except Exception as error:
                 logger.debug("Core ML export with frontend %r failed", frontend, exc_info=error)
                 failures.append((frontend if fold else f"{frontend}, no norms folded", error))
                 shutil.rmtree(place, ignore_errors=True)
+        tried = [f"frontend {name}: {summary(error)}" for name, error in failures]
         raise ExportError(
-            f"No Core ML package could be made of {type(standalone.model).__name__}; {self.path} was not touched.\n"
-            + "\n".join(f"  frontend {name}: {summary(error)}" for name, error in failures)
+            "\n".join([not_made(FORMAT, standalone.model, Path(self.path)), *map("  {}".format, tried)])
         ) from failures[0][1]
 
     def attempt(
@@ -307,7 +306,7 @@ class CoreMLExport:
         if not fold_norms:
             findings.notes.append("batch norms are not folded into weights: with them folded, verification failed")
         prove_weights(package, standalone, pruned, findings, guessed=guessed)
-        prove_numbers(package, standalone, inputs, findings, precision=self.compute_precision)
+        prove_numbers(program_of(package, self.compute_precision), standalone, inputs, findings)
         if self.compression is None:
             return self.result(ct, package, standalone, inputs, findings, frontend)
         with quiet() as heard:
@@ -331,66 +330,12 @@ class CoreMLExport:
         if sys.platform == "darwin":
             prove_on_device(ct, package, standalone, inputs, findings)
         used = [package.constants[name] for name in package.uses if package.constants[name].encoding != "dense"]
-        return ExportResult(
-            package.path,
-            package.nbytes,
-            package.nbytes + sum(constant.dense_nbytes - constant.nbytes for constant in used),
-            tuple(findings.layers),
-            frontend,
-            tuple(findings.checks),
-            tuple(findings.not_checked),
-            tuple(findings.notes),
-            findings.max_error,
-            near_error=findings.near_error,
-            far_error=findings.far_error,
-        )
+        dense = package.nbytes + sum(constant.dense_nbytes - constant.nbytes for constant in used)
+        return findings.result(FORMAT, package.path, package.nbytes, dense, frontend=frontend)
 
     def prepare(self, model: nn.Module, masks: Mapping[str, Tensor] | None) -> tuple[Standalone, dict[str, Tensor]]:
         """The copy to convert, and the keep-masks by parameter name within it."""
-        plain, renamed = plain_copy(model)
-        examples = self.examples(model)
-        prefix = ""
-        if self.submodule is not None:
-            prefix = plain_name(self.submodule) + "."
-            if self.example_inputs is None:
-                examples = submodule_inputs(plain, prefix[:-1], examples)
-            plain = plain.get_submodule(prefix[:-1])
-        parameters = dict(plain.named_parameters(remove_duplicate=False))
-        pruned = {}
-        if masks is None:
-            zeros = ((name, weight != 0) for name, weight in parameters.items() if weight.ndim > 1)
-            pruned = {name: keep for name, keep in zeros if (~keep).sum() >= BREAK_EVEN * keep.numel()}
-        for name, mask in (masks or {}).items():
-            own = plain_name(renamed.get(name, name))
-            if own.startswith(prefix):
-                own = own.removeprefix(prefix)
-                mask = expand_mask(name, mask, parameters.get(own))
-                if mask.ndim > 1:  # Core ML stores vectors dense
-                    pruned[own] = mask
-        return Standalone(plain, examples), pruned
-
-    def examples(self, model: nn.Module) -> Any:
-        """The example inputs, or the model's own."""
-        examples = self.example_inputs
-        if examples is None:
-            examples = getattr(model, "example_input_array", None)
-        if examples is None:
-            raise ConfigError(
-                f"export.example_inputs must be known, but {type(model).__name__} has no example_input_array. "
-                "Write CoreMLExport(path, example_inputs=torch.zeros(1, 3, 224, 224)) with the shape of one batch."
-            )
-        return examples
-
-    def part_of(self, model: nn.Module) -> nn.Module:
-        """The part of the model to export."""
-        try:
-            return model.get_submodule(self.submodule or "")
-        except AttributeError as error:
-            names = ", ".join(name for name, _ in model.named_children())
-            raise ConfigError(
-                f"export.submodule must name a part of {type(model).__name__}, got {self.submodule!r}. "
-                f"Its parts are: {names}."
-            ) from error
+        return pruned_copy(model, masks, self.example_inputs, export="CoreMLExport", submodule=self.submodule)
 
     def target(self, ct: Any) -> Any:
         """The deployment target as ``coremltools`` has it."""
@@ -458,18 +403,6 @@ class CoreMLExport:
         ]
 
 
-def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise unless the value is one of the allowed ones."""
-    if value not in allowed:
-        raise ConfigError(f"export.{name} must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def located(path: str | os.PathLike[str]) -> Path:
-    """A path with the home folder for ``~``, and without ``..``, which needs folders that may not exist."""
-    place = home(path)
-    return place.parent.resolve() / place.name if ".." in place.parts else place
-
-
 def folding_may_fail(model: nn.Module) -> bool:
     """Whether a model has what Core ML Tools 9.0 folds batch norms into wrongly: grouped transposed convolutions.
 
@@ -502,47 +435,6 @@ def renamed(wanted: Sequence[Sequence[str | None]], package: Package) -> list[st
     ]
 
 
-def check_path(path: Path, *, overwrite: bool) -> None:
-    """Raise unless a package can be put at ``path``."""
-    if path.is_symlink() or (path.exists() and not is_package(path)):
-        raise ConfigError(
-            f"export.path must be free or hold a Core ML package, but {path} is something else. Choose another path."
-        )
-    if path.exists() and not overwrite:
-        raise ConfigError(
-            f"export.path must be free with overwrite=False, but {path} exists. Remove it or write overwrite=True."
-        )
-    parent = path.absolute().parent
-    while not parent.exists() and not parent.is_symlink():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"export.path must lie in a folder that can be written to, but {parent} cannot. Choose another path."
-        )
-
-
 def is_package(path: Path) -> bool:
     """Whether a folder is a Core ML package: a manifest and a model."""
     return (path / "Manifest.json").is_file() and (path / "Data").is_dir()
-
-
-def expand_mask(name: str, mask: Tensor, parameter: Tensor | None) -> Tensor:
-    """A mask as bools in the shape of its parameter, which must be zero where the mask prunes."""
-    if parameter is None:
-        raise ExportError(f"masks[{name!r}] must belong to a parameter of the model, but there is none of that name.")
-    try:
-        keep = (mask.detach().cpu() != 0).expand(parameter.shape)
-    except RuntimeError as error:
-        raise ExportError(
-            f"masks[{name!r}] must be broadcastable to {tuple(parameter.shape)}, got {tuple(mask.shape)}."
-        ) from error
-    if alive := int(parameter[~keep].count_nonzero()):
-        raise ExportError(f"masks[{name!r}] prunes {alive} values that are not zero in the model. Finalize it first.")
-    return keep
-
-
-def summary(error: Exception) -> str:
-    """An error's type and message; of one from elsewhere the first line, for what follows is often a page."""
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [""]
-    kept = lines if isinstance(error, PruningError) else lines[:1]
-    return "\n    ".join([f"{type(error).__name__}: {kept[0]}", *kept[1:]])

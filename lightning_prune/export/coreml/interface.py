@@ -10,9 +10,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_prune.errors import ConfigError, ExportError, did_you_mean
-from lightning_prune.export.coreml.inputs import Values, is_image
+from lightning_prune.export.copies import plain_name
+from lightning_prune.export.coreml.inputs import is_image
 from lightning_prune.export.coreml.mil import Package
-from lightning_prune.export.standalone import Standalone, plain_name
+from lightning_prune.export.inputs import Values
+from lightning_prune.export.standalone import Standalone
 
 __all__ = [
     "check_inputs",

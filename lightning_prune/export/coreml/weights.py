@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import ExportError
-from lightning_prune.export.coreml.conversion import BREAK_EVEN, SPARSE_OPERATIONS
+from lightning_prune.export.buffers import kept_buffers
+from lightning_prune.export.coreml.conversion import SPARSE_OPERATIONS
 from lightning_prune.export.coreml.dataflow import Meetings, watch
 from lightning_prune.export.coreml.match import Match, find
 from lightning_prune.export.coreml.mil import Array, Constant, Package
-from lightning_prune.export.coreml.proof import Findings
-from lightning_prune.export.coreml.result import ExportedLayer
-from lightning_prune.export.standalone import Standalone, kept_buffers
+from lightning_prune.export.findings import Findings
+from lightning_prune.export.pruned import BREAK_EVEN
+from lightning_prune.export.result import ExportedLayer
+from lightning_prune.export.standalone import Standalone
 
 __all__ = ["prove_weights"]
 

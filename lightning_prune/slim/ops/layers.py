@@ -256,6 +256,7 @@ def _embedding(flow: Flow, operation: Operation) -> Result:
     table = flow.tensors[name].detach()
     same = (table == table[:1]).all(0)
     constant = known(table[0].double().masked_fill(~same, torch.nan).expand(operation.shape))
+    flow.tables.add((name, 1))
     return Value(flow.slots_of(name, 1).expand(operation.shape), constant)
 
 

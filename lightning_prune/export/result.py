@@ -1,5 +1,7 @@
 """What an export wrote, and what was found when it was read back: numbers, a table, a line."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ __all__ = ["ExportResult", "ExportedLayer"]
 
 @dataclass(frozen=True)
 class ExportedLayer:
-    """One pruned parameter as it lies in the package.
+    """A pruned parameter as it lies in the file.
 
     Attributes:
         name: The parameter's name in the model.
@@ -22,12 +24,12 @@ class ExportedLayer:
         zeros: How many of its values the mask prunes.
         total: How many values it has.
         stored: The encoding (``"sparse"``, ``"sparse, int8"``), or ``"dense"`` and why.
-        nbytes: Bytes of it in the package, with records and bit masks; of a constant that several parameters share,
+        nbytes: Bytes of it in the file, with records and bit masks; of a constant that several parameters share,
             once in full.
         dense_nbytes: Bytes that it would take without sparse storage.
         scaled: Whether a batch norm was folded in: the stored values are the weight times one factor per output
             channel.
-        rounded_away: Kept weights that are too small for the precision of the package, and became zero or the smallest
+        rounded_away: Kept weights that are too small for the precision of the file, and became zero or the smallest
             number that it has.
         max_error: Largest difference between a stored value and the model's (times its factor), as a fraction of the
             largest value of the weight.
@@ -59,32 +61,35 @@ class ExportedLayer:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A verified package.
+    """A verified file, or folder of files, of any format.
 
     Attributes:
         path: Where it lies.
-        package_bytes: Bytes of all its files.
-        dense_package_bytes: Bytes of the same package with every weight stored densely in its compute precision.
+        package_bytes: Bytes of it, of a folder those of all its files.
+        dense_package_bytes: Bytes that it would take with every weight stored densely, in the precision that it has.
         layers: The pruned parameters, in the model's order.
-        frontend: Which frontend captured the network.
+        frontend: How the network was captured; empty for a format that captures none.
         checks: What was verified, in sentences.
         not_checked: What could not be verified, and why. Empty if everything was.
-        notes: Warnings that do not make the package wrong.
+        notes: Warnings that do not make the file wrong.
         max_error: Largest error of an output on any fresh input, as a fraction of the output's largest value; None if
             no output could be computed. The larger one of ``near_error`` and ``far_error``.
-        compression_error: ``near_error`` of the package with compressed weights, on one input; None without
+        compression_error: ``near_error`` of the file with compressed weights, on a single input; None without
             compression.
         near_error: The same on inputs like the example: of its mean and scale, within what was declared of them, of
             other allowed shapes. What to look at first.
         far_error: The same on inputs far from the example in mean and scale, which find what capturing fixed. Where
             they are outside of what the network is made for, rounding may move it as far; None if there were none.
+        attempts: What was tried before and failed, and why each did, in sentences.
+        format: What sort of file it is, in words, of which the last one is a noun: ``"Core ML package"``, ``"Core AI
+            asset"``, ``"ONNX model"``, ``"safetensors file"``.
     """
 
     path: Path
     package_bytes: int
     dense_package_bytes: int
     layers: tuple[ExportedLayer, ...]
-    frontend: str
+    frontend: str = ""
     checks: tuple[str, ...] = ()
     not_checked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -92,10 +97,12 @@ class ExportResult:
     compression_error: float | None = None
     near_error: float | None = None
     far_error: float | None = None
+    attempts: tuple[str, ...] = ()
+    format: str = "Core ML package"
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the package is than with dense weights."""
+        """How many times smaller the file is than with dense weights."""
         return self.dense_package_bytes / self.package_bytes
 
     @property
@@ -104,12 +111,27 @@ class ExportResult:
         total = sum(layer.total for layer in self.layers)
         return sum(layer.zeros for layer in self.layers) / total if total else 0.0
 
-    def at(self, path: Path) -> "ExportResult":
-        """The same result for the package at another path."""
+    def at(self, path: Path) -> ExportResult:
+        """The same result for the file at another path."""
         return replace(self, path=path)
 
-    def as_dict(self, prefix: str = "coreml/") -> dict[str, float]:
-        """Flat numbers for a logger; what is not known is left out."""
+    @property
+    def noun(self) -> str:
+        """What the file is called: the last word of its format."""
+        return self.format.split()[-1]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its numbers begin with in a log: the name of the format, such as ``"coreml/"``."""
+        return "".join(self.format.lower().split()[:-1]) + "/"
+
+    def as_dict(self, prefix: str | None = None) -> dict[str, float]:
+        """Flat numbers for a logger; what is not known is left out.
+
+        Args:
+            prefix: What their names begin with. Default: the name of the format, such as ``"coreml/"``.
+        """
+        prefix = self.prefix if prefix is None else prefix
         numbers = {
             "bytes": float(self.package_bytes),
             "dense_bytes": float(self.dense_package_bytes),
@@ -124,8 +146,8 @@ class ExportResult:
         return {prefix + name: value for name, value in numbers.items()}
 
     def table(self) -> Table:
-        """One row a pruned parameter, and one for the whole package."""
-        table = new_table(f"Core ML package {self.path.name}")
+        """A row for each pruned parameter, and one for the whole file."""
+        table = new_table(f"{self.format} {self.path.name}")
         table.caption = str(self.path)
         table.add_column("parameter")
         table.add_column("shape", no_wrap=True)
@@ -139,14 +161,16 @@ class ExportResult:
             table.add_row(DottedText(layer.name), shape, f"{layer.sparsity:.1%}", *sizes, stored)
         table.add_section()
         sizes = f"{self.package_bytes:,}", f"{self.dense_package_bytes:,}", f"{self.ratio:.2f}x"
-        table.add_row("whole package", "", f"{self.sparsity:.1%}", *sizes, f"by {self.frontend}")
+        captured = f"by {self.frontend}" if self.frontend else ""
+        table.add_row(f"whole {self.noun}", "", f"{self.sparsity:.1%}", *sizes, captured)
         return table
 
     def lines(self) -> Iterable[str]:
-        """What was verified, what was not, and what to know, one sentence a line."""
+        """What was verified, what was not, what to know, and what was tried in vain: a sentence a line."""
         yield from (f"verified: {text}" for text in self.checks)
         yield from (f"not checked: {text}" for text in self.not_checked)
         yield from (f"note: {text}" for text in self.notes)
+        yield from (f"tried in vain: {text}" for text in self.attempts)
 
     def __str__(self) -> str:
         error = "" if self.near_error is None else f"; largest error {self.near_error:.1e}"

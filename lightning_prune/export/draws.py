@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.export.coreml.inputs import ProgramInput
-from lightning_prune.export.standalone import Standalone, kept_buffers
+from lightning_prune.export.buffers import kept_buffers
+from lightning_prune.export.inputs import ProgramInput
+from lightning_prune.export.standalone import Standalone
 
 __all__ = [
     "DRAWS",
@@ -115,7 +116,7 @@ def nearer(spec: ProgramInput, value: Tensor, example: Tensor, share: float) -> 
         generator = torch.Generator().manual_seed(0)
         return torch.where(torch.rand(value.shape, generator=generator) < share, value, base)
     step = (value.double() - base.double()) * share
-    if not value.is_floating_point() or (spec.scale is not None and spec.is_whole):
+    if not value.is_floating_point() or spec.is_pixel:
         step = step.round()
     return (base.double() + step).to(value.dtype)
 
@@ -217,7 +218,7 @@ def integer_range(spec: ProgramInput, example: Tensor) -> tuple[int, int]:
 def goes_far(specs: Sequence[ProgramInput], examples: Sequence[Tensor]) -> bool:
     """Whether the draws ``FAR`` are far from the example: whether an input is free to be any number."""
     return any(
-        example.is_floating_point() and spec.values is None and not (spec.scale is not None and spec.is_whole)
+        example.is_floating_point() and spec.values is None and not spec.is_pixel
         for spec, example in zip(specs, examples, strict=True)
     )
 
@@ -241,15 +242,14 @@ def fresh_inputs(
 
 
 def fresh(spec: ProgramInput, example: Tensor, draw: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """One fresh input of a shape."""
+    """A fresh input of a shape."""
     example = spec.to_program(example)
     if spec.values == "fixed":
         return fitted(example, shape)
     if example.dtype == torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
-    is_pixel = spec.scale is not None and spec.is_whole
-    if is_pixel or not example.is_floating_point():
-        bounds = (0.0, 255.0) if is_pixel and spec.values is None else integer_range(spec, example)
+    if spec.is_pixel or not example.is_floating_point():
+        bounds = (0.0, 255.0) if spec.is_pixel and spec.values is None else integer_range(spec, example)
         low, high = bounds if spec.values is None else part_of(bounds, draw)
         return torch.randint(int(low), int(high) + 1, shape, generator=generator).to(example.dtype)
     if spec.values is not None or draw >= len(DRAWS):
