@@ -8,6 +8,7 @@ python -m benchmarks.bench_slim
 
 import argparse
 import copy
+import itertools
 import statistics
 import tempfile
 import time
@@ -161,8 +162,9 @@ def case(subject: Subject, share: float, live_shifts: bool, rounds: int) -> list
                 cut.milliseconds[way] = value
     if installed(RUNTIME) and installed("onnxscript"):
         with tempfile.TemporaryDirectory() as folder:
-            calls = [session(cut.model, example, Path(folder)) for cut in cuts]
-            for cut, value in zip(cuts, medians(calls, rounds), strict=True):
+            ours = [cut for cut in cuts if cut.by != PEER]
+            calls = [session(cut.model, example, Path(folder)) for cut in ours]
+            for cut, value in zip(ours, medians(calls, rounds), strict=True):
                 cut.milliseconds[RUNTIME] = value
     return cuts
 
@@ -201,43 +203,38 @@ HEADINGS = [
 ]
 
 
+def page(parts: list[str], command: str) -> None:
+    """Write what was measured so far."""
+    versions = {package: installed(package) for package in (PEER, RUNTIME)}
+    beside = ", ".join(f"{package} {number or 'not installed: left out'}" for package, number in versions.items())
+    write_page(
+        "slim.md",
+        "Dead channels cut out",
+        command,
+        *parts,
+        note=f"{beside}. Random weights, random dead channels, the same for both. Shifts: whether biases, and scales "
+        "and shifts of norms, behind a dead filter are zero too, or alive. Times are medians of calls that take turns, "
+        "each with how many times faster it is than the dense network in the same turns. Difference: the largest of an "
+        f"output on {INPUTS} fresh inputs in double precision, as a fraction of the largest output. Seconds: of the "
+        "cutting, on one thread; slim's hold its proof and its own timing, in brackets its analysis alone.",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="calls of every network, of which the median counts")
-    parser.add_argument("--only", default="", help="networks whose name begins so")
     args = parser.parse_args()
     slim(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.zeros(1, 2))  # what torch loads on first use
     parts = []
     for subject in SUBJECTS:
-        if not subject.name.startswith(args.only):
-            continue
-        rows, dense = [], ""
-        for share in SHARES:
-            for live_shifts in (False, True):
-                whole, *cuts = case(subject, share, live_shifts, args.rounds)
-                rows += [row(cut, whole, subject, share, live_shifts) for cut in cuts]
-                dense = dense or f"{parameters(whole.model) / 1e6:.2f} M weights"
-                print(*rows[-len(cuts) :], sep="\n", flush=True)
-        size = "x".join(map(str, subject.shape))
-        parts += [
-            f"## {subject.name}, {subject.channels} channels\n\nDense: {dense}; input {size}.",
-            table(HEADINGS, rows),
-        ]
-    missing = [package for package in (PEER, RUNTIME) if not installed(package)]
-    beside = ", ".join(f"{package} {installed(package)}" for package in (PEER, RUNTIME) if installed(package))
-    write_page(
-        "slim.md" if not args.only else "slim-part.md",
-        "Dead channels cut out",
-        f"python -m benchmarks.bench_slim --rounds {args.rounds}",
-        *parts,
-        note=(f"{beside}. " if beside else "")
-        + (f"Not installed, so left out: {', '.join(missing)}. " if missing else "")
-        + "Random weights, random dead channels, the same for both. Shifts: whether biases, and scales and shifts of "
-        "norms, behind a dead filter are zero too, or alive. Times are medians of calls that take turns, each with how "
-        "many times faster it is than the dense network in the same turns. Difference: the largest of an output on "
-        f"{INPUTS} fresh inputs in double precision, as a fraction of the largest output. Seconds: of the cutting, on "
-        "one thread; slim's hold its proof and its own timing, in brackets its analysis alone.",
-    )
+        rows = []
+        for share, live_shifts in itertools.product(SHARES, (False, True)):
+            whole, *cuts = case(subject, share, live_shifts, args.rounds)
+            rows += [row(cut, whole, subject, share, live_shifts) for cut in cuts]
+            print(*rows[-len(cuts) :], sep="\n", flush=True)
+        dense = f"Dense: {parameters(whole.model) / 1e6:.2f} M weights; input {'x'.join(map(str, subject.shape))}."
+        parts += [f"## {subject.name}, {subject.channels} channels", dense, table(HEADINGS, rows)]
+        page(parts, f"python -m benchmarks.bench_slim --rounds {args.rounds}")
 
 
 if __name__ == "__main__":
