@@ -32,7 +32,7 @@ from lightning_prune.slim.walk import walk
 
 SHARES = (0.5, 0.75)
 INPUTS = 2  # on which outputs are compared
-MOST_SECONDS = 8.0  # for the calls of a case in one way
+MOST_SECONDS = 5.0  # for the calls of a case in one way
 WAYS = ("1 thread", "2 threads")
 PEER, RUNTIME = "torch-pruning", "onnxruntime"
 
@@ -53,7 +53,6 @@ class Cut:
         by: Who cut it; nobody if it is whole.
         model: In double precision.
         seconds: That cutting took.
-        analysis: Seconds of these in which it was found what can go; None where that is not known.
         difference: Of outputs, as a fraction of the largest.
         milliseconds: Of a call, by what ran it.
     """
@@ -61,7 +60,6 @@ class Cut:
     by: str
     model: nn.Module
     seconds: float = 0.0
-    analysis: float | None = None
     difference: float = 0.0
     milliseconds: dict[str, float] = field(default_factory=dict)
 
@@ -119,24 +117,34 @@ def medians(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     return [1e3 * statistics.median(times) for times in seconds]
 
 
-def session(model: nn.Module, example: Tensor, folder: Path) -> Callable[[], object]:
+def session(model: nn.Module, example: Tensor) -> Callable[[], object]:
     """The network in onnxruntime on one thread, as a call."""
     import onnxruntime
 
-    path = folder / "net.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, (example,), path, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    runner = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "net.onnx"
+        torch.onnx.export(model, (example,), path, dynamo=True, verbose=False)
+        runner = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {runner.get_inputs()[0].name: example.numpy()}
     return lambda: runner.run(None, inputs)
 
 
-def case(subject: Subject, share: float, live_shifts: bool, rounds: int) -> list[Cut]:
-    """The whole network and those that were cut out of it, measured."""
+def case(
+    subject: Subject, share: float, live_shifts: bool, rounds: int, dense: Callable[[], object] | None
+) -> list[Cut]:
+    """The whole network and those that were cut out of it, slim's first, measured.
+
+    Args:
+        subject: The network.
+        share: Of channels that die.
+        live_shifts: Whether what lies behind dead filters lives on.
+        rounds: Of calls.
+        dense: A call of the whole network in onnxruntime, which is as fast with any weights; None without onnxruntime.
+    """
     torch.manual_seed(0)
     whole = subject.make().eval()
     enliven(whole)
@@ -149,8 +157,7 @@ def case(subject: Subject, share: float, live_shifts: bool, rounds: int) -> list
         start = time.perf_counter()
         model = cutter(whole, example, dead).eval()
         seconds = time.perf_counter() - start
-        analysis = seconds_of_analysis(whole, example) if by == "slim" else None
-        cuts.append(Cut(by, model, seconds, analysis, difference(model, whole, subject.shape)))
+        cuts.append(Cut(by, model, seconds, difference(model, whole, subject.shape)))
     example = example.float()
     for cut in cuts:
         cut.model.float()
@@ -160,12 +167,11 @@ def case(subject: Subject, share: float, live_shifts: bool, rounds: int) -> list
             calls = [lambda model=cut.model: model(example) for cut in cuts]
             for cut, value in zip(cuts, medians(calls, rounds), strict=True):
                 cut.milliseconds[way] = value
-    if installed(RUNTIME) and installed("onnxscript"):
-        with tempfile.TemporaryDirectory() as folder:
-            ours = [cut for cut in cuts if cut.by != PEER]
-            calls = [session(cut.model, example, Path(folder)) for cut in ours]
-            for cut, value in zip(ours, medians(calls, rounds), strict=True):
-                cut.milliseconds[RUNTIME] = value
+    if dense is not None:
+        ours = cuts[:2]
+        calls = [dense, session(cuts[1].model, example)]
+        for cut, value in zip(ours, medians(calls, rounds), strict=True):
+            cut.milliseconds[RUNTIME] = value
     return cuts
 
 
@@ -188,7 +194,7 @@ def row(cut: Cut, whole: Cut, subject: Subject, share: float, live_shifts: bool)
             for way in (*WAYS, RUNTIME)
         ),
         f"{cut.difference:.0e}" if cut.difference < 0.01 else f"**{cut.difference:.2f}**",
-        f"{cut.seconds:.1f}" + ("" if cut.analysis is None else f" ({cut.analysis:.1f})"),
+        f"{cut.seconds:.1f}",
     ]
 
 
@@ -199,7 +205,7 @@ def parameters(model: nn.Module) -> int:
 
 HEADINGS = [
     *("dead", "shifts", "cut by", "weights left", "MACs left", *WAYS, "onnxruntime, 1 thread"),
-    *("difference", "seconds (analysis)"),
+    *("difference", "seconds"),
 ]
 
 
@@ -216,23 +222,27 @@ def page(parts: list[str], command: str) -> None:
         "and shifts of norms, behind a dead filter are zero too, or alive. Times are medians of calls that take turns, "
         "each with how many times faster it is than the dense network in the same turns. Difference: the largest of an "
         f"output on {INPUTS} fresh inputs in double precision, as a fraction of the largest output. Seconds: of the "
-        "cutting, on one thread; slim's hold its proof and its own timing, in brackets its analysis alone.",
+        "cutting, on one thread; slim's hold its proof and its own timing, to find what can go takes the time above the table.",
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="calls of every network, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="calls of every network, of which the median counts")
     args = parser.parse_args()
     slim(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.zeros(1, 2))  # what torch loads on first use
     parts = []
     for subject in SUBJECTS:
-        rows = []
+        rows, model, example = [], subject.make().eval(), torch.randn(subject.shape)
+        torch.set_num_threads(1)
+        analysis = seconds_of_analysis(model, example)
+        runner = session(model, example) if installed(RUNTIME) and installed("onnxscript") else None
         for share, live_shifts in itertools.product(SHARES, (False, True)):
-            whole, *cuts = case(subject, share, live_shifts, args.rounds)
+            whole, *cuts = case(subject, share, live_shifts, args.rounds, runner)
             rows += [row(cut, whole, subject, share, live_shifts) for cut in cuts]
             print(*rows[-len(cuts) :], sep="\n", flush=True)
-        dense = f"Dense: {parameters(whole.model) / 1e6:.2f} M weights; input {'x'.join(map(str, subject.shape))}."
+        size = "x".join(map(str, subject.shape))
+        dense = f"Dense: {parameters(model) / 1e6:.2f} M weights; input {size}; to find what can go took slim {analysis:.1f} s."
         parts += [f"## {subject.name}, {subject.channels} channels", dense, table(HEADINGS, rows)]
         page(parts, f"python -m benchmarks.bench_slim --rounds {args.rounds}")
 
