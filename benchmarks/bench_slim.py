@@ -222,7 +222,8 @@ def page(parts: list[str], command: str) -> None:
         "and shifts of norms, behind a dead filter are zero too, or alive. Times are medians of calls that take turns, "
         "each with how many times faster it is than the dense network in the same turns. Difference: the largest of an "
         f"output on {INPUTS} fresh inputs in double precision, as a fraction of the largest output. Seconds: of the "
-        "cutting, on one thread; slim's hold its proof and its own timing, to find what can go takes the time above the table.",
+        "cutting, on one thread; slim's hold its proof and its own timing, to find what can go takes the time above "
+        "the table.",
     )
 
 
@@ -242,7 +243,8 @@ def main() -> None:
             rows += [row(cut, whole, subject, share, live_shifts) for cut in cuts]
             print(*rows[-len(cuts) :], sep="\n", flush=True)
         size = "x".join(map(str, subject.shape))
-        dense = f"Dense: {parameters(model) / 1e6:.2f} M weights; input {size}; to find what can go took slim {analysis:.1f} s."
+        dense = f"Dense: {parameters(model) / 1e6:.2f} M weights; input {size}. "
+        dense += f"To find what can go took slim {analysis:.1f} s."
         parts += [f"## {subject.name}, {subject.channels} channels", dense, table(HEADINGS, rows)]
         page(parts, f"python -m benchmarks.bench_slim --rounds {args.rounds}")
 
