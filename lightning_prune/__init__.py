@@ -1,7 +1,7 @@
 """Magnitude pruning for PyTorch Lightning: add one callback, get a sparse network.
 
-The pruner, its configuration and its schedules need torch alone. What needs Lightning, Core ML Tools or matplotlib is
-loaded when it is first used.
+The pruner, its configuration and its schedules need torch alone. What needs Lightning, matplotlib or the packages of
+a format is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ from lightning_prune.schedules import (
 if TYPE_CHECKING:
     from lightning_prune.analysis import WeightSparsity, allocate
     from lightning_prune.callback import MagnitudePruningCallback
-    from lightning_prune.export import CoreMLExport, ExportResult
+    from lightning_prune.export import (
+        CoreAIExport,
+        CoreMLExport,
+        ExportResult,
+        ONNXExport,
+        SparseExport,
+        load_sparse,
+        save_sparse,
+    )
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "ConstantSparsityScheduler",
+    "CoreAIExport",
     "CoreMLExport",
     "CosineDecayScheduler",
     "ExportError",
@@ -40,17 +49,21 @@ __all__ = [
     "MagnitudePrunerConfig",
     "MagnitudePruningCallback",
     "ModuleMagnitudePrunerConfig",
+    "ONNXExport",
     "PolynomialDecayScheduler",
     "PruningError",
     "PruningPlan",
     "PruningScheduler",
     "SlimError",
+    "SparseExport",
     "SparsityReport",
     "TrainingRun",
     "WeightSparsity",
     "allocate",
     "convert_checkpoint",
+    "load_sparse",
     "plan_pruning",
+    "save_sparse",
 ]
 
 __version__ = "0.1.0"
@@ -58,11 +71,16 @@ __version__ = "0.1.0"
 __path__ += [f"{folder}/former" for folder in __path__]  # modules that lie in rooms now, under their former paths
 
 _LAZY = {
+    "CoreAIExport": "lightning_prune.export",
     "CoreMLExport": "lightning_prune.export",
     "ExportResult": "lightning_prune.export",
     "MagnitudePruningCallback": "lightning_prune.callback",
+    "ONNXExport": "lightning_prune.export",
+    "SparseExport": "lightning_prune.export",
     "WeightSparsity": "lightning_prune.analysis",
     "allocate": "lightning_prune.analysis",
+    "load_sparse": "lightning_prune.export",
+    "save_sparse": "lightning_prune.export",
 }
 
 

@@ -3,7 +3,7 @@
 * PruningError
     * ConfigError (also ValueError): a value, key or name in a configuration that cannot work.
     * LifecycleError (also RuntimeError): a method called at a moment when it cannot do its work.
-    * ExportError: a Core ML package that could not be made, or is not what it must be.
+    * ExportError: a file for another runtime that could not be made, or is not what it must be.
     * SlimError: a network from which nothing can be cut with proof, or a recipe that does not fit.
     * CheckpointError: a saved state that is damaged, or belongs to another model or configuration.
 """
@@ -40,7 +40,7 @@ class LifecycleError(PruningError, RuntimeError):
 
 
 class ExportError(PruningError):
-    """A Core ML package could not be written, or did not pass its verification."""
+    """An export could not be written, or did not pass its verification."""
 
 
 class SlimError(PruningError):

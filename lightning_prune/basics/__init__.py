@@ -13,7 +13,7 @@ from lightning_prune.basics.files import put_in_place, recover, writing_to
 from lightning_prune.basics.locks import check_lock, lock, unlock, unlocked_state
 from lightning_prune.basics.matching import check_pattern, fullmatch
 from lightning_prune.basics.paths import home
-from lightning_prune.basics.tensor_files import check_claims, has_values, is_plain, load_tensors
+from lightning_prune.basics.tensor_files import check_claims, has_values, import_safetensors, is_plain, load_tensors
 from lightning_prune.basics.values import (
     as_flag,
     as_fraction,
@@ -40,6 +40,7 @@ __all__ = [
     "fullmatch",
     "has_values",
     "home",
+    "import_safetensors",
     "is_a",
     "is_plain",
     "literal",

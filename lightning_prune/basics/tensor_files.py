@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lightning_prune.errors import CheckpointError, one_line
 
-__all__ = ["check_claims", "has_values", "is_plain", "load_tensors"]
+__all__ = ["check_claims", "has_values", "import_safetensors", "is_plain", "load_tensors"]
 
 _MOST_CLAIMED = 2**28  # bytes that the tensors of a small file may stand for
 _MOST_SHARED = 4  # tensors that may share each byte of a large one
@@ -56,6 +57,19 @@ def check_claims(tensors: Iterable[Any], path: Path) -> None:
             f"{path} holds {held:,} bytes of tensors, which stand for {claimed:,} by repeating them (stride 0). Save "
             "what is meant: tensor.clone()."
         )
+
+
+def import_safetensors() -> Any:
+    """The package safetensors, with its part for torch.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise ImportError("Files of safetensors need a package of that name: pip install safetensors") from error
+    return importlib.import_module("safetensors")
 
 
 def has_values(tensor: Tensor) -> bool:

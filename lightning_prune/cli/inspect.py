@@ -25,7 +25,10 @@ def add_inspect(commands: Any) -> None:
         "  lightning-prune inspect digits.mlpackage\n"
         "  lightning-prune inspect last.ckpt --at-least 0.75   # exit code 3 if less\n"
     )
-    text = "Show sparsity, structure and bytes of each weight in a checkpoint, state dict, safetensors or .mlpackage."
+    text = (
+        "Show sparsity, structure and bytes of each weight in a checkpoint, state dict, .safetensors, .mlpackage, "
+        ".aimodel or .onnx."
+    )
     parser = new_command(commands, "inspect", _run, text, examples)
     parser.add_argument("file", type=home, metavar="FILE", help="what to look into; nothing in it is executed")
     parser.add_argument("--all", action="store_true", help="list vectors and integers too")

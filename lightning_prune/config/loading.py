@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from lightning_prune.config.coreai_opt import COREAI_OPT_KEY, from_coreai_opt
 from lightning_prune.config.levels import MagnitudePrunerConfig, Rule
 from lightning_prune.config.rules import DEFAULT_TARGET, ModuleMagnitudePrunerConfig
+from lightning_prune.config.yaml_files import read_yaml
 from lightning_prune.errors import ConfigError, shown
 
 __all__ = ["load_config"]
@@ -24,7 +26,7 @@ def load_config(source: object) -> MagnitudePrunerConfig:
     Args:
         source: A :class:`MagnitudePrunerConfig`, one :class:`ModuleMagnitudePrunerConfig` for the whole model, a nested
             dict, a path of a YAML file or its text, None for the default, or the configuration object of the same name
-            of Core ML Tools.
+            of Core ML Tools or of coreai-opt, or what a YAML file of coreai-opt holds.
 
     Returns:
         A configuration of its own: what the user does with the source afterwards does not change it.
@@ -45,10 +47,14 @@ def load_config(source: object) -> MagnitudePrunerConfig:
         return MagnitudePrunerConfig(global_config=copy.copy(source))
     if isinstance(source, Mapping) and "class_path" in source and set(source) <= {"class_path", "init_args"}:
         return load_config(_build_class(source["class_path"], source.get("init_args") or {}))  # as LightningCLI writes
+    if isinstance(source, (str, os.PathLike)):
+        values = read_yaml(source)
+        is_theirs = isinstance(values, Mapping) and COREAI_OPT_KEY in values
+        return from_coreai_opt(values) if is_theirs else MagnitudePrunerConfig.from_dict(values)
+    if type(source).__module__.startswith("coreai_opt.") or (isinstance(source, Mapping) and COREAI_OPT_KEY in source):
+        return from_coreai_opt(source)
     if isinstance(source, Mapping):
         return MagnitudePrunerConfig.from_dict(source)
-    if isinstance(source, (str, os.PathLike)):
-        return MagnitudePrunerConfig.from_yaml(source)
     if type(source).__module__.startswith("jsonargparse.") and hasattr(source, "as_dict"):
         return load_config(source.as_dict())  # what LightningCLI could not build: the error says why
     if type(source).__module__.startswith("coremltools."):

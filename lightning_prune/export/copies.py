@@ -19,7 +19,7 @@ from lightning_prune.errors import ExportError
 from lightning_prune.export.structures import tensors_in
 from lightning_prune.plan import uncompiled_name
 
-__all__ = ["plain_copy", "plain_name", "to_cpu"]
+__all__ = ["plain_copy", "plain_name", "refuse_unfinished", "to_cpu"]
 
 
 def plain_name(name: str) -> str:

@@ -8,7 +8,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lightning_prune.errors import ConfigError
+from lightning_prune.export.coreai import CoreAIExport
 from lightning_prune.export.coreml import CoreMLExport
+from lightning_prune.export.onnx import ONNXExport
+from lightning_prune.export.sparse import SparseExport
 
 __all__ = ["FORMATS", "Format", "format_of"]
 
@@ -33,6 +36,9 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         row.name: row
         for row in (
             Format("coreml", ".mlpackage", CoreMLExport),  # the first is what is taken where nothing says otherwise
+            Format("coreai", ".aimodel", CoreAIExport),
+            Format("onnx", ".onnx", ONNXExport),
+            Format("safetensors", ".safetensors", SparseExport),
         )
     }
 )

@@ -7,6 +7,7 @@ constant, shows up here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class Program:
         precision: ``"float16"`` or ``"float32"``, the lower of those of its weights and of its computing.
         calls: How often it is called with the same inputs, one call after the other: twice if it keeps states.
         noun: What the file is called in sentences.
+        patience: Seconds that all runs together may take; two are made in any case. None: as many as there are inputs.
     """
 
     outputs: Sequence[str]
@@ -63,6 +65,7 @@ class Program:
     precision: str = "float32"
     calls: int = 1
     noun: str = "file"
+    patience: float | None = None
 
 
 def prove_numbers(program: Program, standalone: Standalone, inputs: Sequence[ProgramInput], findings: Findings) -> None:
@@ -86,7 +89,14 @@ def prove_numbers(program: Program, standalone: Standalone, inputs: Sequence[Pro
     random = random_outputs(program, standalone)
     redrawn: dict[str, list[tuple[float, str]]] = {}
     wanders = goes_far(inputs, standalone.inputs)
+    seconds: list[float] = []
     for draw, variant in trials:
+        if program.patience is not None and len(seconds) > 1 and sum(seconds) + seconds[-1] > program.patience:
+            findings.notes.append(
+                f"{len(seconds)} of {len(trials)} fresh inputs were run: a run of the {program.noun} here takes "
+                f"{seconds[-1]:.0f} seconds"
+            )
+            break
         try:
             drawn = draw_inputs(inputs, standalone, draw, variant, calls)
         except Exception as failure:
@@ -103,7 +113,9 @@ def prove_numbers(program: Program, standalone: Standalone, inputs: Sequence[Pro
         is_far = wanders and draw in FAR
         tally = far if is_far else near
         tally.inputs += 1
+        began = time.monotonic()
         found = program.run({spec.name: value for spec, value in zip(inputs, drawn.inputs, strict=True)})
+        seconds.append(time.monotonic() - began)
         skipped.update(found.skipped)
         if not is_far:  # far inputs may lie outside of what the network is made for
             overflowed.update(found.overflowed)

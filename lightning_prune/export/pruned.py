@@ -11,7 +11,7 @@ from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.export.copies import plain_copy, plain_name
 from lightning_prune.export.standalone import Standalone, submodule_inputs
 
-__all__ = ["BREAK_EVEN", "examples_of", "expand_mask", "part_of", "pruned_copy"]
+__all__ = ["BREAK_EVEN", "examples_of", "expand_mask", "masks_of_zeros", "part_of", "pruned_copy"]
 
 # Without masks, a weight counts as pruned from this fraction of zeros on: there, a bit for each value that says whether
 # it is zero pays for itself, as a sixteenth of 16-bit values need not be stored.
@@ -53,10 +53,7 @@ def pruned_copy(
             examples = submodule_inputs(plain, prefix[:-1], examples)
         plain = plain.get_submodule(prefix[:-1])
     parameters = dict(plain.named_parameters(remove_duplicate=False))
-    pruned = {}
-    if masks is None:
-        zeros = ((name, weight != 0) for name, weight in parameters.items() if weight.ndim > 1)
-        pruned = {name: keep for name, keep in zeros if (~keep).sum() >= BREAK_EVEN * keep.numel()}
+    pruned = masks_of_zeros(parameters) if masks is None else {}
     for name, mask in (masks or {}).items():
         own = plain_name(renamed.get(name, name))
         if own.startswith(prefix):
@@ -65,6 +62,12 @@ def pruned_copy(
             if mask.ndim > 1:
                 pruned[own] = mask
     return Standalone(plain, examples), pruned
+
+
+def masks_of_zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keep-masks of what counts as pruned where no masks are given: the zeros of weights that have enough of them."""
+    masks = {name: weight.detach() != 0 for name, weight in parameters.items() if weight.ndim > 1}
+    return {name: keep for name, keep in masks.items() if (~keep).sum() >= max(1, BREAK_EVEN * keep.numel())}
 
 
 def expand_mask(name: str, mask: Tensor, parameter: Tensor | None) -> Tensor:

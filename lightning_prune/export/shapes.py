@@ -40,6 +40,7 @@ def flexible_shapes(shape: Any, example: Tensor) -> FlexibleShapes:
     are no burden; else twice the example's size. Of enumerated shapes: all, or :data:`MOST_SHAPES` evenly among them.
 
     Example:
+        >>> import torch
         >>> class Range:
         ...     lower_bound, upper_bound = 16, 64
         >>> flexible_shapes((1, Range(), Range()), torch.zeros(1, 32, 32)).shapes

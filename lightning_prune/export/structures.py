@@ -9,11 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["call_arguments", "fill", "place", "take_apart", "tensors_in", "unique"]
+__all__ = ["Slot", "call_arguments", "fill", "place", "take_apart", "tensors_in", "unique"]
 
 
 class Slot:
-    """Where a tensor was taken out of a structure."""
+    """Where a tensor was taken out of a structure; there is but one, in copies of a structure too."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        return self
 
 
 SLOT = Slot()

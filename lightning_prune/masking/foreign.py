@@ -1,12 +1,14 @@
 """What other pruning libraries call the same things: ``weight_orig``, ``weight_mask`` and ``weight_mask_amount``.
 
-Core ML Tools, ``torch.nn.utils.prune`` and Lightning's ModelPruning save a weight and its mask apart. Here such state
-dicts are read as those of a plain, pruned module.
+Core ML Tools, ``torch.nn.utils.prune`` and Lightning's ModelPruning save a weight and its mask apart. So does
+coreai-opt, as ``parametrizations.weight.original`` and ``parametrizations.weight.0.mask``. Here such state dicts are
+read as those of a plain, pruned module.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +21,12 @@ from lightning_prune.errors import CheckpointError, one_line
 
 __all__ = ["ForeignWeights", "convert_checkpoint", "plain_state_dict"]
 
+# The tensors of a pruned parameter in a state dict of coreai-opt, while it is trained and when it is finalized.
+_PARAMETRIZATION = re.compile(
+    r"(?P<module>(?:.*\.)?)parametrizations\.(?P<parameter>\w+)\.(?P<leaf>original|0\.(?:mask|step_count|nonzero_data))"
+)
+_SUFFIXES = {"original": "_orig", "0.mask": "_mask"}
+
 
 def plain_state_dict(
     state_dict: Mapping[str, Any], dense: dict[str, Tensor] | None = None, *, keep: Container[str] = ()
@@ -26,7 +34,8 @@ def plain_state_dict(
     """Give a state dict the plain names of a model that never heard of pruning, with the pruned weights under them.
 
     ``weight_orig`` and ``weight_mask`` (of zeros and ones), which Core ML Tools, torch.nn.utils.prune, Lightning's
-    ModelPruning and this library's hook masking make, become ``weight``; metadata of Core ML Tools is left out.
+    ModelPruning and this library's hook masking make, become ``weight``; so do ``parametrizations.weight.original`` and
+    ``parametrizations.weight.0.mask`` of coreai-opt. Metadata of Core ML Tools and step counts are left out.
     Everything else, a buffer that happens to be called ``causal_mask`` too, stays as it is and in its order.
 
     Args:
@@ -43,6 +52,7 @@ def plain_state_dict(
         {'weight': tensor([1., 0.]), 'causal_mask': 1}
     """
     plain: dict[str, Any] = {}
+    state_dict = _as_orig_and_mask(state_dict, keep)
     for name, value in state_dict.items():
         if not isinstance(name, str):
             plain[name] = value
@@ -58,6 +68,27 @@ def plain_state_dict(
             if dense is not None:
                 dense[base] = value
     return plain
+
+
+def _as_orig_and_mask(state_dict: Mapping[str, Any], keep: Container[str]) -> Mapping[str, Any]:
+    """The state dict with the parametrizations of coreai-opt under the names that the other libraries use."""
+    renamed: dict[str, Any] = {}
+    is_renamed = False
+    for name, value in state_dict.items():
+        found = _PARAMETRIZATION.fullmatch(name) if isinstance(name, str) else None
+        if found is None or name in keep or not _is_pruning(state_dict, name.removesuffix(found["leaf"])):
+            renamed[name] = value
+            continue
+        is_renamed = True
+        if found["leaf"] in _SUFFIXES:
+            renamed[f"{found['module']}{found['parameter']}{_SUFFIXES[found['leaf']]}"] = value
+    return renamed if is_renamed else state_dict
+
+
+def _is_pruning(state_dict: Mapping[str, Any], prefix: str) -> bool:
+    """Whether a parametrization is one of coreai-opt: nobody else counts steps beside a mask, or keeps values of it."""
+    mask = f"{prefix}0.mask" in state_dict and f"{prefix}original" in state_dict
+    return mask and (f"{prefix}0.step_count" in state_dict or f"{prefix}0.nonzero_data" in state_dict)
 
 
 def _is_masked(state_dict: Mapping[str, Any], base: str) -> bool:

@@ -449,7 +449,9 @@ def test_the_fingerprint_of_a_mask_does_not_depend_on_its_layout():
 @pytest.mark.parametrize("masking", ["hook", "resident"])
 def test_replicas_of_one_weight_and_other_masks_differ(masking, monkeypatch):
     values: list[dict[str, int]] = []
-    monkeypatch.setattr("lightning_prune.pruner.pruner.require_same", lambda numbers, *_, **__: values.append(numbers))
+    monkeypatch.setattr(
+        "lightning_prune.pruner.restoring.require_same", lambda numbers, *_, **__: values.append(numbers)
+    )
     for _ in range(2):
         torch.manual_seed(0)
         pruner = MagnitudePruner(nn.Linear(8, 4), masking=masking)

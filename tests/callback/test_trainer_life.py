@@ -246,16 +246,41 @@ def foreign_state(kind: str, coremltools) -> dict[str, torch.Tensor]:
         theirs = coremltools.optimize.torch.pruning
         config = theirs.MagnitudePrunerConfig.from_dict({"global_config": {"initial_sparsity": 0.5}})
         theirs.MagnitudePruner(model, config).prepare(inplace=True)
-    elif kind == "torch":
+    elif kind in ("torch", "coreai_opt", "coreai_opt, finalized"):
         for name in WEIGHTS:
             torch_prune.l1_unstructured(model.get_submodule(name.rpartition(".")[0]), "weight", 0.5)
     else:
         ours = MagnitudePruner(model, {"global_config": {"initial_sparsity": 0.5}})
         ours.prepare(inplace=True)
-    return model.state_dict()
+    state = model.state_dict()
+    return as_coreai_opt(state, finalized="finalized" in kind) if kind.startswith("coreai_opt") else state
 
 
-@pytest.mark.parametrize("kind", ["coremltools", "torch", "hook"])
+def as_coreai_opt(state: dict[str, torch.Tensor], *, finalized: bool) -> dict[str, torch.Tensor]:
+    """The names and shapes that coreai-opt 0.4.0 gives the same tensors."""
+    renamed: dict[str, torch.Tensor] = {}
+    for name, value in state.items():
+        stem = name.replace(".weight_orig", ".parametrizations.weight.original")
+        stem = stem.replace(".weight_mask", ".parametrizations.weight.0.mask")
+        renamed[stem] = value.bool() if finalized and stem.endswith("mask") else value
+        if stem.endswith("original") and finalized:
+            kept = state[name.replace("_orig", "_mask")].bool()
+            renamed[stem.replace("original", "0.nonzero_data")] = value[kept]
+        elif stem.endswith("original"):
+            renamed[stem.replace("original", "0.step_count")] = torch.tensor(7)
+    return renamed
+
+
+def masked_fc1(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The weight that a foreign state dict holds with its mask."""
+    original = next(value for name, value in state.items() if name.startswith("fc1.") and "orig" in name)
+    return original * next(value for name, value in state.items() if name.startswith("fc1.") and name.endswith("mask"))
+
+
+FOREIGN = ["coremltools", "torch", "hook", "coreai_opt", "coreai_opt, finalized"]
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
 def test_checkpoints_from_elsewhere_open_and_continue(tmp_path, coremltools, kind):
     trainer = make_trainer(tmp_path, max_epochs=1)
     trainer.fit(ToyModule(), make_loader())
@@ -270,7 +295,7 @@ def test_checkpoints_from_elsewhere_open_and_continue(tmp_path, coremltools, kin
 
     later = rules(steps=(10, 12, 14))
     callback, model, _ = fit(tmp_path, Look(), config=later, ckpt_path=tmp_path / "foreign.ckpt", max_epochs=2)
-    expected = state["fc1.weight_orig"] * state["fc1.weight_mask"]
+    expected = masked_fc1(state)
     assert torch.equal(started[0]["fc1.weight"], expected)
     assert sparsity_of(model.fc1.weight) == pytest.approx(0.75, abs=0.01)
     report = convert_checkpoint(tmp_path / "foreign.ckpt", tmp_path / "converted.ckpt")
@@ -282,7 +307,7 @@ def test_checkpoints_from_elsewhere_open_and_continue(tmp_path, coremltools, kin
         convert_checkpoint(tmp_path / "foreign.ckpt", tmp_path / "converted.ckpt")
 
 
-@pytest.mark.parametrize("kind", ["coremltools", "torch", "hook"])
+@pytest.mark.parametrize("kind", FOREIGN[:4])
 @pytest.mark.parametrize("method", ["validate", "test", "predict"])
 def test_checkpoints_from_elsewhere_are_opened_outside_a_fit_too(tmp_path, coremltools, kind, method):
     class Predicts(ToyModule):
@@ -300,7 +325,7 @@ def test_checkpoints_from_elsewhere_are_opened_outside_a_fit_too(tmp_path, corem
     model = Predicts()
     trainer = make_trainer(tmp_path, callbacks=[MagnitudePruningCallback(rules())])
     getattr(trainer, method)(model, make_loader(1), ckpt_path=tmp_path / "foreign.ckpt", weights_only=True)
-    assert torch.equal(model.seen, state["fc1.weight_orig"] * state["fc1.weight_mask"])
+    assert torch.equal(model.seen, masked_fc1(state))
     assert_plain(model)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_prune.export.buffers import kept_buffers
 from lightning_prune.export.coreml.gaps import decompose_unknown, drop_aliases, whole_numbers
 from lightning_prune.export.pruned import BREAK_EVEN
+from lightning_prune.export.quiet import quiet_torch
 from lightning_prune.export.standalone import Standalone
 
 __all__ = [
@@ -134,22 +135,6 @@ def at_least_two(tensor: Tensor, dims: Iterable[int]) -> Tensor:
         if tensor.shape[dim] == 1:
             tensor = tensor.repeat_interleave(2, dim)
     return tensor
-
-
-@contextlib.contextmanager
-def quiet_torch() -> Iterator[None]:
-    """Keep from the screen what torch prints when capturing fails, and from the graph what no converter knows."""
-    fast, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
-    # The fused attention kernel of nn.TransformerEncoderLayer is one opaque operation.
-    torch.backends.mha.set_fastpath_enabled(False)
-    # A failure's whole graph is logged by loggers with handlers of their own; the exception says what matters.
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def decompositions() -> dict[Any, Any]:

@@ -41,17 +41,15 @@ from lightning_prune.export.coreml.interface import (
     check_names,
     check_outputs,
     check_states,
-    check_values,
     refuse_states_that_are_not_zero,
     refuse_states_that_were_not_asked_for,
-    same_number,
     state_notes,
     state_types,
-    values_of,
 )
 from lightning_prune.export.coreml.mil import Package, import_coremltools, read_package
 from lightning_prune.export.coreml.running import program_of, prove_on_device
 from lightning_prune.export.coreml.weights import prove_weights
+from lightning_prune.export.declared import check_values, same_number, values_of
 from lightning_prune.export.draws import largest_values
 from lightning_prune.export.failures import as_export_error, not_made, summary
 from lightning_prune.export.findings import Findings

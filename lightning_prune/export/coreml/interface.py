@@ -13,7 +13,7 @@ from lightning_prune.errors import ConfigError, ExportError, did_you_mean
 from lightning_prune.export.copies import plain_name
 from lightning_prune.export.coreml.inputs import is_image
 from lightning_prune.export.coreml.mil import Package
-from lightning_prune.export.inputs import Values
+from lightning_prune.export.declared import same_number
 from lightning_prune.export.standalone import Standalone
 
 __all__ = [
@@ -22,28 +22,16 @@ __all__ = [
     "check_names",
     "check_outputs",
     "check_states",
-    "check_values",
     "refuse_states_that_are_not_zero",
     "refuse_states_that_were_not_asked_for",
-    "same_number",
     "state_notes",
     "state_types",
-    "values_of",
 ]
 
 # Core ML's arrays have at least one dimension, and at most so many.
 MOST_DIMS = 5
 # What Standalone calls the model within itself, and so the converter its buffers.
 PREFIX = "model."
-
-
-def same_number(name: str, given: Sequence[Any], tensors: Sequence[Tensor]) -> None:
-    """Raise unless there is one item for each tensor."""
-    if len(given) != len(tensors):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise ConfigError(
-            f"export.{name} must have one item for each of the {len(tensors)} tensors ({shapes}), got {len(given)}."
-        )
 
 
 def spelled(name: str) -> str:
@@ -168,44 +156,6 @@ def check_outputs(
     if names is not None:
         same_number("output_names", names, standalone.outputs)
         check_names("output_names", names, taken)
-
-
-def check_values(values: Mapping[str, Values] | None) -> None:
-    """Raise if what is declared of an input is neither ``"fixed"`` nor a range."""
-    for name, declared in (values or {}).items():
-        if declared != "fixed" and not is_range(declared):
-            raise ConfigError(
-                f'export.input_values[{name!r}] must be "fixed" or the smallest and the largest value, got '
-                f"{declared!r}. Write (0, 9) for 0 to 9."
-            )
-
-
-def is_range(declared: Any) -> bool:
-    """Whether it is a pair of finite numbers, the smaller one first."""
-    if isinstance(declared, str) or not isinstance(declared, Sequence) or len(declared) != 2:
-        return False
-    if not all(isinstance(bound, int | float | np.number) and math.isfinite(bound) for bound in declared):
-        return False
-    return bool(declared[0] <= declared[1])
-
-
-def values_of(values: Mapping[str, Values] | None, names: Sequence[str], tensors: Sequence[Tensor]) -> list[Any]:
-    """What was declared of each input, or None.
-
-    Raises:
-        ConfigError: A name is no input's, or a range of whole numbers has a bound that is none.
-    """
-    for name, declared in (values or {}).items():
-        if name not in names:
-            raise ConfigError(
-                f"export.input_values names {name!r}, which is no input.{did_you_mean(name, names)} The inputs are: "
-                f"{', '.join(names)}."
-            )
-        tensor = tensors[list(names).index(name)]
-        if declared != "fixed" and not tensor.is_floating_point() and any(bound != int(bound) for bound in declared):
-            raise ConfigError(f"export.input_values[{name!r}] must be whole numbers as the input is, got {declared!r}.")
-    rows = [(values or {}).get(name) for name in names]
-    return [row if row is None or row == "fixed" else tuple(row) for row in rows]
 
 
 def check_states(states: Sequence[Any], part: nn.Module) -> None:
