@@ -7,6 +7,7 @@ for name, arguments in (
     ("bench_masks", ["--threads", "1", "2", "--rounds", "5"]),
     ("bench_training", ["--threads", "1", "2", "--rounds", "15"]),
     ("bench_export", []),
+    ("bench_slim", []),
     ("bench_accuracy", ["--seeds", "5"]),
     ("bench_scale", []),
 ):
