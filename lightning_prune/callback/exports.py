@@ -55,7 +55,14 @@ def load_export(given: Any) -> Export:
             )
         return from_arguments(classes[name], given["init_args"] if given.get("init_args") else {})
     path = given.get("path")
-    return from_arguments(format_of(Path(path if isinstance(path, (str, os.PathLike)) else "")).export, given)
+    kind = format_of(Path(path if isinstance(path, (str, os.PathLike)) else "")).export
+    if not _knows(kind, given):  # LightningCLI gives all arguments of a class whose name it has lost
+        kind = next((other for other in classes.values() if _knows(other, given)), kind)
+    return from_arguments(kind, given)
+
+
+def _knows(kind: Any, arguments: Mapping[str, Any]) -> bool:
+    return set(arguments) <= {entry.name for entry in fields(kind)}
 
 
 def from_arguments(kind: Any, arguments: Mapping[str, Any]) -> Export:

@@ -66,7 +66,7 @@ class Named(MagnitudePruningCallback):
         ({"config": "global_config: {target_sparsity: 75}"}, "global_config.target_sparsity must be"),
         ({"config": "no_such_file.yaml"}, "The configuration file 'no_such_file.yaml' cannot be read"),
         ({"config": {"global_config": {"scheduler": {"begin": 3.0}}}}, "global_config.scheduler.begin as a float"),
-        ({"export": "digits.onnx"}, "export.path must end in .mlpackage"),
+        ({"export": "digits.txt"}, "export.path must end in .mlpackage"),
         (
             {"export": {"class_path": "lightning_prune.CoreMLExport", "init_args": {"path": "a.onnx"}}},
             "export.path must",
@@ -87,7 +87,7 @@ class Named(MagnitudePruningCallback):
         ({"export": {"path": "a.mlpackage", "compresion": "int8"}}, "export.compresion is not a known key. Did you"),
         ({"export": {"compression": "int8"}}, "export.path must be a path that ends in .mlpackage, got None"),
         ({"export": {"class_path": "no.such.Thing", "init_args": {}}}, "class_path of an export must be CoreMLExport"),
-        ({"export": 3}, "export must be a CoreMLExport, a path or None, got 3"),
+        ({"export": 3}, "export must be a CoreMLExport, CoreAIExport, ONNXExport, SparseExport, a path or None, got 3"),
     ],
 )
 def test_an_error_of_a_configuration_is_the_last_thing_that_the_user_reads(tmp_path, arguments, message):

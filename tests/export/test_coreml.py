@@ -57,7 +57,10 @@ def interface(path):
         ({"path": "net.onnx"}, r"export\.path must end in \.mlpackage, got 'net\.onnx'\. Write 'net\.mlpackage'"),
         ({"compute_precision": "float8"}, r"export\.compute_precision must be one of float16, float32, got 'float8'"),
         ({"io_dtype": "int8"}, r"export\.io_dtype must be one of"),
-        ({"frontend": "onnx"}, r"export\.frontend must be one of auto, export, trace, export_full, got 'onnx'"),
+        (
+            {"frontend": "onnx"},
+            r"export\.frontend must be one of auto, export, trace, export_needed, export_full, got 'onnx'",
+        ),
         ({"on_error": "ignore"}, r"export\.on_error must be one of warn, raise"),
         ({"compression": "int2"}, r"export\.compression must be one of int8, int4, palette8.*got 'int2'"),
         ({"inputs": [None], "input_names": ["x"]}, "exclude each other"),

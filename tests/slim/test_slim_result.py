@@ -53,6 +53,6 @@ def test_the_table_and_the_sentences_tell_the_same(result):
     text = console.export_text()
     assert "8 -> 2" in text
     assert "25.0%" in text
-    assert "pinned: 4 channels by an output of the model" in text
+    assert "pinned: 4 channels (an output of the model)" in text
     assert f"{result.parameters:,} parameters before, {result.slim_parameters:,} after" in str(result)
     assert "0.weight" in as_text(result.table())
