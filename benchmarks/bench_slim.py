@@ -223,8 +223,8 @@ def page(parts: list[str], command: str) -> None:
         "each with how many times faster it is than the dense network in the same turns. Difference: the largest of an "
         f"output on {INPUTS} fresh inputs in double precision, as a fraction of the largest output. Seconds: of the "
         "cutting, on one thread; slim's hold its proof and its own timing, to find what can go takes the time above "
-        "the table. Two threads wait for each other wherever the machine does other work: read that column only where the "
-        "load average is low.",
+        "the table. Two threads wait for each other wherever the machine does other work: read that column only where "
+        "the load average is low.",
     )
 
 
