@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.basics import home, load_tensors, put_in_place, writing_to
+from lightning_prune.basics import check_claims, home, is_plain, load_tensors, put_in_place, writing_to
 from lightning_prune.errors import CheckpointError, SlimError, first_names, one_line
 from lightning_prune.slim.cutting import Cut, apply_cut, first_of
 from lightning_prune.slim.names import states_of
@@ -161,14 +161,28 @@ def _check_tensors(recipe: Recipe, state: Mapping[str, Tensor], model: nn.Module
         wanted[name] = [shape[1] * module.groups if transposed else shape[0]]
     if wanted.keys() != state.keys():
         raise SlimError(f"{file} is damaged: it does not have the tensors that it names.")
+    ours = states_of(model)
     for name, shape in wanted.items():
         if list(state[name].shape) != shape:
             raise SlimError(
                 f"{file} is damaged: {name} has shape {tuple(state[name].shape)} instead of {tuple(shape)}."
             )
+        floats = ours[name].is_floating_point() if name in ours else True
+        if state[name].is_floating_point() != floats or not (floats or state[name].dtype is ours[name].dtype):
+            raise SlimError(f"{file} is damaged: {name} is of type {state[name].dtype}.")
     for name, count in recipe.features.items():
-        if not hasattr(modules.get(name), "num_features") or count < 1:
-            raise SlimError(f"{file} must belong to {type(model).__name__}: its {name!r} is no norm of channels.")
+        _check_features(modules.get(name), name, count, wanted, file)
+
+
+def _check_features(
+    module: nn.Module | None, name: str, count: int, wanted: Mapping[str, list[int]], file: Path
+) -> None:
+    """Raise unless a norm can have so many channels."""
+    if not isinstance(most := getattr(module, "num_features", None), int):
+        raise SlimError(f"{file} must belong to another model: {name!r} is no norm of channels.")
+    own = {wanted[f"{name}.{state}"][0] for state in ("weight", "running_mean") if f"{name}.{state}" in wanted}
+    if not 0 < count <= most or own - {count}:
+        raise SlimError(f"{file} is damaged: the norm {name!r} cannot have {count} channels.")
 
 
 def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
@@ -181,18 +195,19 @@ def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
             if not isinstance(content, dict):
                 raise ValueError("it is no recipe")
             metadata, tensors = content, content["tensors"]
+            check_claims(tensors.values(), file)
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no recipe of a slim network")
         return _parsed(json.loads(metadata["recipe"]), tensors)
-    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SlimError(f"{file} cannot be read as a recipe: {one_line(error) or type(error).__name__}.") from error
 
 
 def _parsed(recipe: Any, tensors: Any) -> tuple[Recipe, dict[str, Tensor]]:
     if recipe["version"] != VERSION:
         raise ValueError(f"its version is {recipe['version']!r}, this library reads {VERSION}")
-    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()):
-        raise ValueError("it holds more than tensors")
+    if not all(isinstance(name, str) and is_plain(tensor) for name, tensor in tensors.items()):
+        raise ValueError("it holds more than plain tensors")
     kept = {
         name: {int(axis): tensors[f"kept/{int(axis)}/{name}"] for axis in axes} for name, axes in recipe["kept"].items()
     }

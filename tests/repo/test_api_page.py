@@ -30,14 +30,17 @@ INNER = {
     },
     "lightning_prune.masks": {
         "Bound",
+        "Channels",
         "FORMATS",
         "GOLDEN",
         "Granularity",
         "Structure",
+        "along_axis",
         "count_zeros",
         "default_maximum",
         "gather_state",
         "holds_nan",
+        "keep_coupled",
         "n_m_groups",
         "pruned_count",
         "rank_together",
@@ -49,9 +52,11 @@ INNER = {
         "zero_kernels",
     },
     "lightning_prune.plan": {
+        "Coupled",
         "Owner",
         "computed_weights",
         "copy_module",
+        "couple_plan",
         "dense_advice",
         "exact_pattern",
         "fill_zero_rows",
@@ -66,7 +71,7 @@ INNER = {
         "uncompiled_name",
         "warn_of_dense",
     },
-    "lightning_prune.pruner": {"MOST_STEPS", "Scope", "check_choices"},
+    "lightning_prune.pruner": {"MOST_STEPS", "Scope", "check_choices", "check_slim"},
 }
 
 

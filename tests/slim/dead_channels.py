@@ -15,11 +15,11 @@ TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
 def kill(layer: nn.Module, channels: Sequence[int], constant: float | None = None) -> None:
     """Zero output channels of a layer; its bias there becomes 0, or constants from the given one on."""
-    index = torch.tensor(list(channels))
+    index = torch.tensor(list(channels), dtype=torch.long)
     layer.weight.data.index_fill_(1 if isinstance(layer, TRANSPOSED) and layer.groups == 1 else 0, index, 0.0)
     if layer.bias is not None:
-        values = 0.0 if constant is None else torch.linspace(constant, 2 * constant, len(index))
-        layer.bias.data[index] = values
+        values = torch.linspace(constant or 0.0, 2 * (constant or 0.0), len(index))
+        layer.bias.data[index] = values.to(layer.bias.dtype)
 
 
 def stir(model: nn.Module) -> nn.Module:

@@ -17,10 +17,10 @@ from lightning_prune.slim.values import State, Value, compact, known, varies
 __all__ = ["RULES"]
 
 _MOVES = (
-    "view reshape _unsafe_view flatten unflatten permute transpose t movedim moveaxis swapaxes squeeze unsqueeze "
-    "expand expand_as repeat tile repeat_interleave select slice narrow unbind flip roll "
-    "rot90 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle diagonal unfold view_as reshape_as "
-    "tensor_split hsplit vsplit"
+    "view reshape _unsafe_view flatten unflatten permute transpose t mT numpy_T movedim moveaxis swapaxes squeeze "
+    "unsqueeze expand expand_as repeat tile repeat_interleave select slice narrow unbind flip roll rot90 pixel_shuffle "
+    "pixel_unshuffle channel_shuffle native_channel_shuffle diagonal unfold view_as reshape_as tensor_split "
+    "hsplit vsplit"
 ).split()
 _SPLITS = "chunk split split_with_sizes unsafe_chunk unsafe_split unsafe_split_with_sizes".split()
 _SAME_AXES = "permute transpose t movedim squeeze unsqueeze expand expand_as view reshape flatten unflatten".split()
