@@ -47,6 +47,7 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
         SlimError: The model cannot be called so or captured, or no cut of it computes the same.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> _ = net[0].weight.data[:4].zero_(), net[0].bias.data[:4].zero_()
         >>> result = slim(net, torch.randn(3, 8))
