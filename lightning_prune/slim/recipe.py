@@ -120,7 +120,8 @@ def load_slim(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     apply_cut(model, Cut(kept, {}, {}, recipe.features), {name: tensor.to(device) for name, tensor in state.items()})
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, module in recipe.new_biases.items():
-        modules[module].bias = nn.Parameter(state[name].to(device))
+        trained = modules[module].get_parameter("weight").requires_grad
+        modules[module].bias = nn.Parameter(state[name].to(device), requires_grad=trained)
     return model
 
 

@@ -109,7 +109,7 @@ def _deaden(net: nn.Module, generator: torch.Generator) -> None:
         kill(module, dead, constant)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(
     st.lists(st.tuples(st.sampled_from(STEPS.split()), st.booleans()), min_size=2, max_size=6), st.integers(0, 10**6)
 )

@@ -58,6 +58,11 @@ def test_a_torch_file_holds_plain_tensors_and_text_alone(result, tmp_path):
     assert json.loads(content["recipe"])["new_biases"] == {"3.bias": "3"}
 
 
+def test_what_is_frozen_stays_frozen_when_it_is_loaded(file):
+    fresh = load_slim(make().requires_grad_(False), file)
+    assert not any(parameter.requires_grad for parameter in fresh.parameters())
+
+
 def _unchanged(model, file, match):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     text = str(model)

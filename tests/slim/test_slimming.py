@@ -147,6 +147,9 @@ def test_an_example_that_cannot_be_is_refused():
     _refused(mlp().half(), ROWS, "example_inputs must be what Sequential.forward takes")
     _refused(nn.Module(), ROWS, "example_inputs must be what Module.forward takes")
     _refused(Many(), torch.randn(0, 3), "must answer with numbers to compare")
+    _refused(
+        mlp(), ROWS * torch.nan, "must answer with numbers to compare, but example_inputs give none that is finite"
+    )
     _refused(Net(lambda self, x: None, a=nn.Linear(3, 2)), ROWS, "must answer with numbers to compare")
 
 
@@ -284,4 +287,4 @@ def test_the_slim_network_is_saved_copied_exported_and_trained_like_any_other(tm
 
 def test_the_slim_network_is_compiled_like_any_other():
     model = slim(mlp(), ROWS).model
-    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(ROWS), model(ROWS))
+    torch.testing.assert_close(torch.compile(model, backend="eager")(ROWS), model(ROWS))
