@@ -19,7 +19,8 @@ from coreml_nets import ResNet, Small, Tagger, TwoInputs, prune
 from rich.console import Console
 from torch import nn
 
-import lightning_prune.export.coreml.export as coreml_module
+import lightning_prune.export.coreml.attempts as coreml_module
+import lightning_prune.export.coreml.export as export_module
 from lightning_prune import MagnitudePruner
 from lightning_prune.basics import files
 from lightning_prune.errors import ConfigError, ExportError
@@ -150,7 +151,7 @@ def test_what_came_to_lie_at_the_path_during_the_export_is_not_replaced(tmp_path
         place.mkdir()
         target.write_text("years of work")
 
-    monkeypatch.setattr(CoreMLExport, "best", best)
+    monkeypatch.setattr(export_module, "first_proven", best)
     with pytest.raises(ExportError, match="must be free or hold a Core ML package"):
         CoreMLExport(target, X).save(Small())
     assert target.read_text() == "years of work"
@@ -162,7 +163,7 @@ def test_what_came_to_lie_at_the_path_during_the_export_is_not_replaced(tmp_path
         (target / "Data").mkdir()
         (target / "Manifest.json").write_text("{}")
 
-    monkeypatch.setattr(CoreMLExport, "best", other)
+    monkeypatch.setattr(export_module, "first_proven", other)
     with pytest.raises(ExportError, match=r"exists\. Remove it or write overwrite=True"):
         CoreMLExport(target, X, overwrite=False).save(Small())
     assert (target / "Manifest.json").read_text() == "{}"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import lightning_prune.export.coreml.export as coreml_module
+import lightning_prune.export.coreml.attempts as coreml_module
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.compression import quantization_error
 from lightning_prune.export.coreml.export import CoreMLExport
