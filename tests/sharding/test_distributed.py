@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ResumableLoader, ToyModule, make_loader, make_trainer
+from coupled_nets import Residual
+from coupled_nets import rule as channel_rule
 from distributed_runs import WorkerError, join_group, launch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -746,3 +748,31 @@ def test_a_rank_that_is_lost_ends_the_others_with_an_error_and_the_run_resumes(t
     assert isinstance(second, WorkerError) if how == "killed" else second[:2] == ("RuntimeError", 0)
     for one in launch(ddp_resume, 2, tmp_path, tmp_path / "saved" / STEP):
         assert_same(one, expected)
+
+
+# Channels that can only go together
+
+
+def coupled_fit(folder):
+    rank = int(os.environ["RANK"])
+    seed_everything(0)
+    model = Residual()
+    images = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(rank))  # each has its own batches
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(16) % 4), batch_size=4)
+    callback = MagnitudePruningCallback({"global_config": channel_rule()}, slim=True, show_plan=False)
+    trainer = make_trainer(
+        folder, callbacks=[callback], strategy=DDPStrategy(), devices=2, max_steps=8, use_distributed_sampler=False
+    )
+    trainer.fit(model, loader)
+    slim = None if callback.slim_result is None else callback.slim_result.slim_parameters
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}, callback.pruner.masks(), slim
+
+
+def test_coupled_channels_are_the_same_in_all_processes_and_the_first_makes_the_slim_network(tmp_path):
+    (first, masks, slim), (second, other_masks, none) = launch(coupled_fit, 2, tmp_path)
+    assert list(masks) == list(other_masks)
+    assert all(torch.equal(mask, other_masks[name]) for name, mask in masks.items())
+    parameters = [name for name in first if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(first[name], second[name]) for name in parameters)
+    assert masks["stem.weight"].sum() == 4
+    assert (slim, none) == (36 + 4 + 8 + 108 + 3 + 6 + 12 + 4 + 16 + 4, None)
