@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -43,7 +44,22 @@ NOISE = re.compile(
 
 
 def convert(ct: Any, program: Any, arguments: dict[str, Any]) -> Any:
-    """Run the converter."""
+    """Run the converter; to be called where its warnings are caught.
+
+    A converter that fails leaves a temporary folder to the variables of its calls, which the error keeps. It warns
+    when that is removed, so this happens here, and not wherever the error is let go.
+    """
+    try:
+        return _convert(ct, program, arguments)
+    except Exception as error:
+        failed: BaseException | None = error
+        while failed is not None:
+            traceback.clear_frames(failed.__traceback__)
+            failed = failed.__context__
+        raise
+
+
+def _convert(ct: Any, program: Any, arguments: dict[str, Any]) -> Any:
     with whole_numbers():
         try:
             return ct.convert(program, **arguments)
