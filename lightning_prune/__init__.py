@@ -6,9 +6,9 @@ a format is loaded when it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lightning_prune.basics import lazy_names
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, SlimError
 from lightning_prune.masking import convert_checkpoint
@@ -83,13 +83,7 @@ _LAZY = {
     "save_sparse": "lightning_prune.export",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(globals(), _LAZY)
 
 
 def __dir__() -> list[str]:

@@ -5,15 +5,24 @@ Tables need rich and texts need yaml: both are loaded when they are first used, 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_prune.basics.class_names import is_a
 from lightning_prune.basics.files import put_in_place, recover, writing_to
+from lightning_prune.basics.lazy import lazy_names
 from lightning_prune.basics.locks import check_lock, lock, unlock, unlocked_state
 from lightning_prune.basics.matching import check_pattern, fullmatch
 from lightning_prune.basics.paths import home
-from lightning_prune.basics.tensor_files import check_claims, has_values, import_safetensors, is_plain, load_tensors
+from lightning_prune.basics.tensor_files import (
+    check_claims,
+    has_values,
+    import_safetensors,
+    is_plain,
+    load_checkpoint,
+    load_tensors,
+    read_safetensors,
+    write_safetensors,
+)
 from lightning_prune.basics.values import (
     as_flag,
     as_fraction,
@@ -43,7 +52,9 @@ __all__ = [
     "import_safetensors",
     "is_a",
     "is_plain",
+    "lazy_names",
     "literal",
+    "load_checkpoint",
     "load_tensors",
     "load_yaml",
     "lock",
@@ -53,9 +64,11 @@ __all__ = [
     "plain_text",
     "printable",
     "put_in_place",
+    "read_safetensors",
     "recover",
     "unlock",
     "unlocked_state",
+    "write_safetensors",
     "writing_to",
     "yaml_hint",
 ]
@@ -65,10 +78,4 @@ _LAZY = {
     "load_yaml": "lightning_prune.basics.yaml_text",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(globals(), _LAZY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,16 @@ from torch import Tensor
 
 from lightning_prune.errors import CheckpointError, one_line
 
-__all__ = ["check_claims", "has_values", "import_safetensors", "is_plain", "load_tensors"]
+__all__ = [
+    "check_claims",
+    "has_values",
+    "import_safetensors",
+    "is_plain",
+    "load_checkpoint",
+    "load_tensors",
+    "read_safetensors",
+    "write_safetensors",
+]
 
 _MOST_CLAIMED = 2**28  # bytes that the tensors of a small file may stand for
 _MOST_SHARED = 4  # tensors that may share each byte of a large one
@@ -70,6 +79,57 @@ def import_safetensors() -> Any:
     except ImportError as error:
         raise ImportError("Files of safetensors need a package of that name: pip install safetensors") from error
     return importlib.import_module("safetensors")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a file of safetensors.
+
+    Raises:
+        CheckpointError: It is none. It says why alone, to be put after the path.
+        ImportError: The package safetensors is not installed.
+    """
+    safetensors = import_safetensors()
+    if not path.is_file():
+        raise CheckpointError("it is no file" if path.exists() else "it does not exist")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(one_line(error)) from error
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], place: Path, metadata: Mapping[str, str]) -> None:
+    """Write a file of safetensors, with the rights that new files have here.
+
+    Raises:
+        OSError: It cannot be written.
+        ImportError: The package safetensors is not installed.
+    """
+    safetensors = import_safetensors()
+    place.touch()
+    mode = place.stat().st_mode
+    try:
+        safetensors.torch.save_file(dict(tensors), place, dict(metadata))
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
+    place.chmod(mode)  # the package makes files that others cannot read
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """What ``torch.save`` wrote of a checkpoint or a state dict, and the state dict in it, which may be all of it.
+
+    Raises:
+        CheckpointError: It is neither, or stands for far more numbers than it holds.
+    """
+    try:
+        content = load_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a state dict or a checkpoint, got {type(content).__name__}.")
+    state = content["state_dict"] if isinstance(content.get("state_dict"), Mapping) else content
+    check_claims(state.values(), path)
+    return content, state
 
 
 def has_values(tensor: Tensor) -> bool:

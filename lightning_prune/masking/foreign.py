@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.basics import check_claims, has_values, home, load_tensors, put_in_place, writing_to
+from lightning_prune.basics import (
+    has_values,
+    home,
+    load_checkpoint,
+    put_in_place,
+    writing_to,
+)
 from lightning_prune.errors import CheckpointError, one_line
 
 __all__ = ["ForeignWeights", "convert_checkpoint", "plain_state_dict"]
@@ -126,20 +132,12 @@ def convert_checkpoint(
     source, target = home(source), home(target)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists. Write to another path, or pass overwrite=True.")
-    try:
-        checkpoint = load_tensors(source)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{source} must hold a state dict or a checkpoint, got {type(checkpoint).__name__}.")
-    is_checkpoint = isinstance(checkpoint.get("state_dict"), Mapping)
+    checkpoint, state = load_checkpoint(source)
     dense: dict[str, Tensor] = {}
-    state = checkpoint["state_dict"] if is_checkpoint else checkpoint
-    check_claims(state.values(), source)
     plain = plain_state_dict(state, dense)
     try:
         with writing_to(target) as place:
-            torch.save({**checkpoint, "state_dict": plain} if is_checkpoint else plain, place)
+            torch.save(plain if state is checkpoint else {**checkpoint, "state_dict": plain}, place)
             put_in_place(place, target)
     except (OSError, RuntimeError) as error:  # torch has errors of its own for a full disk
         raise CheckpointError(f"{target} cannot be written: {one_line(error)}") from error

@@ -5,9 +5,9 @@ Most programs only name the settings; what looks into a network needs ``torch.ex
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lightning_prune.basics import lazy_names
 from lightning_prune.slim.settings import Slim
 
 if TYPE_CHECKING:
@@ -35,10 +35,4 @@ _LAZY = {
     "slim": "lightning_prune.slim.slimming",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(globals(), _LAZY)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
-import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.errors import SlimError
 
 __all__ = ["Call", "Graph", "as_call", "capture", "leaves_of", "name_of", "plain_copy", "to_double", "writes_in_place"]
@@ -162,8 +161,7 @@ def _export(model: nn.Module, call: Call) -> ExportedProgram:
     # The exporter knows fewer types of answers than models have.
     model.forward = functools.wraps(forward)(lambda *args, **kwargs: leaves_of(forward(*args, **kwargs)))
     try:
-        # Without gradients, torch fuses transformer layers; when it cannot capture, it prints what it has.
-        with warnings.catch_warnings(), torch.enable_grad(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), torch.enable_grad(), quiet_torch():
             warnings.simplefilter("ignore")
             return torch.export.export(model, call.args, call.kwargs, strict=False)
     except Exception as error:

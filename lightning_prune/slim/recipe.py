@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.basics import check_claims, home, is_plain, load_tensors, put_in_place, writing_to
+from lightning_prune.basics import (
+    check_claims,
+    home,
+    is_plain,
+    load_tensors,
+    put_in_place,
+    read_safetensors,
+    write_safetensors,
+    writing_to,
+)
 from lightning_prune.errors import CheckpointError, SlimError, first_names, one_line
 from lightning_prune.slim.cutting import Cut, apply_cut, first_of
 from lightning_prune.slim.names import states_of
@@ -84,10 +93,12 @@ def save_recipe(recipe: Recipe, slimmed: nn.Module, path: str | os.PathLike[str]
     try:
         with writing_to(target) as place:
             if target.suffix == ".safetensors":
-                _safetensors().save_file(tensors, place, metadata={"format": FORMAT, "recipe": text})
+                write_safetensors(tensors, place, {"format": FORMAT, "recipe": text})
             else:
                 torch.save({"format": FORMAT, "recipe": text, "tensors": tensors}, place)
             put_in_place(place, target)
+    except ImportError as error:
+        raise SlimError(str(error)) from error
     except OSError as error:
         raise SlimError(f"The recipe could not be written to {target}: {one_line(error)}.") from error
     return target
@@ -190,7 +201,7 @@ def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
     """A recipe and its tensors, as data alone."""
     try:
         if file.suffix == ".safetensors":
-            metadata, tensors = _read_safetensors(file)
+            metadata, tensors = read_safetensors(file)
         else:
             content = load_tensors(file)
             if not isinstance(content, dict):
@@ -200,6 +211,8 @@ def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no recipe of a slim network")
         return _parsed(json.loads(metadata["recipe"]), tensors)
+    except ImportError as error:
+        raise SlimError(str(error)) from error
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SlimError(f"{file} cannot be read as a recipe: {one_line(error) or type(error).__name__}.") from error
 
@@ -217,24 +230,3 @@ def _parsed(recipe: Any, tensors: Any) -> tuple[Recipe, dict[str, Tensor]]:
     features = {str(name): int(count) for name, count in recipe["features"].items()}
     state = {name.removeprefix("state/"): tensor for name, tensor in tensors.items() if name.startswith("state/")}
     return Recipe(shapes, kept, biases, features), state
-
-
-def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not file.is_file():
-        raise CheckpointError("it is no file" if file.exists() else "it does not exist")
-    _safetensors()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(one_line(error)) from error
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise SlimError("A recipe in .safetensors needs safetensors. Write: pip install safetensors") from error
-    return safetensors.torch

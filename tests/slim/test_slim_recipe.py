@@ -53,6 +53,11 @@ def test_a_freshly_made_network_becomes_the_slim_one_to_the_bit(result, file):
     assert torch.equal(*answers(fresh, INPUTS), *answers(result.model, INPUTS))
 
 
+def test_others_may_read_it_as_any_new_file(file):
+    file.with_name("usual").touch()
+    assert file.stat().st_mode == file.with_name("usual").stat().st_mode
+
+
 def test_a_torch_file_holds_plain_tensors_and_text_alone(result, tmp_path):
     content = torch.load(result.save(tmp_path / "slim.pt"), weights_only=True)
     assert json.loads(content["recipe"])["new_biases"] == {"3.bias": "3"}

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_prune.basics import check_claims, home, import_safetensors, is_plain, load_tensors
-from lightning_prune.errors import CheckpointError, first_names, one_line, shown
+from lightning_prune.basics import (
+    check_claims,
+    home,
+    import_safetensors,
+    is_plain,
+    load_tensors,
+    read_safetensors,
+)
+from lightning_prune.errors import CheckpointError, first_names, shown
 from lightning_prune.masking import plain_state_dict
 from lightning_prune.plan import computed_weights
 
@@ -133,11 +140,12 @@ def find_sparse(path: Path) -> SparseFile | None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    safetensors = import_safetensors()
+    import_safetensors()  # what is missing is said first
+    existing(path)
     try:
-        return dict(safetensors.torch.load_file(existing(path)))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {one_line(error)}") from error
+        return read_safetensors(path)[1]
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def _find_state(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:

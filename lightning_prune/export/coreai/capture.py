@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.errors import ExportError
 from lightning_prune.export.buffers import kept_buffers
-from lightning_prune.export.quiet import quiet_torch
 from lightning_prune.export.standalone import Standalone
 
 __all__ = ["PREFIXES", "capture"]

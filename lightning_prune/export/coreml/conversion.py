@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.export.buffers import kept_buffers
 from lightning_prune.export.coreml.gaps import decompose_unknown, drop_aliases, whole_numbers
 from lightning_prune.export.pruned import BREAK_EVEN
-from lightning_prune.export.quiet import quiet_torch
 from lightning_prune.export.standalone import Standalone
 
 __all__ = [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.basics import as_flag, as_whole, put_in_place, writing_to
+from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.errors import ExportError, one_line
 from lightning_prune.export.declared import check_given_names, same_number
 from lightning_prune.export.draws import largest_values
@@ -24,7 +25,6 @@ from lightning_prune.export.onnx.model import arrays_of, import_onnx, is_onnx, p
 from lightning_prune.export.onnx.zeros import prove_zeros
 from lightning_prune.export.proof import prove_numbers
 from lightning_prune.export.pruned import examples_of, part_of, pruned_copy
-from lightning_prune.export.quiet import quiet_torch
 from lightning_prune.export.result import ExportResult
 from lightning_prune.export.standalone import Standalone
 from lightning_prune.export.structures import take_apart

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.basics import check_claims, home, import_safetensors, load_tensors, put_in_place, writing_to
+from lightning_prune.basics import (
+    home,
+    load_checkpoint,
+    put_in_place,
+    read_safetensors,
+    writing_to,
+)
 from lightning_prune.errors import CheckpointError, one_line
 from lightning_prune.export.sparse.files import check_target, is_sparse_file, read_sparse, write_sparse
 from lightning_prune.masking import plain_state_dict
@@ -89,25 +95,16 @@ def _read(source: Path) -> tuple[Mapping[str, Tensor], dict[str, Any] | None]:
             return _read_dense(source), None
         found = read_sparse(source)
         return found.tensors, found.checkpoint
-    try:
-        content = load_tensors(source)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{source} must hold a state dict or a checkpoint, got {type(content).__name__}.")
-    is_checkpoint = isinstance(content.get("state_dict"), Mapping)
-    state = content["state_dict"] if is_checkpoint else content
-    check_claims(state.values(), source)
-    rest = {key: value for key, value in content.items() if key != "state_dict"} if is_checkpoint else None
+    content, state = load_checkpoint(source)
+    rest = None if state is content else {key: value for key, value in content.items() if key != "state_dict"}
     return plain_state_dict(state), rest
 
 
 def _read_dense(source: Path) -> Mapping[str, Tensor]:
-    safetensors = import_safetensors()
     try:
-        return dict(safetensors.torch.load_file(source))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{source} cannot be read as safetensors: {one_line(error)}") from error
+        return read_safetensors(source)[1]
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} cannot be read as safetensors: {error}") from error
 
 
 def _keep(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -18,7 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.basics import home, import_safetensors, is_plain, put_in_place, writing_to
+from lightning_prune.basics import (
+    home,
+    import_safetensors,
+    is_plain,
+    put_in_place,
+    write_safetensors,
+    writing_to,
+)
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, first_names, one_line, shown
 from lightning_prune.export.sparse.forms import DamagedPartsError, Parts, Words, smallest_form
 from lightning_prune.export.sparse.layouts import View, find_views, memory_order
@@ -183,7 +190,6 @@ def write_sparse(
         ExportError: One of them cannot be stored, or the file cannot be written.
         ImportError: The package safetensors is not installed.
     """
-    safetensors = import_safetensors()
     plain = {name: _checked(name, tensor) for name, tensor in tensors.items()}
     views = find_views(plain)
     entries: dict[str, Entry] = {}
@@ -200,11 +206,8 @@ def write_sparse(
                 values = _as_stored(values, entry)
             parts[key] = values
     try:
-        place.touch()
-        mode = place.stat().st_mode
-        safetensors.torch.save_file(parts, place, write_manifest(entries, checkpoint))
-        place.chmod(mode)  # the package makes files that others cannot read
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        write_safetensors(parts, place, write_manifest(entries, checkpoint))
+    except (OSError, ValueError) as error:
         raise ExportError(f"{place.name} cannot be written: {one_line(error)}") from error
     return entries
 
