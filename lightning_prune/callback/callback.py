@@ -31,8 +31,8 @@ from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, ExportError, LifecycleError, SlimError, shown
 from lightning_prune.export import CoreMLExport, Export, ExportResult
 from lightning_prune.masking import ForeignWeights, Masking, way_of
-from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner, Scope, SparsityReport, check_choices, check_slim
+from lightning_prune.plan import PruningPlan
+from lightning_prune.pruner import MagnitudePruner, Planner, Scope, SparsityReport, check_choices, check_slim
 from lightning_prune.sharding import reshard_model
 from lightning_prune.slim import Slim, SlimResult
 
@@ -200,9 +200,7 @@ class MagnitudePruningCallback(Callback):
 
     def plan(self, model: nn.Module) -> PruningPlan:
         """Say what would be pruned of a model, by which rule, and what not and why. Nothing is changed."""
-        if self.slim is None:
-            return plan_pruning(model, self.config)
-        return MagnitudePruner(model, self.config, masking=self.masking, scope=self.scope, slim=self.slim).plan
+        return Planner(self.config, self.slim).plan(model)
 
     def report(self) -> SparsityReport:
         """Give the sparsity of every pruned layer, now or at the end of the last fit.

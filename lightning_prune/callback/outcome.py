@@ -36,10 +36,8 @@ def hand_over(
     exports: Sequence[Export],
 ) -> Outcome:
     """Make a trained and finalized module slim, if that is asked for, and export it; show and log what came of it."""
-    # Norms and biases that went with their channels are no weights of their own.
-    beside = {row.name for row in pruner.plan if row.coupled is not None and len(row.shape) == 1}
-    masks: Mapping[str, Tensor] | None = {name: mask for name, mask in pruner.masks().items() if name not in beside}
     model: nn.Module = module
+    masks: Mapping[str, Tensor] | None = pruner.masks()
     result, failure = (None, None) if slim is None else slim_trained(module, slim)
     if result is not None:
         show(result)

@@ -22,12 +22,9 @@ def slim_trained(module: LightningModule, settings: Slim) -> tuple[SlimResult | 
         result = slim(module, settings.inputs_of(module), keep=settings.keep)
         if settings.path is not None:
             result.save(settings.path)
-    except PruningError as error:
-        failure = error if isinstance(error, SlimError) else SlimError(str(error))
+    except Exception as error:  # a model of the user's own may raise anything when it is copied and called
         what = "was not made" if result is None else "was made, but its file was not written"
         rank_zero_warn(f"The slim network {what}; the trained and pruned model is unharmed. {error}")
-        return result, failure
-    except Exception as error:  # a model of the user's own may raise anything when it is copied and called
-        rank_zero_warn(f"The slim network was not made; the trained and pruned model is unharmed. {error}")
-        return None, SlimError(f"{type(error).__name__}: {error}")
+        text = str(error) if isinstance(error, PruningError) else f"{type(error).__name__}: {error}"
+        return result, error if isinstance(error, SlimError) else SlimError(text)
     return result, None

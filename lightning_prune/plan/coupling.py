@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from lightning_prune.errors import ConfigError, first_names
-from lightning_prune.plan.names import type_key
+from lightning_prune.plan.names import type_key, uncompiled_name
 from lightning_prune.plan.rows import Coupled, Owner, PrunedParameter, PruningPlan, SkippedModule
 
 if TYPE_CHECKING:
@@ -33,25 +34,27 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
         ConfigError: Two rules ask different things of channels that go together, or nothing that is pruned can go.
     """
     rows = {id(planned.parameter): planned for planned in plan}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    modules = {uncompiled_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
+    parameters = {uncompiled_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
     dense = {skipped.name: skipped.reason for skipped in plan.skipped if skipped.cause == "rule"}
     coupled: dict[int, PrunedParameter] = {}
     stuck: dict[str, str] = {}
     for group, found in enumerate(coupling.sets):
-        own = [rows[id(parameters[one.name])] for one in found.members if id(parameters[one.name]) in rows]
+        members = [replace(member, name=uncompiled_name(member.name)) for member in found.members]
+        own = [rows[id(parameters[one.name])] for one in members if id(parameters[one.name]) in rows]
         if not any(planned.config.structure.empties_channels for planned in own):
             continue
         first = _same_rule(own)
-        held = next((one.name for one in found.members if one.name.rpartition(".")[0] in dense), None)
+        held = next((one.name for one in members if one.name.rpartition(".")[0] in dense), None)
         if held is not None:
             name = held.rpartition(".")[0]
             stuck |= {planned.name: f"its channels go with those of {name}, {dense[name]}" for planned in own}
             continue
-        for member in found.members:
+        for member in members:
             key = id(parameters[member.name])
             known = rows.get(key)
             link = Coupled(group, member.axis, member.classes, found.units)
-            coupled[key] = _row(member, model, first) if known is None else known
+            coupled[key] = _row(member, modules, first) if known is None else known
             coupled[key] = replace(coupled[key], coupled=link)
     pruned: list[PrunedParameter] = []
     left: list[PrunedParameter] = []
@@ -62,7 +65,8 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
         else:
             (left if planned.config.structure.empties_channels else pruned).append(planned)
     pruned += coupled.values()
-    reasons = {one.name: stuck.get(one.name) or _why(coupling, one.name) for one in left}
+    pinned = {uncompiled_name(name): reasons for name, reasons in coupling.pinned.items()}
+    reasons = {one.name: stuck.get(one.name) or _why(pinned.get(one.name)) for one in left}
     if not pruned:
         raise ConfigError(
             "With slim, channels are pruned that can be cut out, but none of those that the configuration prunes can: "
@@ -72,7 +76,8 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
     skipped = [SkippedModule(one.label, _kind(one), reasons[one.name], "pinned") for one in left]
     weights = sum(one.numel for one in left if len(one.shape) > 1)
     gained = sum(one.numel for one in pruned if len(one.shape) > 1 and id(one.parameter) not in rows)
-    dense_rows = tuple(row for row in plan.skipped if not _is_pruned(row, pruned))
+    owned = {id(one.parameter) for one in pruned}
+    dense_rows = tuple(row for row in plan.skipped if row.cause != "reach" or not _all_in(modules[row.name], owned))
     fractions = {one.coupled.group: one.config.target_sparsity for one in pruned if one.coupled is not None}
     before, after = coupling.left({}), coupling.left(fractions)
     note = (
@@ -102,27 +107,21 @@ def _same_rule(rows: list[PrunedParameter]) -> PrunedParameter:
     return first
 
 
-def _row(member: CoupledMember, model: nn.Module, first: PrunedParameter) -> PrunedParameter:
+def _row(member: CoupledMember, modules: Mapping[str, nn.Module], first: PrunedParameter) -> PrunedParameter:
     """The row of a parameter that no rule names, but whose channels go with those of one that a rule prunes."""
     path, _, attribute = member.name.rpartition(".")
-    module = model.get_submodule(path)
+    module = modules[path]
     shape = tuple(getattr(module, attribute).shape)
     return PrunedParameter(member.name, member.name, (Owner(module, attribute),), first.config, first.rule, shape)
 
 
-def _is_pruned(row: SkippedModule, pruned: list[PrunedParameter]) -> bool:
-    """Whether all parameters of a module that no rule reaches are pruned with others."""
-    owned = {id(one.parameter) for one in pruned}
-    modules = {id(owner.module): owner.module for one in pruned for owner in one.owners}
-    names = {one.name.rpartition(".")[0]: one for one in pruned}
-    if row.cause != "reach" or row.name not in names:
-        return False
-    module = modules[id(names[row.name].owners[0].module)]
-    return all(id(parameter) in owned for parameter in module.parameters(recurse=False))
+def _all_in(module: nn.Module, owned: set[int]) -> bool:
+    """Whether all parameters of a module are among some; False of a module without any."""
+    own = [id(parameter) for parameter in module.parameters(recurse=False)]
+    return bool(own) and owned.issuperset(own)
 
 
-def _why(coupling: Coupling, name: str) -> str:
-    reasons = coupling.pinned.get(name)
+def _why(reasons: Mapping[str, int] | None) -> str:
     if not reasons:
         return "its channels are not followed to where they are read"
     return f"its channels stay: {first_names(reasons)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_prune.pruner.choices import Scope, check_choices, check_slim
+from lightning_prune.pruner.coupling import Planner
 from lightning_prune.pruner.pruner import MagnitudePruner
 from lightning_prune.pruner.report import LayerSparsity, MaskChanges, SparsityReport, describe_structure, stored_bytes
 from lightning_prune.pruner.state_values import MOST_STEPS
@@ -12,6 +13,7 @@ __all__ = [
     "MOST_STEPS",
     "MagnitudePruner",
     "MaskChanges",
+    "Planner",
     "Scope",
     "SparsityReport",
     "check_choices",

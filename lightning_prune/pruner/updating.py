@@ -100,8 +100,7 @@ def _update_layer(
         coupled = layer.plan.coupled
         if coupled is None:
             yield from structure.compute(held.dense(), zeros, out, layer.sharding)
-        else:
-            held.dense()
+        else:  # which shows its dense weight since the choice was made
             keep = kept[coupled.group][coupled.classes.clamp(min=0)] | (coupled.classes < 0)
             out.copy_(along_axis(keep, coupled.axis, out.shape))
     except PruningError as error:

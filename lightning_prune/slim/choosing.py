@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from lightning_prune.slim.classes import classes_of
 from lightning_prune.slim.flow import Flow, Pin, Reader
+from lightning_prune.slim.ops import values_in
 from lightning_prune.slim.values import narrowed
 from lightning_prune.slim.walk import Walk
 
-__all__ = ["Choice", "all_pins", "choose", "pinned_classes", "uses_of"]
+__all__ = ["Choice", "all_pins", "choose", "pinned_classes", "reasons_of", "uses_of"]
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,22 @@ class Choice:
 
     def reasons(self, ids: Tensor) -> dict[str, int]:
         """Why those slots stay that could not go, and how many for each reason."""
-        counts: dict[str, int] = defaultdict(int)
-        open_slots = torch.unique(self.classes[ids])
-        for pin in self.pins:
-            held = torch.isin(open_slots, self.classes[pin.ids])
-            if bool(held.any()):
-                counts[pin.reason] += int(torch.isin(self.classes[ids], open_slots[held]).sum())
-                open_slots = open_slots[~held]
-        return dict(counts)
+        return reasons_of(ids, self.classes, self.pins)
 
 
-def pinned_classes(flow: Flow, classes: Tensor, pins: Iterable[Pin]) -> Tensor:
+def reasons_of(ids: Tensor, classes: Tensor, pins: Iterable[Pin]) -> dict[str, int]:
+    """Why slots stay, by the first pin that holds each of them, and how many for each reason."""
+    counts: dict[str, int] = defaultdict(int)
+    left = classes[ids]
+    for pin in pins:
+        held = torch.isin(left, classes[pin.ids])
+        if bool(held.any()):
+            counts[pin.reason] += int(held.sum())
+            left = left[~held]
+    return dict(counts)
+
+
+def pinned_classes(classes: Tensor, pins: Iterable[Pin]) -> Tensor:
     """Which classes must stay whatever their weights are, bool of shape ``(classes,)``."""
     stay = torch.zeros(int(classes.max()) + 1 if len(classes) else 0, dtype=torch.bool)
     for pin in pins:
@@ -70,10 +75,11 @@ def choose(found: Walk, uses: Mapping[str, int], further: Sequence[Pin] = ()) ->
         further: More that must stay.
     """
     flow = found.flow
-    classes = classes_of(flow.size, flow.edges)
+    classes = found.classes
     pins = all_pins(flow, further)
-    gone = ~pinned_classes(flow, classes, pins)
+    gone = ~pinned_classes(classes, pins)
     foldable = _foldable(flow.readers, uses)
+    tables = _tables(found)
     refused: dict[str, list[Tensor]] = defaultdict(list)
     while True:
         before = gone.clone()
@@ -88,7 +94,7 @@ def choose(found: Walk, uses: Mapping[str, int], further: Sequence[Pin] = ()) ->
         _keep_one(flow, classes, gone)
         for ids in flow.even:
             _level(narrowed(ids), classes, gone, empty_rows=False)
-        for ids in _tables(found):
+        for ids in tables:
             _level(ids, classes, gone, empty_rows=True)
         if torch.equal(before, gone):
             break
@@ -145,13 +151,10 @@ def _keep_one(flow: Flow, classes: Tensor, gone: Tensor) -> None:
             gone[classes[ids[0]]] = False
 
 
-def _tables(found: Walk) -> Iterable[Tensor]:
+def _tables(found: Walk) -> list[Tensor]:
     """The slots of every tensor that has several dimensions of channels."""
-    for value in found.values.values():
-        for part in value if isinstance(value, tuple) else (value,):
-            ids = getattr(part, "ids", None)
-            if ids is not None and sum(size > 1 for size in narrowed(ids).shape) > 1:
-                yield narrowed(ids)
+    every = [narrowed(value.ids) for value in values_in(list(found.values.values()))]
+    return [ids for ids in every if sum(size > 1 for size in ids.shape) > 1]
 
 
 def _level(ids: Tensor, classes: Tensor, gone: Tensor, *, empty_rows: bool) -> None:

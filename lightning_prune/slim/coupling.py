@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.masks import pruned_count
-from lightning_prune.slim.choosing import all_pins, pinned_classes, uses_of
+from lightning_prune.slim.choosing import all_pins, pinned_classes, reasons_of, uses_of
 from lightning_prune.slim.classes import classes_of
-from lightning_prune.slim.flow import Flow, Pin
+from lightning_prune.slim.flow import Flow
 from lightning_prune.slim.graph import as_call, capture, plain_copy
 from lightning_prune.slim.names import standing_names
-from lightning_prune.slim.slimming import kept_pins, prove_cut
+from lightning_prune.slim.slimming import inside_of, kept_pins, prove_cut
 from lightning_prune.slim.walk import walk
 
 __all__ = ["CoupledMember", "CoupledSet", "Coupling", "find_coupling"]
@@ -122,34 +122,32 @@ def find_coupling(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] 
     Raises:
         SlimError: The model cannot be called so or captured, or no cut of it computes the same.
     """
+    model = inside_of(model)
     with torch.random.fork_rng(devices=[]):
         call = as_call(example_inputs).map(lambda tensor: tensor.detach().cpu())
         whole = plain_copy(model)
         graph = capture(whole, call)
         found = walk(graph, whole)
         flow, pins = found.flow, kept_pins(graph, found, whole, keep)
-        classes = classes_of(flow.size, flow.edges)
-        stays = pinned_classes(flow, classes, all_pins(flow, pins))
+        classes = found.classes
+        stays = pinned_classes(classes, all_pins(flow, pins))
         trial = whole.double()
         _deaden(trial, _made(flow, trial), classes, ~stays & (torch.arange(len(stays)) % 2 == 0))
         proof = prove_cut(
             graph, walk(graph, trial), uses_of(graph.nodes, graph.states, standing_names(trial)), pins, trial, call
         )
     every = all_pins(flow, proof.pins)
-    stays = pinned_classes(flow, classes, every)
+    stays = pinned_classes(classes, every)
     made = _made(flow, model)
     weights = {key: ids for key, ids in made.items() if flow.tensors[key[0]].dim() > 1}
     pinned = {
-        name: _reasons(ids, classes, every) for (name, _), ids in weights.items() if bool(stays[classes[ids]].any())
+        name: reasons_of(ids, classes, every) for (name, _), ids in weights.items() if bool(stays[classes[ids]].any())
     }
     places = torch.full((2, len(stays)), -1)
     sets = tuple(_sets(made, weights, classes, stays, places))
-    positions: Counter[str] = Counter()
-    for name, count in flow.macs:
-        positions[name] += count
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     channels = {key: places[:, classes[ids]] for key, ids in flow.slots.items() if key[0] in shapes}
-    return Coupling(sets, pinned, shapes, channels, dict(positions))
+    return Coupling(sets, pinned, shapes, channels, dict(flow.positions))
 
 
 def _made(flow: Flow, model: nn.Module) -> dict[tuple[str, int], Tensor]:
@@ -163,18 +161,6 @@ def _deaden(model: nn.Module, made: Mapping[tuple[str, int], Tensor], classes: T
     parameters = dict(model.named_parameters())
     for (name, axis), ids in made.items():
         parameters[name].index_fill_(axis, dead[classes[ids]].nonzero().flatten(), 0)
-
-
-def _reasons(ids: Tensor, classes: Tensor, pins: Iterable[Pin]) -> dict[str, int]:
-    """Why output channels of a weight stay, and how many for each reason."""
-    counts: dict[str, int] = {}
-    left = classes[ids]
-    for pin in pins:
-        held = torch.isin(left, classes[pin.ids])
-        if bool(held.any()):
-            counts[pin.reason] = counts.get(pin.reason, 0) + int(held.sum())
-            left = left[~held]
-    return counts
 
 
 def _sets(

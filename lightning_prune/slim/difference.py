@@ -19,7 +19,7 @@ from lightning_prune.slim.ops import operation_of, values_in
 from lightning_prune.slim.proof import Doubled
 from lightning_prune.slim.walk import Walk
 
-__all__ = ["first_difference", "pins_at"]
+__all__ = ["WholeRun", "pins_at"]
 
 
 _TORCH = str(Path(nn.__file__).parent)
@@ -67,48 +67,59 @@ class _Nodes(fx.Interpreter):
         return result
 
 
-@torch.no_grad()
-def first_difference(
-    graph: Graph, found: Walk, choice: Choice, whole: nn.Module, slim: nn.Module, call: Call, tolerance: float
-) -> fx.Node | None:
-    """The first operation that a cut network runs otherwise than the whole one, or whose result is not what is left.
+class WholeRun:
+    """A run of the whole network, with which runs of cut networks are compared.
 
-    Both networks are run as they are, and their basic operations are compared in the order in which they run.
+    All are run as they are, and their basic operations are compared in the order in which they run.
 
     Args:
         graph: Of the whole network.
         found: What was found in it.
-        choice: What went.
         whole: The network in double precision.
-        slim: The same, cut.
         call: An input in double precision.
-        tolerance: The largest difference that counts as none.
     """
-    nodes = _Nodes(graph)
-    with Doubled():
-        nodes.run(*_inputs(graph, whole, call))
-    names: list[str] = []
-    with Doubled(), _Listener(lambda name, _: names.append(name)):
-        call.of(whole)
-    owners = _owners(names, nodes)
-    last = {node: index for index, node in enumerate(owners) if node is not None}
-    position = 0
 
-    def tell(name: str, result: Any) -> None:
-        nonlocal position
-        if position >= len(names) or name != names[position]:
-            raise _Found
-        node = owners[position]
-        if node is not None and last[node] == position and not _is_left(node, result, nodes, found, choice, tolerance):
-            raise _Found
-        position += 1
+    @torch.no_grad()
+    def __init__(self, graph: Graph, found: Walk, whole: nn.Module, call: Call) -> None:
+        self._found, self._call = found, call
+        nodes = _Nodes(graph)
+        with Doubled():
+            nodes.run(*_inputs(graph, whole, call))
+        self._results = nodes.kept
+        self._names: list[str] = []
+        with Doubled(), _Listener(lambda name, _: self._names.append(name)):
+            call.of(whole)
+        self._owners = _owners(self._names, nodes)
+        self._last = {node: index for index, node in enumerate(self._owners) if node is not None}
 
-    try:
-        with Doubled(), _Listener(tell):
-            call.of(slim)
-    except Exception:  # _Found, or what the forward itself raised at this place
-        return next((node for node in owners[position:] if node is not None), None)
-    return None
+    @torch.no_grad()
+    def first_difference(self, slim: nn.Module, choice: Choice, tolerance: float) -> fx.Node | None:
+        """The first operation that a cut network runs otherwise, or whose result is not what is left.
+
+        Args:
+            slim: The network in double precision, cut.
+            choice: What went.
+            tolerance: The largest difference that counts as none.
+        """
+        position = 0
+
+        def tell(name: str, result: Any) -> None:
+            nonlocal position
+            if position >= len(self._names) or name != self._names[position]:
+                raise _Found
+            node = self._owners[position]
+            if node is not None and self._last[node] == position:
+                values, full = self._found.values[node], self._results[node]
+                if not _is_left(values, full, result, choice, tolerance):
+                    raise _Found
+            position += 1
+
+        try:
+            with Doubled(), _Listener(tell):
+                self._call.of(slim)
+        except Exception:  # _Found, or what the forward itself raised at this place
+            return next((node for node in self._owners[position:] if node is not None), None)
+        return None
 
 
 def _inputs(graph: Graph, model: nn.Module, call: Call) -> list[Any]:
@@ -137,9 +148,8 @@ def _owners(names: list[str], nodes: _Nodes) -> list[fx.Node | None]:
     return owners
 
 
-def _is_left(node: fx.Node, result: Any, nodes: _Nodes, found: Walk, choice: Choice, tolerance: float) -> bool:
+def _is_left(values: Any, full: Any, result: Any, choice: Choice, tolerance: float) -> bool:
     """Whether a result is what the choice leaves of the whole network's."""
-    values, full = found.values[node], nodes.kept[node]
     if not isinstance(values, tuple):
         values, full, result = (values,), (full,), (result,)
     if not isinstance(full, (tuple, list)) or not isinstance(result, (tuple, list)) or len(full) != len(result):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -69,7 +70,7 @@ class Flow:
     even: list[Tensor] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     fixed: dict[str, str] = field(default_factory=dict)
-    macs: list[tuple[str, int]] = field(default_factory=list)
+    positions: Counter[str] = field(default_factory=Counter)  # how often each value of a weight is multiplied
     out_axes: dict[str, int] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
     tables: set[tuple[str, int]] = field(default_factory=set)  # columns of embeddings

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_prune.slim.choosing import Choice
+from lightning_prune.slim.cutting import Cut
+from lightning_prune.slim.flow import Pin
 from lightning_prune.slim.graph import Call, leaves_of, to_double
 
-__all__ = ["Doubled", "difference", "inputs_of", "larger_batch", "outputs_of"]
+__all__ = ["Doubled", "Proof", "difference", "inputs_of", "larger_batch", "outputs_of"]
 
 FRESH_INPUTS = 6
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A cut that computes the same.
+
+    Attributes:
+        cut: What is cut.
+        choice: Which classes go.
+        pins: What had to stay besides what operations pin: what was named, and what leads to sizes in the forward.
+        difference: The largest difference of outputs, as a fraction of the largest output.
+        checks: What was compared, in words.
+    """
+
+    cut: Cut
+    choice: Choice
+    pins: tuple[Pin, ...]
+    difference: float
+    checks: tuple[str, ...]
 
 
 class Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]

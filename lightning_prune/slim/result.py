@@ -17,8 +17,8 @@ from torch import nn
 
 from lightning_prune.basics import DottedText, literal, new_table
 from lightning_prune.slim.choosing import Choice
-from lightning_prune.slim.cutting import Cut
 from lightning_prune.slim.graph import Call, plain_copy
+from lightning_prune.slim.proof import Proof
 from lightning_prune.slim.recipe import Recipe, save_recipe
 from lightning_prune.slim.walk import Walk
 
@@ -191,10 +191,7 @@ def result_of(
     slimmed: nn.Module,
     call: Call,
     found: Walk,
-    choice: Choice,
-    cut: Cut,
-    difference: float,
-    checks: tuple[str, ...],
+    proof: Proof,
 ) -> SlimResult:
     """Count and time both networks, and give the slim one the mode and the device of the model.
 
@@ -204,13 +201,10 @@ def result_of(
         slimmed: The same, cut.
         call: The example.
         found: What was found in the network.
-        choice: What went.
-        cut: What was cut.
-        difference: The largest difference of outputs.
-        checks: What was compared.
+        proof: What was cut, and that it computes the same.
     """
     before, after = _timed((whole, plain_copy(slimmed)), call)  # a forward may write into its module
-    layers = tuple(_layers(whole, slimmed, found, choice))
+    layers = tuple(_layers(whole, slimmed, found, proof.choice))
     pinned: Counter[str] = Counter()
     for layer in layers:
         pinned.update(layer.pinned)
@@ -224,10 +218,10 @@ def result_of(
         slim_nbytes=_nbytes(slimmed),
         latency=before,
         slim_latency=after,
-        difference=difference,
-        checks=checks,
+        difference=proof.difference,
+        checks=proof.checks,
         pinned=dict(pinned),
-        recipe=Recipe.of(whole, cut),
+        recipe=Recipe.of(whole, proof.cut),
     )
 
 
@@ -235,9 +229,6 @@ def _layers(whole: nn.Module, slimmed: nn.Module, found: Walk, choice: Choice) -
     flow = found.flow
     before = dict(whole.named_parameters())
     after = dict(slimmed.named_parameters())
-    positions: dict[str, int] = {}
-    for name, count in flow.macs:
-        positions[name] = positions.get(name, 0) + count
     for name, tensor in before.items():
         if (
             tensor.dim() < 2
@@ -254,8 +245,8 @@ def _layers(whole: nn.Module, slimmed: nn.Module, found: Walk, choice: Choice) -
             slim_shape,
             shape[out_axis],
             slim_shape[out_axis],
-            tensor.numel() * positions.get(name, 0),
-            after[name].numel() * positions.get(name, 0),
+            tensor.numel() * flow.positions[name],
+            after[name].numel() * flow.positions[name],
             tensor.numel() * tensor.element_size(),
             after[name].numel() * after[name].element_size(),
             {flow.fixed[name]: shape[out_axis]} if name in flow.fixed else {} if ids is None else choice.reasons(ids),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lightning_prune.basics import plain_list
@@ -70,7 +70,7 @@ class Slim:
         if isinstance(value, bool):
             return cls() if value else None
         if isinstance(value, dict):
-            unknown = [key for key in value if key not in ("example_inputs", "keep", "path")]
+            unknown = [key for key in value if key not in {field.name for field in fields(cls)}]
             if unknown:
                 raise ConfigError(f"slim.{unknown[0]} is not a known key. Known are example_inputs, keep and path.")
             return cls(**value)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_prune.errors import SlimError, did_you_mean, one_line
-from lightning_prune.slim.choosing import Choice, choose, uses_of
-from lightning_prune.slim.cutting import Cut, apply_cut, cut_of
-from lightning_prune.slim.difference import first_difference, pins_at
+from lightning_prune.slim.choosing import choose, uses_of
+from lightning_prune.slim.cutting import apply_cut, cut_of
+from lightning_prune.slim.difference import WholeRun, pins_at
 from lightning_prune.slim.flow import Pin
 from lightning_prune.slim.graph import Call, Graph, as_call, capture, plain_copy
 from lightning_prune.slim.names import standing_names
 from lightning_prune.slim.ops import operation_of, values_in
-from lightning_prune.slim.proof import difference, inputs_of, larger_batch, outputs_of
+from lightning_prune.slim.proof import Proof, difference, inputs_of, larger_batch, outputs_of
 from lightning_prune.slim.result import SlimResult, result_of
 from lightning_prune.slim.values import narrowed
 from lightning_prune.slim.walk import Walk, walk
 
-__all__ = ["Proof", "kept_pins", "prove_cut", "slim"]
+__all__ = ["inside_of", "kept_pins", "prove_cut", "slim"]
 
 TOLERANCE = 1e-9
 TRIES = 40  # cuts that are tried; after each, what led to the first difference is kept
@@ -55,7 +54,7 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
         >>> result.model[0].out_features, result.model[2].in_features, result.difference <= 1e-9
         (2, 2, True)
     """
-    model = _inside(model)
+    model = inside_of(model)
     call = as_call(example_inputs).map(lambda tensor: tensor.detach().cpu())
     whole = plain_copy(model)
     exact = plain_copy(model).double()
@@ -66,10 +65,10 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     proof = prove_cut(graph, found, uses, pins, exact, call)
     slimmed = plain_copy(model)
     apply_cut(slimmed, proof.cut)
-    return result_of(model, whole, slimmed, call, found, proof.choice, proof.cut, proof.difference, proof.checks)
+    return result_of(model, whole, slimmed, call, found, proof)
 
 
-def _inside(model: nn.Module) -> nn.Module:
+def inside_of(model: nn.Module) -> nn.Module:
     """The module that ``torch.compile`` wraps, or the module itself."""
     inside = getattr(model, "_orig_mod", None)
     return inside if isinstance(inside, nn.Module) else model
@@ -94,25 +93,6 @@ def kept_pins(graph: Graph, found: Walk, model: nn.Module, keep: Iterable[str]) 
     return pins
 
 
-@dataclass(frozen=True)
-class Proof:
-    """A cut that computes the same.
-
-    Attributes:
-        cut: What is cut.
-        choice: Which classes go.
-        pins: What had to stay besides what operations pin: what was named, and what leads to sizes in the forward.
-        difference: The largest difference of outputs, as a fraction of the largest output.
-        checks: What was compared, in words.
-    """
-
-    cut: Cut
-    choice: Choice
-    pins: tuple[Pin, ...]
-    difference: float
-    checks: tuple[str, ...]
-
-
 def prove_cut(graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], exact: nn.Module, call: Call) -> Proof:
     """The largest cut that computes the same: where a forward counts on sizes, what leads there stays."""
     inputs = list(inputs_of(call))
@@ -121,6 +101,7 @@ def prove_cut(graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], 
         raise SlimError(
             f"{type(exact).__name__} must answer with numbers to compare, but example_inputs give none that is finite."
         )
+    whole: WholeRun | None = None
     for _ in range(TRIES):
         choice = choose(found, uses, pins)
         cut = cut_of(found.flow, choice)
@@ -133,7 +114,8 @@ def prove_cut(graph: Graph, found: Walk, uses: dict[str, int], pins: list[Pin], 
                 checks = (f"outputs equal on {len(inputs)} inputs in double precision", *checks)
                 return Proof(cut, choice, tuple(pins), max(largest, further), checks)
             largest = further
-        node = first_difference(graph, found, choice, exact, slimmed, inputs[1], TOLERANCE)
+        whole = whole or WholeRun(graph, found, exact, inputs[1])
+        node = whole.first_difference(slimmed, choice, TOLERANCE)
         new = pins_at(graph, node, found, choice) if node is not None else []
         if not new:
             where = "" if node is None else f" They first differ at {operation_of(node, found.values).label}."

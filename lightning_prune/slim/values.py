@@ -7,7 +7,7 @@ so that a feature map takes the memory of its channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,10 +49,6 @@ class Value:
     def shape(self) -> torch.Size:
         """The tensor's shape."""
         return self.ids.shape
-
-    def with_constant(self, constant: Tensor | None) -> Value:
-        """The same slots, with other constants."""
-        return replace(self, constant=known(constant))
 
 
 def known(constant: Tensor | None) -> Tensor | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from lightning_prune.slim.classes import classes_of
 from lightning_prune.slim.flow import Flow
 from lightning_prune.slim.graph import Graph, writes_in_place
 from lightning_prune.slim.names import standing_names, states_of
@@ -28,6 +30,11 @@ class Walk:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.values: dict[fx.Node, Any] = {}
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """The class of each slot: the same number for those that can only go together. Fixed once all is walked."""
+        return classes_of(self.flow.size, self.flow.edges)
 
 
 @torch.no_grad()

@@ -101,6 +101,25 @@ def test_what_cannot_go_stays_dense_and_the_plan_says_why() -> None:
     assert not [row for row in pruner.plan.skipped if "norm" in row.name]
 
 
+@pytest.mark.parametrize("part", ["", "inner"])
+def test_a_compiled_model_or_part_is_pruned_as_it_is(part: str) -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    example = Slim(model.example_input_array)
+    expected = MagnitudePruner(copy.deepcopy(model), {"global_config": rule()}, masking="resident", slim=example)
+    expected.prepare(inplace=True)
+    compiled = torch.compile(model.get_submodule(part), backend="eager")
+    if part:
+        setattr(model, part, compiled)
+    pruner = MagnitudePruner(model if part else compiled, {"global_config": rule()}, masking="resident", slim=example)
+    pruner.prepare(inplace=True)
+    for each in (expected, pruner):
+        each.fast_forward(6)
+    assert list(pruner.masks()) == list(expected.masks())
+    assert all(torch.equal(mask, expected.masks()[name]) for name, mask in pruner.masks().items())
+    assert [row.reason for row in pruner.plan.skipped] == [row.reason for row in expected.plan.skipped]
+
+
 def test_two_rules_that_ask_different_sparsities_of_one_set_are_refused() -> None:
     rules = {"global_config": rule(), "module_name_configs": {"outer": rule(0.75)}}
     with pytest.raises(ConfigError, match=r"outer\.weight and .*stem.*|stem\.weight and outer\.weight") as caught:

@@ -71,7 +71,7 @@ INNER = {
         "uncompiled_name",
         "warn_of_dense",
     },
-    "lightning_prune.pruner": {"MOST_STEPS", "Scope", "check_choices", "check_slim"},
+    "lightning_prune.pruner": {"MOST_STEPS", "Planner", "Scope", "check_choices", "check_slim"},
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_prune.slim.flow import Flow, Reader
 from lightning_prune.slim.ops.operation import Operation, Result, Rule
 from lightning_prune.slim.ops.pinned import pinned
-from lightning_prune.slim.values import Value, along, compact, elementwise, known, narrowed
+from lightning_prune.slim.values import Value, along, compact, elementwise, known, narrowed, varies
 
 __all__ = ["RULES"]
 
@@ -84,7 +84,7 @@ def _read(
             flow.unite(bias.ids, outputs)
         else:
             flow.unite(along(outputs, dim), bias.ids.expand(operation.shape))
-    _count(flow, operation, name, out_axis, (value.shape if flip and dim < -1 else operation.shape), dim)
+    _count(flow, name, out_axis, (value.shape if flip and dim < -1 else operation.shape), dim)
     flow.readers.append(
         Reader(
             name,
@@ -105,10 +105,10 @@ def _read(
     return Value(along(outputs, dim).expand(operation.shape), constant)
 
 
-def _count(flow: Flow, operation: Operation, name: str, out_axis: int, shape: torch.Size, dim: int) -> None:
+def _count(flow: Flow, name: str, out_axis: int, shape: torch.Size, dim: int) -> None:
     """Note how often each value of a weight is multiplied: at each place of the result, or of a transposed input."""
     flow.out_axes[name] = out_axis
-    flow.macs.append((name, shape.numel() // shape[dim]))
+    flow.positions[name] += shape.numel() // shape[dim]
 
 
 def per_channel(constant: Tensor | None, shape: torch.Size, dim: int) -> Tensor:
@@ -176,7 +176,7 @@ def _grouped(
     flow.unite(first, outputs.reshape(groups, -1))
     members = inputs.reshape(groups, len(inputs) // groups, *inputs.shape[1:])
     flow.unite(first.reshape(groups, *[1] * (members.dim() - 1)), members)
-    _count(flow, operation, name, 0, value.shape if transposed else operation.shape, dim)
+    _count(flow, name, 0, value.shape if transposed else operation.shape, dim)
     tensor = flow.tensors[name]
     if transposed:  # (C_in, C_out / groups, *K) to (C_out, C_in / groups, *K)
         tensor = tensor.reshape(groups, -1, *tensor.shape[1:]).transpose(1, 2).flatten(0, 1)
@@ -277,7 +277,7 @@ def _attention(flow: Flow, operation: Operation) -> Result:
         if arguments[name] is not None:
             flow.pin(arguments[name], f"{operation.label}, queries and keys")
     value = arguments["value"]
-    if value.state is not None or varied(value.ids, -2) or value.shape[:-2] != operation.shape[:-2]:
+    if value.state is not None or varies(value.ids, -2) or value.shape[:-2] != operation.shape[:-2]:
         return pinned(flow, operation)
     ids = value.ids.select(-2, 0).unsqueeze(-2).expand(operation.shape)
     return Value(ids, _zeros_of(value, operation.shape))
@@ -285,25 +285,20 @@ def _attention(flow: Flow, operation: Operation) -> Result:
 
 def _weighted(flow: Flow, operation: Operation, left: Value, right: Value) -> Result:
     """A product of two tensors: what is summed over stays, the channels of one side pass."""
-    if varied(left.ids, -1):
+    if varies(left.ids, -1):
         flow.pin(left, f"{operation.label}, which sums over it")
-    if varied(right.ids, -2):
+    if varies(right.ids, -2):
         flow.pin(right, f"{operation.label}, which sums over it")
     shape = operation.shape
-    if varied(right.ids, -1) and not varied(right.ids, -2):
+    if varies(right.ids, -1) and not varies(right.ids, -2):
         other, carried, dim = left, right, -2
-    elif varied(left.ids, -2) and not varied(left.ids, -1):
+    elif varies(left.ids, -2) and not varies(left.ids, -1):
         other, carried, dim = right, left, -1
     else:
         return pinned(flow, operation)
     flow.pin(other, f"{operation.label}, beside what it weights")
     row = carried.ids.select(dim, 0).unsqueeze(dim)
     return Value(row.expand(shape), _zeros_of(carried, shape, dim))
-
-
-def varied(ids: Tensor, dim: int) -> bool:
-    """Whether slots change along a dimension."""
-    return ids.shape[dim] > 1 and ids.stride(dim) != 0
 
 
 def _zeros_of(value: Value, shape: torch.Size, dim: int = -2) -> Tensor | None:

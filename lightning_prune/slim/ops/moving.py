@@ -137,7 +137,7 @@ def _pad(flow: Flow, operation: Operation) -> Result:
     ids = value.ids
     for dim in padded:
         ids = ids.narrow(dim, 0, 1)
-    constant = None if value.constant is None else known(operation.run(lambda item: _filled(item)))
+    constant = None if value.constant is None else known(operation.run(_filled))
     return Value(compact(ids.expand(operation.shape)), constant, None, value.from_inputs)
 
 

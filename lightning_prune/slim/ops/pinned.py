@@ -7,8 +7,6 @@ from lightning_prune.slim.ops.operation import Operation, Result, values_in
 
 __all__ = ["pinned"]
 
-__all__ = ["pinned"]
-
 
 def pinned(flow: Flow, operation: Operation) -> Result:
     """Pin every slot that the operation touches."""
