@@ -99,7 +99,7 @@ def save_recipe(recipe: Recipe, slimmed: nn.Module, path: str | os.PathLike[str]
             put_in_place(place, target)
     except ImportError as error:
         raise SlimError(str(error)) from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch has errors of its own for a full disk
         raise SlimError(f"The recipe could not be written to {target}: {one_line(error)}.") from error
     return target
 

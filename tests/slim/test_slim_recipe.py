@@ -108,6 +108,16 @@ def test_a_path_that_cannot_be_written_is_named(result, tmp_path):
         result.save(tmp_path / "file" / "slim.pt")
 
 
+def test_a_full_disk_is_named_and_leaves_nothing(result, tmp_path, monkeypatch):
+    def fill(*_):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")  # what torch says of it
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(SlimError, match=r"could not be written to .*slim.pt: PytorchStreamWriter failed"):
+        result.save(tmp_path / "slim.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def _change(content, change):
     recipe = json.loads(content["recipe"])
     change(recipe, content["tensors"])
