@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from rich.table import Table
 from torch import nn
 
-from lightning_prune.basics import DottedText, as_fraction, as_text, fullmatch, new_table
+from lightning_prune.basics import DottedText, as_fraction, as_text, fullmatch, new_table, uncompiled_name
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, did_you_mean, shown
 from lightning_prune.masks import (
@@ -30,7 +30,7 @@ from lightning_prune.masks import (
     global_zeros,
     uniform_zeros,
 )
-from lightning_prune.plan import PrunedParameter, exact_pattern, plan_pruning, uncompiled_name
+from lightning_prune.plan import PrunedParameter, exact_pattern, plan_pruning
 
 __all__ = [
     "Allocation",

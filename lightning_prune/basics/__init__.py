@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_prune.basics.class_names import is_a
+from lightning_prune.basics.compiled import is_compiled, uncompiled_name, unwrap
+from lightning_prune.basics.copies import copy_untrained
 from lightning_prune.basics.files import put_in_place, recover, writing_to
 from lightning_prune.basics.lazy import lazy_names
 from lightning_prune.basics.locks import check_lock, lock, unlock, unlocked_state
@@ -46,11 +48,13 @@ __all__ = [
     "check_claims",
     "check_lock",
     "check_pattern",
+    "copy_untrained",
     "fullmatch",
     "has_values",
     "home",
     "import_safetensors",
     "is_a",
+    "is_compiled",
     "is_plain",
     "lazy_names",
     "literal",
@@ -66,8 +70,10 @@ __all__ = [
     "put_in_place",
     "read_safetensors",
     "recover",
+    "uncompiled_name",
     "unlock",
     "unlocked_state",
+    "unwrap",
     "write_safetensors",
     "writing_to",
     "yaml_hint",

@@ -8,13 +8,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from lightning_prune.basics import is_compiled, uncompiled_name
 from lightning_prune.plan import (
     SUPPORTED_MODULES,
     PrunedParameter,
     PruningPlan,
     dense_advice,
-    is_compiled,
-    uncompiled_name,
 )
 
 __all__ = ["LastLayerWatch"]

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.analysis import read_checkpoint, read_tensors
+from lightning_prune.basics import uncompiled_name
 from lightning_prune.errors import CheckpointError, ConfigError, did_you_mean, first_names, one_line, shown
-from lightning_prune.plan import uncompiled_name
 
 __all__ = ["load_model"]
 

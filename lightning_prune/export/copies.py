@@ -7,17 +7,14 @@ a graph in an attribute. The copy is free of all that and shares no memory with 
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_prune.basics import is_a
+from lightning_prune.basics import copy_untrained, is_a, uncompiled_name
 from lightning_prune.errors import ExportError
-from lightning_prune.export.structures import tensors_in
-from lightning_prune.plan import uncompiled_name
 
 __all__ = ["plain_copy", "plain_name", "refuse_unfinished", "to_cpu"]
 
@@ -48,30 +45,18 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         ExportError: Pruning was not finalized, or an attribute of the model cannot be copied.
     """
     refuse_unfinished(model)
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(to_cpu(parameter), requires_grad=parameter.is_floating_point())
-    for buffer in model.buffers():
-        memo[id(buffer)] = to_cpu(buffer)
-    for module in model.modules():
-        if is_a(module, "LightningModule"):  # what trains it stays behind
-            memo |= {id(vars(module).get(name)): None for name in ("_trainer", "_fabric")}
-        # A tensor kept with its graph (a loss or an attention map, kept for logging) cannot be deep-copied.
-        for tensor in tensors_in(list(vars(module).values())):
-            if tensor.grad_fn is not None:
-                memo[id(tensor)] = to_cpu(tensor)
     try:
-        plain = copy.deepcopy(model, memo)
+        plain, memo = copy_untrained(model, to_cpu)
     except Exception as error:
         raise ExportError(
             f"The model must be copied before it is exported, but copy.deepcopy failed: {error}. "
             "Give its class a __deepcopy__, or keep what cannot be copied outside of the module."
         ) from error
-    plain = unwrap(plain).eval()  # before parametrizations are computed: some move in training mode
+    for parameter in plain.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    plain.eval()  # before parametrizations are computed: some move in training mode
     renamed: dict[str, str] = {}
     for name, module in plain.named_modules():
-        # What compile() left is bound to the module that was copied: a call would run that one, as it stands.
-        module.__dict__.pop("_compiled_call_impl", None)
         quieten(module)
         renamed |= undo_reparametrizations(name, module)
     for module in model.modules():
@@ -119,16 +104,6 @@ def to_cpu(tensor: Tensor) -> Tensor:
         )
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module itself where ``torch.compile`` wrapped it, and so for all its children."""
-    while isinstance(inner := module._modules.get("_orig_mod"), nn.Module):
-        module = inner
-    for name, child in module.named_children():
-        if (plain := unwrap(child)) is not child:
-            setattr(module, name, plain)
-    return module
 
 
 def quieten(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Slot", "call_arguments", "fill", "place", "take_apart", "tensors_in", "unique"]
+__all__ = ["Slot", "call_arguments", "fill", "place", "take_apart", "unique"]
 
 
 class Slot:
@@ -79,17 +79,6 @@ def fill(value: Any, row: Iterator[Tensor]) -> Any:
         items = [fill(item, row) for item in value]
         return items if isinstance(value, list) else tuple(items)
     return value
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def unique(names: Iterable[str], taken: Sequence[str] = ()) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from typing_extensions import override
 
+from lightning_prune.basics import is_compiled
 from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masking.guards import PlainNames, drop_guards
 from lightning_prune.masking.held import HeldMask, watch_gradient
 from lightning_prune.masking.products import apply_mask, ones, put_pruned, select_pruned
-from lightning_prune.plan import Owner, PrunedParameter, is_compiled
+from lightning_prune.plan import Owner, PrunedParameter
 from lightning_prune.sharding import is_sharded
 
 __all__ = ["HookMask", "find_unused", "hooked_names", "remove_hooks"]

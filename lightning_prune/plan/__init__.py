@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_prune.plan.coupling import couple_plan
-from lightning_prune.plan.names import SUPPORTED_MODULES, is_compiled, uncompiled_name
+from lightning_prune.plan.names import SUPPORTED_MODULES
 from lightning_prune.plan.patterns import dense_advice, exact_pattern, shared_patterns
 from lightning_prune.plan.planning import plan_pruning
 from lightning_prune.plan.reach import warn_of_dense
@@ -33,7 +33,6 @@ __all__ = [
     "dense_advice",
     "exact_pattern",
     "fill_zero_rows",
-    "is_compiled",
     "normed_names",
     "normed_weight",
     "plan_pruning",
@@ -42,6 +41,5 @@ __all__ = [
     "row_axis",
     "shared_patterns",
     "split_mask",
-    "uncompiled_name",
     "warn_of_dense",
 ]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lightning_prune.basics import uncompiled_name
 from lightning_prune.errors import ConfigError, first_names
-from lightning_prune.plan.names import type_key, uncompiled_name
+from lightning_prune.plan.names import type_key
 from lightning_prune.plan.rows import Coupled, Owner, PrunedParameter, PruningPlan, SkippedModule
 
 if TYPE_CHECKING:
@@ -40,17 +41,16 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
     coupled: dict[int, PrunedParameter] = {}
     stuck: dict[str, str] = {}
     for group, found in enumerate(coupling.sets):
-        members = [replace(member, name=uncompiled_name(member.name)) for member in found.members]
-        own = [rows[id(parameters[one.name])] for one in members if id(parameters[one.name]) in rows]
+        own = [rows[id(parameters[one.name])] for one in found.members if id(parameters[one.name]) in rows]
         if not any(planned.config.structure.empties_channels for planned in own):
             continue
         first = _same_rule(own)
-        held = next((one.name for one in members if one.name.rpartition(".")[0] in dense), None)
+        held = next((one.name for one in found.members if one.name.rpartition(".")[0] in dense), None)
         if held is not None:
             name = held.rpartition(".")[0]
             stuck |= {planned.name: f"its channels go with those of {name}, {dense[name]}" for planned in own}
             continue
-        for member in members:
+        for member in found.members:
             key = id(parameters[member.name])
             known = rows.get(key)
             link = Coupled(group, member.axis, member.classes, found.units)
@@ -65,8 +65,7 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
         else:
             (left if planned.config.structure.empties_channels else pruned).append(planned)
     pruned += coupled.values()
-    pinned = {uncompiled_name(name): reasons for name, reasons in coupling.pinned.items()}
-    reasons = {one.name: stuck.get(one.name) or _why(pinned.get(one.name)) for one in left}
+    reasons = {one.name: stuck.get(one.name) or _why(coupling.pinned.get(one.name)) for one in left}
     if not pruned:
         raise ConfigError(
             "With slim, channels are pruned that can be cut out, but none of those that the configuration prunes can: "

@@ -12,11 +12,9 @@ __all__ = [
     "SUPPORTED_NAMES",
     "in_words",
     "inside",
-    "is_compiled",
     "is_inner",
     "is_parametrized",
     "type_key",
-    "uncompiled_name",
 ]
 
 SUPPORTED_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -50,13 +48,3 @@ def is_parametrized(module: nn.Module) -> bool:
 def is_inner(name: str) -> bool:
     """Whether a name is that of a module inside a parametrization."""
     return "parametrizations" in name.split(".")
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether torch.compile wraps a module, or was called on it in place."""
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def uncompiled_name(name: str) -> str:
-    """The name without the wrapper that torch.compile puts around a module."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_prune.basics import fullmatch
+from lightning_prune.basics import fullmatch, uncompiled_name
 from lightning_prune.config import MagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, did_you_mean, shown
 from lightning_prune.plan.choosing import Choice, MisfitError, UnfitError, check_prunable, choose, unfit_kind
@@ -19,7 +19,6 @@ from lightning_prune.plan.names import (
     is_inner,
     is_parametrized,
     type_key,
-    uncompiled_name,
 )
 from lightning_prune.plan.patterns import dense_advice
 from lightning_prune.plan.rows import Cause, Owner, PrunedParameter, PruningPlan, SkippedModule

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 
 from torch import nn
 
+from lightning_prune.basics import uncompiled_name
 from lightning_prune.errors import LifecycleError
 from lightning_prune.masking import hooked_names, register_coreml_metadata, remove_hooks
-from lightning_prune.plan import PruningPlan, copy_module, uncompiled_name
+from lightning_prune.plan import PruningPlan, copy_module
 from lightning_prune.pruner.layer import Layer
 
 __all__ = ["do_all", "finalize_copy", "mask_copy", "register_layers"]

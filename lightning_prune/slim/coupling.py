@@ -17,7 +17,7 @@ from lightning_prune.slim.classes import classes_of
 from lightning_prune.slim.flow import Flow
 from lightning_prune.slim.graph import as_call, capture, plain_copy
 from lightning_prune.slim.names import standing_names
-from lightning_prune.slim.slimming import inside_of, kept_pins, prove_cut
+from lightning_prune.slim.slimming import kept_pins, prove_cut
 from lightning_prune.slim.walk import walk
 
 __all__ = ["CoupledMember", "CoupledSet", "Coupling", "find_coupling"]
@@ -122,7 +122,6 @@ def find_coupling(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] 
     Raises:
         SlimError: The model cannot be called so or captured, or no cut of it computes the same.
     """
-    model = inside_of(model)
     with torch.random.fork_rng(devices=[]):
         call = as_call(example_inputs).map(lambda tensor: tensor.detach().cpu())
         whole = plain_copy(model)
@@ -138,14 +137,14 @@ def find_coupling(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] 
         )
     every = all_pins(flow, proof.pins)
     stays = pinned_classes(classes, every)
-    made = _made(flow, model)
+    made = _made(flow, trial)
     weights = {key: ids for key, ids in made.items() if flow.tensors[key[0]].dim() > 1}
     pinned = {
         name: reasons_of(ids, classes, every) for (name, _), ids in weights.items() if bool(stays[classes[ids]].any())
     }
     places = torch.full((2, len(stays)), -1)
     sets = tuple(_sets(made, weights, classes, stays, places))
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in trial.named_parameters()}
     channels = {key: places[:, classes[ids]] for key, ids in flow.slots.items() if key[0] in shapes}
     return Coupling(sets, pinned, shapes, channels, dict(flow.positions))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import warnings
@@ -15,10 +14,21 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from lightning_prune.basics import copy_untrained
 from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.errors import SlimError
 
-__all__ = ["Call", "Graph", "as_call", "capture", "leaves_of", "name_of", "plain_copy", "to_double", "writes_in_place"]
+__all__ = [
+    "Call",
+    "Graph",
+    "as_call",
+    "capture",
+    "leaves_of",
+    "name_of",
+    "plain_copy",
+    "to_double",
+    "writes_in_place",
+]
 
 # Their result shares the memory of their input: a later write to it is a write to that input as well.
 _VIEWS = frozenset(
@@ -90,21 +100,18 @@ def as_call(example_inputs: Any) -> Call:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode on the CPU, which shares no memory with the model."""
-    # A LightningModule amid a fit: its Trainer, data and loggers are no part of the network.
-    trainers = [(module, vars(module)["_trainer"]) for module in model.modules() if vars(module).get("_trainer")]
-    for module, _ in trainers:
-        module.__dict__["_trainer"] = None
+    """A copy in eval mode on the CPU, which shares no memory with the model, without what wraps or trains it."""
     try:
-        return copy.deepcopy(model).cpu().eval()
+        return copy_untrained(model, _to_cpu)[0].eval()
     except Exception as error:
         raise SlimError(
             f"{type(model).__name__} must be a module that copy.deepcopy can copy, but it raised "
-            f"{type(error).__name__}: {error}. What was computed with gradients must not be kept in it."
+            f"{type(error).__name__}: {error}."
         ) from error
-    finally:
-        for module, trainer in trainers:
-            module.__dict__["_trainer"] = trainer
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def to_double(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import nn
 
-from lightning_prune.basics import DottedText, literal, new_table
+from lightning_prune.basics import DottedText, literal, new_table, uncompiled_name
 from lightning_prune.slim.choosing import Choice
 from lightning_prune.slim.graph import Call, plain_copy
 from lightning_prune.slim.proof import Proof
@@ -263,7 +263,7 @@ def _nbytes(model: nn.Module) -> int:
 
 def _as_before(slimmed: nn.Module, model: nn.Module) -> None:
     """Give a copy in eval mode on the CPU the modes and the device of the model."""
-    modes = {name: module.training for name, module in model.named_modules()}
+    modes = {uncompiled_name(name): module.training for name, module in model.named_modules()}
     for name, module in slimmed.named_modules():
         module.training = modes[name]
     tensor = next(iter((*model.parameters(), *model.buffers())), None)

@@ -20,7 +20,7 @@ from lightning_prune.slim.result import SlimResult, result_of
 from lightning_prune.slim.values import narrowed
 from lightning_prune.slim.walk import Walk, walk
 
-__all__ = ["inside_of", "kept_pins", "prove_cut", "slim"]
+__all__ = ["kept_pins", "prove_cut", "slim"]
 
 TOLERANCE = 1e-9
 TRIES = 40  # cuts that are tried; after each, what led to the first difference is kept
@@ -35,8 +35,8 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     stays: at worst less is cut.
 
     Args:
-        model: Any module; not changed. It is captured in eval mode, on the CPU. Of one that ``torch.compile`` wraps,
-            the module inside.
+        model: Any module; not changed. It is captured in eval mode, on the CPU, and without the wrappers that
+            ``torch.compile`` puts around it or its parts.
         example_inputs: A tensor, a sequence of positional arguments, or a dict of keyword arguments of one call.
         keep: Names of modules whose output channels all stay.
 
@@ -54,7 +54,6 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
         >>> result.model[0].out_features, result.model[2].in_features, result.difference <= 1e-9
         (2, 2, True)
     """
-    model = inside_of(model)
     call = as_call(example_inputs).map(lambda tensor: tensor.detach().cpu())
     whole = plain_copy(model)
     exact = plain_copy(model).double()
@@ -66,12 +65,6 @@ def slim(model: nn.Module, example_inputs: Any, *, keep: Iterable[str] = ()) -> 
     slimmed = plain_copy(model)
     apply_cut(slimmed, proof.cut)
     return result_of(model, whole, slimmed, call, found, proof)
-
-
-def inside_of(model: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` wraps, or the module itself."""
-    inside = getattr(model, "_orig_mod", None)
-    return inside if isinstance(inside, nn.Module) else model
 
 
 def kept_pins(graph: Graph, found: Walk, model: nn.Module, keep: Iterable[str]) -> list[Pin]:

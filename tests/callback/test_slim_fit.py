@@ -55,7 +55,7 @@ def test_a_run_resumed_amid_it_ends_in_the_same_slim_network(tmp_path: Path) -> 
     saver = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
     fit(whole, callback, saver)
     resumed, again = Residual(), pruning()
-    fit(resumed, again, ckpt_path=str(tmp_path / "step=4.ckpt"), weights_only=False)
+    fit(resumed, again, ckpt_path=str(tmp_path / "step=4.ckpt"))
     assert callback.slim_result is not None
     assert again.slim_result is not None
     for name, tensor in callback.slim_result.model.state_dict().items():

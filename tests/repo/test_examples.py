@@ -44,13 +44,15 @@ NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\d.]*x\d
 
 
 def matches(shown: str, printed: str, *, is_same_network: bool = True) -> bool:
-    """Whether two lines are the same but for spaces and small differences of numbers; a shape is no number.
+    """Whether two lines are the same but for spaces, the width of a table and small differences of numbers.
+
+    A shape is no number.
 
     Another processor or version of torch rounds otherwise, and training makes another network of it, of which another
     sparsity is tolerated: then the words alone are compared.
     """
-    texts = [" ".join(NUMBER.sub("#", line).split()) for line in (shown, printed)]
-    numbers = [[float(one.replace(",", "")) for one in NUMBER.findall(line)] for line in (shown, printed)]
+    texts = [" ".join(re.sub("─+", "─", NUMBER.sub("#", line)).split()) for line in (shown, printed)]
+    numbers = [[float(number.replace(",", "")) for number in NUMBER.findall(line)] for line in (shown, printed)]
     return texts[0] == texts[1] and (not is_same_network or numbers[0] == pytest.approx(numbers[1], rel=0.1, abs=0.05))
 
 
@@ -61,6 +63,7 @@ def matches(shown: str, printed: str, *, is_same_network: bool = True) -> bool:
         (" body.0.0  32x1x3x3   50.0%    144", " body.0.0  32x1x3x3   51.0%    147", True),
         (" body.0.0  32x1x3x3   50.0%    144", " body.0.0  32x1x3x3   60.0%    172", False),
         (" body.0.0  32x1x3x3   50.0%    144", " body.0.0  64x1x3x3   50.0%    144", False),
+        (" ────────── ", " ────────────", True),
         (" layer  sparsity    zeros", " layer  sparsity    zeros / weights", False),
     ],
 )

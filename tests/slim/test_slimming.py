@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -174,10 +175,20 @@ def test_a_way_that_depends_on_values_is_refused_with_what_to_do(way):
     _refused(net, ROWS, "slim the submodule that has no such code")
 
 
+def test_a_tensor_kept_with_its_graph_stays_where_it_is():
+    net = mlp()
+    kill(net[0], [1, 4])
+    net.kept = net(ROWS)
+    slimmed = slim(net, ROWS).model
+    assert slimmed[0].out_features == 4
+    assert net.kept.grad_fn is not None
+    assert not slimmed.kept.requires_grad
+
+
 def test_what_no_copy_can_be_made_of_is_refused():
     net = mlp()
-    net.kept = net(ROWS)
-    _refused(net, ROWS, r"must be a module that copy.deepcopy can copy, .* must not be kept in it")
+    net.kept = threading.Lock()
+    _refused(net, ROWS, r"must be a module that copy.deepcopy can copy, .*cannot pickle '_thread.lock'")
 
 
 def test_a_forward_that_draws_numbers_is_proven_with_the_same_ones_or_left_whole():

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.basics import as_flag, import_safetensors, put_in_place, writing_to
+from lightning_prune.basics import as_flag, import_safetensors, put_in_place, uncompiled_name, writing_to
 from lightning_prune.errors import ExportError
 from lightning_prune.export.copies import refuse_unfinished
 from lightning_prune.export.failures import as_export_error
@@ -27,7 +27,6 @@ from lightning_prune.export.sparse.files import (
 )
 from lightning_prune.export.sparse.manifest import StoredTensor
 from lightning_prune.export.targets import check_choice, check_path, target_path
-from lightning_prune.plan import uncompiled_name
 
 __all__ = ["SparseExport"]
 

@@ -23,6 +23,7 @@ from lightning_prune.basics import (
     import_safetensors,
     is_plain,
     put_in_place,
+    uncompiled_name,
     write_safetensors,
     writing_to,
 )
@@ -38,7 +39,6 @@ from lightning_prune.export.sparse.manifest import (
     write_manifest,
 )
 from lightning_prune.export.sparse.signs import join_signs, split_signs
-from lightning_prune.plan import uncompiled_name
 
 __all__ = [
     "SparseFile",
