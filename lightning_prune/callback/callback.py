@@ -57,8 +57,8 @@ class MagnitudePruningCallback(Callback):
     """Prunes a LightningModule while the Trainer fits it.
 
     ``on_fit_start`` prepares the module, ``on_train_batch_end`` counts optimizer steps and updates the masks that are
-    due, ``on_fit_end`` finalizes the module and exports it. In between the module's weights always are the pruned ones,
-    so that checkpoints, validation and weight averages see what will be shipped.
+    due, ``on_fit_end`` finalizes the module and exports it. In between the module's weights are always
+    pruned, so that checkpoints, validation and weight averages see what will be shipped.
 
     Args:
         config: What to prune and how: a :class:`~lightning_prune.config.MagnitudePrunerConfig`, a nested dict, the path

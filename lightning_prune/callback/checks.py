@@ -147,7 +147,7 @@ def warn_if_abrupt(pruner: MagnitudePruner, run: TrainingRun) -> None:
         if end == 1 and isinstance(end, int):
             advice = "end=1 is one step; write 1.0 for the whole run."
         elif getattr(written, "frequency", None) is not None and steps[-1] - steps[0] >= _FEW - 1:
-            advice = "Leave frequency out, or write a smaller one."
+            advice = "Leave frequency out, or write a smaller frequency."
         else:
             advice = "Let begin and end lie further apart."
         updates = "1 update" if len(steps) == 1 else f"{len(steps)} updates"

@@ -118,7 +118,7 @@ class Fit:
         pruner.project_if_written()
 
     def start_backward(self) -> None:
-        """Look no further for the layer that runs last: a backward pass may run earlier ones again."""
+        """Look no further for the layer that runs last: a backward pass may run earlier layers again."""
         if self._last_layer is not None:
             self._last_layer.close()
 

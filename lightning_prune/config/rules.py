@@ -62,7 +62,7 @@ class ModuleMagnitudePrunerConfig:
     param_name: str = "weight"
 
     def __post_init__(self) -> None:
-        """Turn the values into plain ones and check them; from then on each assignment is checked."""
+        """Turn the values into plain values of Python and check them; from then on each assignment is checked."""
         values = self.__dict__
         if isinstance(self.scheduler, Mapping):
             values["scheduler"] = build_scheduler(self.scheduler)

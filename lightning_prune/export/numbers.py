@@ -95,7 +95,7 @@ def unexplained(found: Tensor, want: Tensor, reach: Tensor, error: float, allowe
 
 
 def slice_peaks(values: Tensor) -> Tensor:
-    """The largest finite magnitude of each slice along the dimension of channels, then along the last one."""
+    """The largest finite magnitude of each slice along the dimension of channels, then along the last dimension."""
     dims = sorted({min(1, values.ndim - 1), values.ndim - 1}) if values.numel() and values.ndim else []
     size = values.abs().nan_to_num(0.0, 0.0)
     return torch.cat([torch.zeros(0), *(size.movedim(dim, 0).reshape(size.shape[dim], -1).amax(1) for dim in dims)])

@@ -68,7 +68,7 @@ class HeldMask(ABC):
 
     @abstractmethod
     def take_writes(self) -> None:
-        """Take what something has written to pruned weights for their dense values, and forget the old ones."""
+        """Take what something has written to pruned weights for their dense values, and forget the old dense values."""
 
     @abstractmethod
     def pruned_values(self) -> Tensor | None:

@@ -111,7 +111,7 @@ class ResidentMasking(MaskingWay):
         ]
 
     def find_unused(self, masks: Mapping[str, HeldMask], model: nn.Module) -> list[str] | None:
-        """No names: whoever reads the weight reads the pruned one."""
+        """No names: whoever reads the weight reads the pruned weight."""
         return []
 
 

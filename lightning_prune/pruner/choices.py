@@ -17,7 +17,7 @@ def check_choices(masking: str, scope: str) -> None:
     """Refuse what is neither a way to hold masks nor a scope of ranking."""
     for name, value, known in (("masking", masking, Masking), ("scope", scope, Scope)):
         if value not in get_args(known):
-            allowed = " or ".join(f'"{one}"' for one in get_args(known))
+            allowed = " or ".join(f'"{choice}"' for choice in get_args(known))
             raise ConfigError(f"{name} must be {allowed}, got {shown(value)}.")
 
 

@@ -182,7 +182,7 @@ class MagnitudePruner:
                 than ``initial_sparsity``. A weight with more zeros than its target asks for was initialised with them:
                 they are trained.
             optimizers: What trains the model; they are attached, see :meth:`attach_optimizers`. A weight that none of
-                them trains, or that is frozen, then waits: it is left out of updates, and catches up at the next one
+                them trains, or that is frozen, then waits: it is left out of updates, and catches up at the next update
                 after it is trained. A weight that a rule names in full does not wait. Needs ``inplace``.
 
         Raises:
@@ -304,7 +304,7 @@ class MagnitudePruner:
             layer.held.project()
 
     def project_if_written(self) -> None:
-        """The same where PyTorch counted a write since the last one: next to free, but blind to ``.data``."""
+        """The same where PyTorch counted a write since the last call: next to free, but blind to ``.data``."""
         for layer in self._layers:
             layer.held.project_if_written()
 

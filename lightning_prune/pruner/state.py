@@ -248,7 +248,7 @@ def _value(value: object) -> str:
 
 
 def _rule_text(planned: PrunedParameter) -> str:
-    """The rule as the user wrote it: a run that is resumed for longer has the same one."""
+    """The rule as the user wrote it: a run that is resumed for longer has the same rule."""
     return json.dumps(planned.config.as_dict(), default=repr)
 
 

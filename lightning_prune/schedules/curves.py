@@ -150,7 +150,7 @@ class _SteppedScheduler(PruningScheduler):
 class PolynomialDecayScheduler(_SteppedScheduler):
     r"""Prune quickly at first, then ever more slowly, along a polynomial.
 
-    At update ``k`` of ``K`` (counted from 0, so that the last one lands on the target)::
+    At update ``k`` of ``K`` (counted from 0, so that the last update lands on the target)::
 
         sparsity = target + (initial - target) * (1 - k / (K - 1)) ** power
 

@@ -196,7 +196,7 @@ def test_numbers_of_numpy_are_kept_as_plain_ones():
     schedule = PolynomialDecayScheduler(
         begin=np.float32(0.1), end=np.int64(50), frequency=np.int16(5), power=np.float64(2)
     )
-    kinds = [type(one) for one in (schedule.begin, schedule.end, schedule.frequency, schedule.power)]
+    kinds = [type(number) for number in (schedule.begin, schedule.end, schedule.frequency, schedule.power)]
     assert kinds == [float, int, int, float]
     assert schedule.begin == 0.1, "as it prints, not as float32 holds it"
     steps = schedule.resolve(TrainingRun(np.int64(100), np.float64(10))).update_steps

@@ -108,7 +108,7 @@ def prove_same_program(
 
 
 def matched_constants(plain: Package, compressed: Package) -> dict[str, Constant]:
-    """The constants of a compressed package, by the name in the plain one of those that the same operations read.
+    """The constants of a compressed package, by the name in the plain package of those that the same operations read.
 
     Raises:
         ExportError: An operation no longer reads a constant.
