@@ -457,4 +457,6 @@ def test_a_model_that_cannot_be_called_yet_passes_the_check(target):
         def forward(self, x):
             raise RuntimeError("not configured yet")
 
-    CoreMLExport(target, X, classifier_labels=list("abc")).check(Later())
+    export = CoreMLExport(target, X, classifier_labels=list("abc"))
+    assert export.check(Later()) is None
+    assert not target.exists()

@@ -65,9 +65,11 @@ def test_recurrent_weights(kind):
 
 def test_embedding_and_transposed_convolution():
     embedding = nn.Sequential(nn.Embedding(12, 8), nn.Flatten(), nn.Linear(40, 3))
-    train(embedding, {"module_type_configs": {"Embedding": RULE}}, lambda: (torch.randint(0, 12, (4, 5)),))
+    pruner = train(embedding, {"module_type_configs": {"Embedding": RULE}}, lambda: (torch.randint(0, 12, (4, 5)),))
+    assert [(planned.name, planned.target_zeros) for planned in pruner.plan] == [("0.weight", 48)]
     up = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2))
-    train(up, {"module_type_configs": {"ConvTranspose2d": RULE}}, lambda: (torch.randn(2, 3, 4, 4),))
+    pruner = train(up, {"module_type_configs": {"ConvTranspose2d": RULE}}, lambda: (torch.randn(2, 3, 4, 4),))
+    assert [(planned.name, planned.target_zeros) for planned in pruner.plan] == [("0.weight", 24)]
 
 
 class Shared(nn.Module):
@@ -294,7 +296,9 @@ def test_an_embedding_that_keeps_a_norm_trains_with_resident_masks():
 def test_a_forward_that_an_object_has_of_its_own_is_one():
     model = Holder()
     model.forward = lambda inputs: inputs @ model.weight
-    MagnitudePruner(model, {"module_name_configs": {"": {}}}).prepare(inplace=True)
+    pruner = MagnitudePruner(model, {"module_name_configs": {"": {}}})
+    pruner.prepare(inplace=True)
+    assert [planned.name for planned in pruner.plan] == ["weight"]
 
 
 class ReadsPast(nn.Module):
@@ -339,6 +343,8 @@ def test_networks_that_take_turns_are_not_told_of():
         fake = model["generator"](torch.randn(4, 8))
         model["critic"](fake.detach() if turn == "critic" else fake).mean().backward()
         pruner.step()
+    assert pruner.step_count == 3
+    assert pruner.untrained == []
 
 
 def test_steps_without_any_training_are_not_told_of():
