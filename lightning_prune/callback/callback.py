@@ -32,7 +32,7 @@ from lightning_prune.errors import ConfigError, ExportError, LifecycleError, Sli
 from lightning_prune.export import CoreMLExport, Export, ExportResult
 from lightning_prune.masking import ForeignWeights, Masking, way_of
 from lightning_prune.plan import PruningPlan
-from lightning_prune.pruner import MagnitudePruner, Planner, Scope, SparsityReport, check_choices, check_slim
+from lightning_prune.pruner import MagnitudePruner, Planner, Scope, SparsityReport, check_choices, check_together
 from lightning_prune.sharding import reshard_model
 from lightning_prune.slim import Slim, SlimResult
 
@@ -150,7 +150,7 @@ class MagnitudePruningCallback(Callback):
             check_choices(masking, scope)
             self.config = config
             self.export = load_exports(export)
-            self.slim = check_slim(slim, masking, scope)
+            self.slim = check_together(self.config, slim, masking, scope)
         except ConfigError as error:
             if builder() != "jsonargparse":
                 raise

@@ -14,7 +14,7 @@ from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masking import Masking, way_of
 from lightning_prune.plan import SUPPORTED_MODULES, PruningPlan, copy_module, warn_of_dense
 from lightning_prune.pruner import finalizing
-from lightning_prune.pruner.choices import Scope, check_choices, check_slim
+from lightning_prune.pruner.choices import Scope, check_choices, check_together
 from lightning_prune.pruner.coupling import Planner
 from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.measuring import report_layers
@@ -80,9 +80,9 @@ class MagnitudePruner:
         slim: Slim | dict[str, Any] | bool | None = None,
     ) -> None:
         check_choices(masking, scope)
-        settings = check_slim(slim, masking, scope)
         self._model = self._unprepared = model
         self._config = load_config(config)
+        settings = check_together(self._config, slim, masking, scope)
         self._planner = Planner(self._config, settings)
         self._way, self._scope, self._track_changes = way_of(masking), scope, track_changes
         self._progress = Progress(model, Training(self._way))  # without layers: not prepared

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_LATER = {"pruned_gradient": "zero", "decay": 0.0}  # what rules meant before they could say it; left out where they do
 _BITS = 2**24  # bits of a mask that are counted at a time
 
 
@@ -234,12 +235,12 @@ def _check_rule(planned: PrunedParameter, entry: StateValues) -> None:
     before, now = entry.json("rule"), json.loads(text)
     if not isinstance(before, dict):
         raise entry.damaged(f"rule must be a dict, got {shown(before)}")
-    for field in now:
-        if before.get(field) != now[field]:
+    for field in {**now, **before}:
+        was, is_now = (rule.get(field, _LATER.get(field)) for rule in (before, now))
+        if was != is_now:
             raise CheckpointError(
-                f"{planned.name}: {field} was {_value(before.get(field))} in the checkpoint and is "
-                f"{_value(now[field])} now. Resume with the configuration of the checkpoint, or pass "
-                "allow_config_change=True to change it."
+                f"{planned.name}: {field} was {_value(was)} in the checkpoint and is {_value(is_now)} now. Resume with "
+                "the configuration of the checkpoint, or pass allow_config_change=True to change it."
             )
 
 
@@ -249,7 +250,9 @@ def _value(value: object) -> str:
 
 def _rule_text(planned: PrunedParameter) -> str:
     """The rule as the user wrote it: a run that is resumed for longer has the same one."""
-    return json.dumps(planned.config.as_dict(), default=repr)
+    rule = planned.config.as_dict()
+    said = {name: value for name, value in rule.items() if name not in _LATER or value != _LATER[name]}
+    return json.dumps(said, default=repr)
 
 
 def _schedule_text(planned: PrunedParameter, state: ParameterState) -> str | None:
@@ -279,7 +282,10 @@ def _read_schedule(planned: PrunedParameter, entry: StateValues) -> PruningSched
     steps = arguments.get(name)
     is_steps = type(steps) is int if name == "begin_step" else isinstance(steps, (list, str))
     is_steps = is_steps and not (isinstance(steps, list) and any(type(step) is not int for step in steps))
-    in_units = {} if name == "begin_step" else dict.fromkeys(("begin", "end", "frequency"))
+    in_units: dict[str, Any] = dict.fromkeys(("begin", "end", "frequency"))
+    if name == "begin_step":
+        in_units = {"frequency": arguments.get("frequency")}
+        is_steps = is_steps and (in_units["frequency"] is None or type(in_units["frequency"]) is int)
     try:
         schedule: Any = replace(written, **{name: steps, **in_units}) if is_steps else None  # type: ignore[type-var]
     except (ValueError, OverflowError) as error:
