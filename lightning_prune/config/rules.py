@@ -49,13 +49,13 @@ class ModuleMagnitudePrunerConfig:
             pruned weight ``w * m``, so that weights are trained as long as masks are chosen anew. Needs
             ``masking="resident"``, and a schedule with more than one update.
         decay: With ``"straight_through"``, draws pruned weights to zero: the optimizer steps with the gradient
-            ``g + decay * (1 - m) * w``. At least 0; the paper has 2e-4 for SGD.
+            ``g + decay * (1 - m) * w``. At least 0; the authors' code has 0.0002.
 
     Raises:
         ConfigError: A value, or two values together, cannot work. Raised by a later assignment too.
 
     References:
-        Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch", ICLR 2021, equation 9,
+        Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch", ICLR 2021,
         https://arxiv.org/abs/2102.04010, for ``"straight_through"`` with ``decay`` (SR-STE).
 
     Example:
@@ -211,8 +211,15 @@ class ModuleMagnitudePrunerConfig:
         return cls.from_dict(read_yaml(yml))
 
     def as_dict(self) -> dict[str, Any]:
-        """Give plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one."""
+        """Give plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one.
+
+        ``pruned_gradient`` and ``decay`` are left out where they are the defaults, as Core ML Tools, which reads the
+        rest too, does not know them: it refuses a rule that has them.
+        """
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in ("pruned_gradient", "decay"):
+            if values[name] == self.__dataclass_fields__[name].default:
+                del values[name]
         values["scheduler"] = describe_scheduler(self.schedule)
         if self.n_m_ratio is not None:
             values["n_m_ratio"] = list(self.n_m_ratio)

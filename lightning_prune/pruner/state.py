@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-_LATER = {"pruned_gradient": "zero", "decay": 0.0}  # what rules meant before they could say it; left out where they do
+_UNSAID = {"pruned_gradient": "zero", "decay": 0.0}  # what a rule means that does not say it
 _BITS = 2**24  # bits of a mask that are counted at a time
 
 
@@ -236,7 +236,7 @@ def _check_rule(planned: PrunedParameter, entry: StateValues) -> None:
     if not isinstance(before, dict):
         raise entry.damaged(f"rule must be a dict, got {shown(before)}")
     for field in {**now, **before}:
-        was, is_now = (rule.get(field, _LATER.get(field)) for rule in (before, now))
+        was, is_now = (rule.get(field, _UNSAID.get(field)) for rule in (before, now))
         if was != is_now:
             raise CheckpointError(
                 f"{planned.name}: {field} was {_value(was)} in the checkpoint and is {_value(is_now)} now. Resume with "
@@ -250,9 +250,7 @@ def _value(value: object) -> str:
 
 def _rule_text(planned: PrunedParameter) -> str:
     """The rule as the user wrote it: a run that is resumed for longer has the same one."""
-    rule = planned.config.as_dict()
-    said = {name: value for name, value in rule.items() if name not in _LATER or value != _LATER[name]}
-    return json.dumps(said, default=repr)
+    return json.dumps(planned.config.as_dict(), default=repr)
 
 
 def _schedule_text(planned: PrunedParameter, state: ParameterState) -> str | None:
