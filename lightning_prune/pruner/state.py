@@ -24,6 +24,7 @@ from lightning_prune.pruner.state_values import MOST_STEPS, StateValues
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
+    GeometricDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
 )
@@ -38,6 +39,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 _UNSAID = {"pruned_gradient": "zero", "decay": 0.0}  # what a rule means that does not say it
+_OURS = (ConstantSparsityScheduler, CosineDecayScheduler, GeometricDecayScheduler, PolynomialDecayScheduler)
 _BITS = 2**24  # bits of a mask that are counted at a time
 
 
@@ -271,7 +273,7 @@ def _read_schedule(planned: PrunedParameter, entry: StateValues) -> PruningSched
     not read at all; it is written in steps anew.
     """
     written, saved = planned.config.schedule, entry.json("schedule")
-    if type(written) not in (ConstantSparsityScheduler, CosineDecayScheduler, PolynomialDecayScheduler):
+    if type(written) not in _OURS:
         return None
     arguments = saved.get("init_args", saved) if isinstance(saved, dict) else None
     if not isinstance(arguments, dict):

@@ -108,5 +108,5 @@ class ConstantSparsityScheduler(PruningScheduler):
         if not isinstance(before, ConstantSparsityScheduler) or not before.is_resolved or step_count == 0:
             return self
         if step_count >= before._begin:
-            return replace(self, begin_step=before.begin_step)
+            return before if self.frequency is None else replace(self, begin_step=before.begin_step)
         return replace(self, begin_step=max(self._begin, step_count + 1))

@@ -10,6 +10,7 @@ from lightning_prune import (
     ConfigError,
     ConstantSparsityScheduler,
     CosineDecayScheduler,
+    GeometricDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
 )
@@ -58,6 +59,24 @@ def test_a_constant_schedule_with_a_frequency_chooses_masks_anew_without_end():
     assert [step for step in range(5) if every.is_due(step)] == [1, 2, 3, 4]
     once = ConstantSparsityScheduler(3)
     assert not any(once.reselects(step) for step in range(9))
+
+
+def test_a_geometric_schedule_prunes_the_same_share_of_what_is_left_at_each_update():
+    config = bounds(target=1 - 0.8**5)
+    asked = play(GeometricDecayScheduler([2, 3, 4, 6, 7]), 8, config)
+    densities = [1 - sparsity for sparsity in asked]
+    assert densities == pytest.approx([1, 0.8, 0.64, 0.512, 0.512, 0.8**4, 0.8**5, 0.8**5], abs=1e-4)
+    assert GeometricDecayScheduler([2]).compute_sparsity(2, 0.0, config) == config.target_sparsity
+
+
+def test_a_geometric_schedule_starts_from_the_initial_sparsity_and_counts_no_step_that_never_fires():
+    config = bounds(target=0.75, initial=0.25)
+    curve = [1 - sparsity for sparsity in play(GeometricDecayScheduler([1, 2]), 2, config)]
+    assert curve == pytest.approx([0.75 * (1 / 3) ** 0.5, 0.25], abs=1e-4)
+    assert play(GeometricDecayScheduler([0, 1, 2]), 2, config) == play(GeometricDecayScheduler([1, 2]), 2, config)
+    assert play(GeometricDecayScheduler([3]), 3, config) == [0.25, 0.25, 0.75]
+    run = TrainingRun(100)
+    assert GeometricDecayScheduler(begin=20, end=0.8, frequency=20).resolve(run).update_steps == (20, 40, 60, 80)
 
 
 def test_a_constant_schedule_with_a_frequency_goes_on_when_the_run_turns_out_otherwise():
