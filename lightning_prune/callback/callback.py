@@ -32,7 +32,15 @@ from lightning_prune.errors import ConfigError, ExportError, LifecycleError, Sli
 from lightning_prune.export import CoreMLExport, Export, ExportResult
 from lightning_prune.masking import ForeignWeights, Masking, way_of
 from lightning_prune.plan import PruningPlan
-from lightning_prune.pruner import MagnitudePruner, Planner, Scope, SparsityReport, check_choices, check_slim
+from lightning_prune.pruner import (
+    MagnitudePruner,
+    Planner,
+    Rewind,
+    Scope,
+    SparsityReport,
+    check_choices,
+    check_together,
+)
 from lightning_prune.sharding import reshard_model
 from lightning_prune.slim import Slim, SlimResult
 
@@ -42,15 +50,8 @@ _FITTING = (
     "the fit has begun, and keeps what it began with. Change it when the fit is over, or stop, "
     "change it, and resume from a checkpoint with allow_config_change=True."
 )
-_FIXED = (
-    "config",
-    "masking",
-    "scope",
-    "keep_zeros",
-    "best_at_target",
-    "allow_untested",
-    "slim",
-)  # read when a fit begins
+# what a fit reads when it begins
+_FIXED = ("config", "masking", "scope", "keep_zeros", "best_at_target", "allow_untested", "slim", "rewind")
 
 
 class MagnitudePruningCallback(Callback):
@@ -75,6 +76,8 @@ class MagnitudePruningCallback(Callback):
             :class:`~lightning_prune.slim.Slim` with the example inputs, names of modules to keep whole, and a path for
             the recipe. See :class:`~lightning_prune.MagnitudePruner`. The module itself keeps its size; ``slim_result``
             has the slim copy, and an export writes that.
+        rewind: Set weights back to their values of an early step when masks were chosen, and train on (lottery
+            tickets): the step, or :class:`~lightning_prune.Rewind`.
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
         keep_zeros: Start a weight that has zeros already, from an earlier pruning, at their share and keep them, where
@@ -86,8 +89,7 @@ class MagnitudePruningCallback(Callback):
             are.
         log_prefix: What the names of logged values start with; give a second callback one of its own.
         allow_config_change: Resume from a checkpoint that was pruned by other targets or schedules.
-        allow_untested: Run with a strategy that pruning was not tested with; see
-            :data:`~lightning_prune.callback.strategies.TESTED_STRATEGIES`.
+        allow_untested: Run with a strategy other than :data:`~lightning_prune.callback.strategies.TESTED_STRATEGIES`.
 
     Attributes:
         config: The configuration, a :class:`~lightning_prune.config.MagnitudePrunerConfig`: a copy of what was given.
@@ -115,9 +117,6 @@ class MagnitudePruningCallback(Callback):
     Raises:
         ConfigError: A value of the configuration cannot work. What needs the model is checked at fit start.
 
-    References:
-        Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
-
     Example:
         >>> callback = MagnitudePruningCallback({
         ...     "global_config": {"scheduler": {"begin": 0.1, "end": 0.6}, "target_sparsity": 0.75},
@@ -134,6 +133,7 @@ class MagnitudePruningCallback(Callback):
         scope: Scope = "layer",
         export: CoreMLExport | dict[str, Any] | list[Any] | object | None = None,
         slim: Slim | dict[str, Any] | bool | None = None,
+        rewind: Rewind | dict[str, Any] | int | None = None,
         log_layers: bool = True,
         prog_bar: bool = True,
         keep_zeros: bool = True,
@@ -150,12 +150,13 @@ class MagnitudePruningCallback(Callback):
             check_choices(masking, scope)
             self.config = config
             self.export = load_exports(export)
-            self.slim = check_slim(slim, masking, scope)
+            self.slim = check_together(self.config, slim, masking, scope)
+            self.rewind = Rewind.of(rewind)
         except ConfigError as error:
             if builder() != "jsonargparse":
                 raise
             # It would be one line of thirty in an error of LightningCLI; the Trainer, built next, will ask for the key.
-            self._refused, self.export, self.slim = error, None, None
+            self._refused, self.export, self.slim, self.rewind = error, None, None, None
         self.masking: Masking = masking
         self.scope: Scope = scope
         self.log_layers = as_flag("log_layers", log_layers)
@@ -263,9 +264,8 @@ class MagnitudePruningCallback(Callback):
         reshard_model(pl_module)
         if self._foreign is not None:
             self._foreign.follow(pl_module, trainer.optimizers)
-        pruner = MagnitudePruner(
-            pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True, slim=self.slim
-        )
+        options: dict[str, Any] = {"masking": self.masking, "scope": self.scope, "slim": self.slim}
+        pruner = MagnitudePruner(pl_module, self.config, track_changes=True, rewind=self.rewind, **options)
         self._fit.pruner = pruner
         lock(self.config, _FITTING)
         pruner.prepare(inplace=True, keep_zeros=self.keep_zeros, optimizers=trainer.optimizers)

@@ -90,6 +90,11 @@ class HookMask(HeldMask):
         """Nothing to do: the dense weights are the parameter itself."""
 
     @override
+    def forget(self) -> None:
+        apply_mask(self.parameter, self.mask)
+        self.settle()
+
+    @override
     def detach(self) -> None:
         apply_mask(self.parameter, self.mask)
         for handle in self._gradient_hooks:
