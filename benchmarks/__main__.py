@@ -11,6 +11,9 @@ ALL = {
     "bench_accuracy": ["--seeds", "5"],
     "bench_scale": [],
     "bench_mnist1d": ["--seeds", "5"],
+    "bench_mnist": ["--seeds", "5"],
+    "bench_pitch": ["--seeds", "1"],
+    "bench_text": ["--seeds", "1"],
 }
 
 if sys.argv[1:]:

@@ -75,9 +75,15 @@ class Curves:
         }
         return sorted(found)
 
-    def commands(self) -> str:
-        """That made the records."""
-        return "`, `".join(dict.fromkeys(record["command"] for record in self.records))
+    def commands(self, bench: str, networks: Sequence[str]) -> str:
+        """That make these records from nothing: of one number of seeds if all networks have as many."""
+        seeds = {network: len(self.scores(network, DENSE, 0.0)) for network in networks}
+        found = []
+        for count in sorted(set(seeds.values()), reverse=True):
+            names = " ".join(f'"{name}"' if " " in name else name for name in networks if seeds[name] == count)
+            chosen = f" --networks {names}" if len(set(seeds.values())) > 1 else ""
+            found.append(f"python -m benchmarks {bench}{chosen} --seeds {count}")
+        return "`, `".join(found)
 
 
 def write_curves(
@@ -106,7 +112,7 @@ def write_curves(
     write_page(
         f"{name}.md",
         title,
-        curves.commands(),
+        curves.commands(f"bench_{name}", [recipe.name for recipe in shown]),
         *parts,
         *([more] if more else []),
         note=note,

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,18 +100,12 @@ class Ledger:
         try:
             net = job.run(Training(job.recipe, job.seed, self.folder / self.name), job.sparsity)
             result = {"score": job.recipe.score(net), "kept": nonzero_parameters(net)}
+            result |= {"seconds": round(time.perf_counter() - begin, 2)} | job.recipe.measure(net)
         except NotApplicable as error:
-            result = {"score": None, "why": str(error)}
-        result["seconds"] = round(time.perf_counter() - begin, 2)
-        result["command"] = command()
+            result = {"score": None, "why": str(error), "seconds": 0.0}
         self.add(job.key | result)
         shown = result.get("why") or f"{result['score']:.2f}, {result['kept']:,} parameters not zero"
         return f"{job.recipe.name}, {job.way}, {job.sparsity:.0%}, seed {job.seed}: {shown} ({result['seconds']:.0f} s)"
-
-
-def command() -> str:
-    """How this process was started."""
-    return " ".join(["python -m benchmarks", Path(sys.argv[0]).stem, *sys.argv[1:]])
 
 
 def need(package: str, pip: str) -> Any:

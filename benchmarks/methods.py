@@ -5,6 +5,7 @@ prune have one budget, the steps of the dense recipe, except where their names s
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -179,9 +180,13 @@ def small_dense(training: Training, sparsity: float) -> nn.Module:
     return training.fit(training.task(width))
 
 
-def narrow(training: Training, sparsity: float) -> nn.Module:
-    """Train the network that :func:`coupled` leaves, from scratch: the same share of channels in every layer."""
-    return training.fit(training.task(1 - sparsity))
+def narrow(training: Training, sparsity: float, *, times: int = 1) -> nn.Module:
+    """Train the network that :func:`coupled` leaves, from scratch: the same share of channels in every layer.
+
+    ``times`` as many epochs as the recipe has.
+    """
+    longer = replace(training, recipe=replace(training.recipe, epochs=times * training.recipe.epochs))
+    return longer.fit(longer.task(1 - sparsity))
 
 
 def coupled(training: Training, sparsity: float) -> nn.Module | None:

@@ -30,6 +30,7 @@ class Recipe:
         batch: Examples of an optimizer step.
         rate: Learning rate at the start; it falls to zero along half a cosine.
         optimizer: Class of the optimizer.
+        measure: What else is recorded of a trained network.
         version: Goes up when the recipe changes in what is not among these values, so that old runs are not taken.
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     rate: float
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
     version: int = 1
+    measure: Callable[[nn.Module], dict[str, Any]] = lambda net: {}
 
     @property
     def steps(self) -> int:
