@@ -133,11 +133,12 @@ def main() -> None:
             name="text",
             title="English text by characters",
             note=f"Bits per character, fewer are better, on {held_out[0].numel():,} held-out characters of the "
-            f"language reference of Python {platform.python_version()}, by sparsity of all linear layers (the embeddings stay "
-            f"dense); {train[0].numel():,} characters to train, {characters} different. A transformer of {LAYERS} "
-            f"layers, {HEADS} heads and {CONTEXT} characters of context. Gradual: {methods.WINDOW}; Core ML Tools by "
-            f"the same steps; at once, and trained on: a single mask at {methods.LAST:.0%} of the steps. A small dense "
-            "network has as many parameters as pruning leaves, embeddings counted, and is trained by the same recipe.",
+            f"language reference of Python {platform.python_version()}, by sparsity of all linear layers; the "
+            f"embeddings stay dense. {train[0].numel():,} characters to train, {characters} different. A transformer "
+            f"of {LAYERS} layers, {HEADS} heads and {CONTEXT} characters of context. Gradual: {methods.WINDOW}; Core "
+            f"ML Tools by the same steps; at once, and trained on: a single mask at {methods.LAST:.0%} of the steps. A "
+            "small dense network has as many parameters as pruning leaves, embeddings counted, and is trained by the "
+            "same recipe.",
         )
 
     ledger.run(jobs, page)
