@@ -124,7 +124,7 @@ def main() -> None:
             [*WAYS, RECURRENT],
             name="mnist1d",
             title="MNIST-1D",
-            note="Accuracy in % on 1,000 held-out signals by sparsity of its linear and convolution layers: "
+            note="Accuracy in % on 1,000 held-out signals by sparsity of linear and convolution layers: "
             f"mean ± standard deviation over seeds. Published dense figures: {published} (6,000 steps). Gradual: "
             f"{methods.WINDOW}; Core ML Tools by the same steps; ModelPruning by the same curve at the ends of epochs, "
             "ranked globally, its taking back of weights to their first values switched off; at once, and trained on: "

@@ -10,6 +10,20 @@ from benchmarks.ledger import Record
 from benchmarks.recipes import Recipe
 
 DENSE = "dense"
+STYLES = [  # colours that differ for the colour-blind; hollow marks show what they cover
+    {"color": color, "marker": marker, "linestyle": line, "linewidth": 1.4, "markersize": size, "markerfacecolor": face}
+    for color, marker, line, size, face in (
+        ("#0072B2", "o", "-", 5, None),
+        ("#E69F00", "s", "-", 5, None),
+        ("#009E73", "^", "-", 6, None),
+        ("#56B4E9", "v", "-", 6, None),
+        ("#999999", "x", "-", 6, None),
+        ("#000000", "o", ":", 9, "none"),
+        ("#CC79A7", "D", "--", 5, "none"),
+        ("#D55E00", "*", "--", 9, "none"),
+        ("#A0522D", "P", "--", 6, "none"),
+    )
+]
 
 
 @dataclass(frozen=True)
@@ -128,26 +142,20 @@ def draw(curves: Curves, networks: Sequence[str], ways: Sequence[str], name: str
     import matplotlib.pyplot as plt
 
     places = [-math.log2(1 - sparsity) for sparsity in curves.sparsities]
-    plt.style.use("tableau-colorblind10")
     width = 4.2 * len(networks) if len(networks) > 1 else 6.5
     figure, panels = plt.subplots(1, len(networks), figsize=(width, 5.4), squeeze=False)
     handles = {}
     for axes, network in zip(panels[0], networks, strict=True):
         dense = statistics.mean(curves.scores(network, DENSE, 0.0))
         handles[DENSE] = axes.axhline(dense, color="0.5", linestyle="--")
-        for marker, way in zip("oxsv^DP*<>", ways, strict=False):
-            found = [
-                (place, curves.scores(network, way, sparsity))
-                for place, sparsity in zip(places, curves.sparsities, strict=True)
-            ]
-            found = [(place, values) for place, values in found if values]
+        for style, way in zip(STYLES, ways, strict=False):
+            scores = [curves.scores(network, way, sparsity) for sparsity in curves.sparsities]
+            found = [(place, values) for place, values in zip(places, scores, strict=True) if values]
             if len(found) < 2:
                 continue
             means = [statistics.mean(values) for _, values in found]
             spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found]
-            handles[way] = axes.errorbar(
-                [place for place, _ in found], means, spreads, marker=marker, capsize=2, linewidth=1.3, markersize=5
-            )
+            handles[way] = axes.errorbar([place for place, _ in found], means, spreads, capsize=2, **style)
         axes.set_xticks(places, [f"{sparsity:.0%}" for sparsity in curves.sparsities])
         axes.set(title=network, xlabel="sparsity")
         axes.grid(alpha=0.3)

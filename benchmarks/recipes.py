@@ -4,6 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,18 +118,18 @@ class Training:
 
     def fit(self, task: Task, callbacks: Sequence[Callback] = ()) -> nn.Module:
         """Train as the recipe says, whatever the callbacks add."""
-        quiet()
         torch.manual_seed(self.seed)  # the same order of batches, whatever was drawn before
-        trainer = Trainer(
-            max_epochs=self.recipe.epochs,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=list(callbacks),
-        )
-        trainer.fit(task, Batches(self.recipe.train, self.recipe.batch))
+        with quiet():
+            trainer = Trainer(
+                max_epochs=self.recipe.epochs,
+                accelerator="cpu",
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                callbacks=list(callbacks),
+            )
+            trainer.fit(task, Batches(self.recipe.train, self.recipe.batch))
         return task.net.eval()
 
     def dense(self) -> Task:
@@ -151,11 +152,20 @@ class Training:
         return self.folder / f"dense-{self.recipe.name}-{settings}-{self.seed}.pt".replace(" ", "_")
 
 
-def quiet() -> None:
+@contextmanager
+def quiet() -> Iterator[None]:
     """Nothing of what a Trainer could do better on another machine, which is not what a benchmark is about."""
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def parameters(model: nn.Module) -> int:
@@ -168,7 +178,6 @@ def nonzero_parameters(model: nn.Module) -> int:
     return sum(int(parameter.count_nonzero()) for parameter in model.parameters())
 
 
-@torch.no_grad()
 def accuracy(pair: Pair, size: int = 500) -> Callable[[nn.Module], float]:
     """Share of right answers on held-out examples, in %."""
 
