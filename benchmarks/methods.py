@@ -16,7 +16,6 @@ from benchmarks.common import import_coremltools
 from benchmarks.recipes import Task, Training, copied, parameters
 from lightning_prune import MagnitudePruner, MagnitudePruningCallback
 from lightning_prune.analysis import allocate
-from lightning_prune.config import load_config
 from lightning_prune.plan import plan_pruning
 from lightning_prune.slim import Slim
 
@@ -158,7 +157,7 @@ def by_model_pruning(training: Training, sparsity: float) -> nn.Module:
 
 def _rows(task: Task) -> list[Any]:
     """What our own rule for all layers would prune: the peer gets the same."""
-    return list(plan_pruning(task, load_config({"global_config": {"target_sparsity": 0.5}})))
+    return list(plan_pruning(task, {"global_config": {"target_sparsity": 0.5}}))
 
 
 def width_for(recipe: Any, number: float) -> float:
