@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 RUNS ?= runs
 
-.PHONY: help demo test check lint bench architecture clean
+.PHONY: help demo test check lint bench architecture docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +14,7 @@ help:
 	@echo "make test   all tests"
 	@echo "make check  format, lint, types, import layers, tests"
 	@echo "make bench  benchmarks against the peers, hours of them; python -m benchmarks NAME runs a single benchmark"
+	@echo "make docs   the site, in site/index.html; nothing of it is loaded from the network"
 	@echo "make architecture  the picture of the rooms in docs/"
 
 $(READY): pyproject.toml constraints.txt
@@ -47,5 +49,12 @@ bench: $(VENV)/.bench
 architecture: $(READY)
 	$(BIN)/python docs/architecture.py
 
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt --editable ".[dev,docs]"
+	@touch $@
+
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(RUNS)
+	rm -rf $(VENV) $(RUNS) site
