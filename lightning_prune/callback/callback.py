@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -24,7 +24,7 @@ from lightning_prune.callback.checks import (
 )
 from lightning_prune.callback.exports import in_a_list, load_exports, refuse_sharded
 from lightning_prune.callback.fit import Fit
-from lightning_prune.callback.logs import log_metrics, show
+from lightning_prune.callback.logs import log_metrics, show, show_start, sparsity_metrics
 from lightning_prune.callback.outcome import hand_over, raise_if_asked
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.config import MagnitudePrunerConfig, load_config
@@ -42,15 +42,8 @@ _FITTING = (
     "the fit has begun, and keeps what it began with. Change it when the fit is over, or stop, "
     "change it, and resume from a checkpoint with allow_config_change=True."
 )
-_FIXED = (
-    "config",
-    "masking",
-    "scope",
-    "keep_zeros",
-    "best_at_target",
-    "allow_untested",
-    "slim",
-)  # read when a fit begins
+# read when a fit begins
+_FIXED = ("config", "masking", "scope", "keep_zeros", "best_at_target", "allow_untested", "slim")
 
 
 class MagnitudePruningCallback(Callback):
@@ -236,10 +229,7 @@ class MagnitudePruningCallback(Callback):
 
     @property
     def _key(self) -> str:
-        rules = [*(["global"] if self.config.global_config is not None else [])]
-        rules += [key if isinstance(key, str) else key.__name__ for key in self.config.module_type_configs]
-        rules += list(self.config.module_name_configs)
-        return f"{type(self).__qualname__}[{', '.join(rules)}]"
+        return f"{type(self).__qualname__}[{', '.join(self.config.rule_names)}]"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what can be checked before anything is loaded, and step in front of the checkpoint callbacks."""
@@ -294,10 +284,7 @@ class MagnitudePruningCallback(Callback):
         self._forget_foreign()
         pruner = self._fit.need_pruner()
         if self.show_plan:
-            show(pruner.plan)
-            sparsity = pruner.report().sparsity
-            if sparsity:
-                rank_zero_info(f"Pruning starts from a sparsity of {sparsity:.1%}.")
+            show_start(pruner)
         warn_if_too_short(pruner, run)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -350,10 +337,7 @@ class MagnitudePruningCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
         unlock(self.config)
-        if self._fit.before is not None:  # this fit has not trained: what the last fit left is still true
-            if self._fit.pruner is not None and self._fit.pruner.is_prepared:
-                self._fit.pruner.undo()
-            self._fit = self._fit.before
+        self._fit = self._fit.undone()
         try:
             self._finish(is_failed=True)
         except Exception as error:
@@ -393,8 +377,6 @@ class MagnitudePruningCallback(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule, *, with_changes: bool = False) -> None:
         """Log the sparsity, and what the last update changed."""
         pruner = self._fit.need_pruner()
-        metrics = pruner.report().metrics(prefix=self.log_prefix, layers=self.log_layers)
-        if with_changes and pruner.changes is not None:
-            metrics |= pruner.changes.metrics(prefix=self.log_prefix)
+        metrics = sparsity_metrics(pruner, self.log_prefix, layers=self.log_layers, with_changes=with_changes)
         in_prog_bar = f"{self.log_prefix}/global" if self.prog_bar else None
         log_metrics(trainer, pl_module, metrics, in_prog_bar=in_prog_bar)

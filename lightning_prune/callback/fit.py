@@ -175,6 +175,14 @@ class Fit:
                 self.pruner.finalize(inplace=True)
         self._gate = None
 
+    def undone(self) -> Fit:
+        """The fit that is true when this one failed: the fit before, if this one has not trained."""
+        if self.before is None:
+            return self
+        if self.pruner is not None and self.pruner.is_prepared:
+            self.pruner.undo()
+        return self.before
+
     def forget(self) -> None:
         """Let go of what a fit that never trained has kept."""
         self.before, self._restored = None, None
