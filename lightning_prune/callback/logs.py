@@ -9,14 +9,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import RenderableType
 
 from lightning_prune.basics import as_text
+from lightning_prune.errors import ConfigError, shown
 from lightning_prune.pruner import MagnitudePruner
 
-__all__ = ["log_metrics", "log_to_loggers", "show", "show_start", "sparsity_metrics"]
+__all__ = ["as_prefix", "log_metrics", "log_to_loggers", "show", "show_start", "sparsity_metrics"]
 
 
 def show(renderable: RenderableType) -> None:
     """Log a table through Lightning's own logger, as ModelSummary does."""
     rank_zero_info(f"\n{as_text(renderable)}")
+
+
+def as_prefix(value: object) -> str:
+    """What the names of logged values start with; raises a ConfigError unless it is a text."""
+    if not isinstance(value, str):
+        raise ConfigError(f'log_prefix must be a text such as "sparsity", got {shown(value)}.')
+    return value
 
 
 def show_start(pruner: MagnitudePruner) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_prune.page.contents import Curve, DenseRow, LayerRow, MaskPicture, RunPage
-from lightning_prune.page.gathering import gather_page, planned_curve
+from lightning_prune.page.gathering import gather_page, now, planned_curve
 from lightning_prune.page.history import History
 from lightning_prune.page.reading import read_run
 from lightning_prune.page.rendering import render_page
@@ -18,6 +18,7 @@ __all__ = [
     "RunPage",
     "check_page_path",
     "gather_page",
+    "now",
     "page_path",
     "planned_curve",
     "read_run",

@@ -98,7 +98,7 @@ def chart_of(
         )
         path = f"M{points[0][0]} {points[0][1]}{''.join(joined)}"
         lines.append(Line(name, path, dots if len(dots) <= _MOST_DOTS else ()))
-    across = [step for step in round_numbers(0, last_step, most=5) if step <= last_step and step == int(step)]
+    across = [step for step in round_numbers(0, last_step, most=7) if step <= last_step and step == int(step)]
     digits = max(0, -math.floor(math.log10(ups[1] - ups[0]) + 1e-9))
     return Chart(
         title,

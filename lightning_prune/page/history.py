@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_prune.config import MagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError, shown
 from lightning_prune.page.contents import Curve
 from lightning_prune.pruner import MOST_STEPS
@@ -102,9 +103,13 @@ class History:
         self.planned, self._actual, self._metrics, self._last = _curve(planned), actual, points, {}
         self.configuration = configuration[:MOST_CONFIGURATION]
 
-    def describe(self, configuration: str) -> None:
-        """Note the configuration, unless it is long."""
-        self.configuration = configuration if len(configuration) <= MOST_CONFIGURATION else ""
+    def describe(self, config: MagnitudePrunerConfig) -> None:
+        """Note the configuration, unless it is long or has a schedule of the user's own, which YAML cannot write."""
+        try:
+            text = config.as_yaml()
+        except Exception:  # what such a schedule raises is not known
+            text = ""
+        self.configuration = text if len(text) <= MOST_CONFIGURATION else ""
 
 
 def _add(points: dict[int, float], step: int, value: float) -> None:

@@ -91,7 +91,7 @@ def _as_text(value: Any) -> Any:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{100 * value:.{digits}f} %"
+    return "" if value is None else f"{value:.{digits}%}"
 
 
 def _share(part: float, whole: float) -> float:
