@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_prune.pruner.choices import Scope, check_choices, check_together
+from lightning_prune.pruner.choices import Scope, check_choices
 from lightning_prune.pruner.coupling import Planner
 from lightning_prune.pruner.pruner import MagnitudePruner
 from lightning_prune.pruner.report import LayerSparsity, MaskChanges, SparsityReport, describe_structure, stored_bytes
@@ -19,7 +19,6 @@ __all__ = [
     "Scope",
     "SparsityReport",
     "check_choices",
-    "check_together",
     "describe_structure",
     "stored_bytes",
 ]

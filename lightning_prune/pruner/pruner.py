@@ -14,7 +14,7 @@ from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masking import Masking, way_of
 from lightning_prune.plan import SUPPORTED_MODULES, PruningPlan, copy_module, warn_of_dense
 from lightning_prune.pruner import finalizing
-from lightning_prune.pruner.choices import Scope, check_choices, check_together
+from lightning_prune.pruner.choices import Scope, check_choices
 from lightning_prune.pruner.coupling import Planner
 from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.measuring import report_layers
@@ -28,8 +28,6 @@ from lightning_prune.sharding import is_sharded
 from lightning_prune.slim import Slim
 
 __all__ = ["MagnitudePruner"]
-
-_WAITS = "nothing trains it: it waits until an optimizer does"
 
 
 class MagnitudePruner:
@@ -80,10 +78,9 @@ class MagnitudePruner:
         slim: Slim | dict[str, Any] | bool | None = None,
         rewind: Rewind | dict[str, Any] | int | None = None,
     ) -> None:
-        check_choices(masking, scope)
         self._model = self._unprepared = model
         self._config = load_config(config)
-        settings, self._rewind = check_together(self._config, slim, masking, scope), Rewind.of(rewind)
+        settings, self._rewind = check_choices(self._config, slim, masking, scope), Rewind.of(rewind)
         self._planner = Planner(self._config, settings)
         self._way, self._scope, self._track_changes = way_of(masking), scope, track_changes
         self._progress = Progress(model, Training(self._way))  # without layers: not prepared
@@ -131,7 +128,8 @@ class MagnitudePruner:
         if self._plan is None:
             return self._planner.plan(self._model)
         waiting = [layer.plan for layer in self._layers if layer.is_waiting]
-        return self._plan.without(waiting, _WAITS) if waiting else self._plan
+        why = "nothing trains it: it waits until an optimizer does"
+        return self._plan.without(waiting, why) if waiting else self._plan
 
     @property
     def untrained(self) -> list[str]:
@@ -240,10 +238,7 @@ class MagnitudePruner:
         self._progress.guard_state_dicts()
 
     def undo(self) -> None:
-        """Take the masks off and put back what they pruned away: as if :meth:`prepare` had not been called.
-
-        With ``masking="resident"`` that is forgotten at the last update of a schedule, and stays zero then.
-        """
+        """Take the masks off and put back what they pruned away; resident masks forget it at the last update."""
         self._need_prepared("undo")
         self._take_off()
         self._model = self._unprepared
@@ -400,7 +395,5 @@ class MagnitudePruner:
 
     def _need_prepared(self, method: str) -> None:
         if self.is_finalized:
-            raise LifecycleError(
-                f"{method}() needs a prepared model, but it was finalized. Make a new MagnitudePruner."
-            )
+            raise LifecycleError(f"{method}() needs a prepared model, but it was finalized. Make a new pruner.")
         self._need_layers(method)
