@@ -395,5 +395,6 @@ class MagnitudePruner:
 
     def _need_prepared(self, method: str) -> None:
         if self.is_finalized:
-            raise LifecycleError(f"{method}() needs a prepared model, but it was finalized. Make a new pruner.")
+            what = "a prepared model, but it was finalized. Make a new MagnitudePruner."
+            raise LifecycleError(f"{method}() needs {what}")
         self._need_layers(method)
