@@ -10,5 +10,6 @@ for name, arguments in (
     ("bench_slim", []),
     ("bench_accuracy", ["--seeds", "5"]),
     ("bench_scale", []),
+    ("bench_rewind", ["--seeds", "5"]),
 ):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], check=True)
