@@ -37,6 +37,7 @@ CHANNELS: dict[str, Way] = {
     "coupled, gradual": methods.coupled,
     "coupled, cut once amid the run": methods.coupled_at_once,
     "the narrow network from scratch": methods.narrow,
+    "coupled, gradual, twice the steps": partial(methods.coupled, times=2),
     "trained dense, cut once, trained again: twice the steps": methods.coupled_and_retrained,
     "the narrow network from scratch, twice the steps": partial(methods.narrow, times=2),
 }

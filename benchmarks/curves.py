@@ -117,7 +117,7 @@ def write_curves(
     shown = [recipe for recipe in recipes if curves.scores(recipe.name, DENSE, 0.0)]
     parts = []
     for recipe in shown:
-        dense = f"Dense: {curves.entry(recipe.name, DENSE, 0.0)} ({curves.seeds(recipe.name, DENSE)} seeds, "
+        dense = f"Dense: {curves.entry(recipe.name, DENSE, 0.0)} (seeds: {curves.seeds(recipe.name, DENSE)}, "
         dense += f"{curves.kept(recipe.name, DENSE, 0.0)} parameters). {recipe.described()}."
         parts += [f"## {recipe.name}", dense, curves.table(recipe.name, ways)]
         missing = curves.missing(recipe.name)
