@@ -136,7 +136,7 @@ def main() -> None:
     ledger = Ledger("mnist", args.work)
 
     def page() -> None:
-        curves = Curves(ledger.of(list(known.values())), SPARSITIES, "accuracy on held-out images, %")
+        curves = Curves(ledger.of(list(known.values())), SPARSITIES, "accuracy on held-out images, %", limits=(70, 99))
         write_curves(
             curves,
             list(known.values()),
