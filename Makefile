@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 RUNS ?= runs
 
-.PHONY: help demo test check lint bench architecture docs clean
+.PHONY: help demo test check lint bench architecture docs notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make check  format, lint, types, import layers, tests"
 	@echo "make bench  benchmarks against the peers, in one run"
 	@echo "make docs   the site, in site/index.html; nothing of it is loaded from the network"
+	@echo "make notebooks  runs the notebooks in examples/ anew and keeps what they print"
 	@echo "make architecture  the picture of the rooms in docs/"
 
 $(READY): pyproject.toml constraints.txt
@@ -50,6 +51,9 @@ $(DOCS_READY): $(READY)
 
 docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(DOCS_READY)
+	$(BIN)/python docs/run_notebooks.py
 
 clean:
 	rm -rf $(VENV) $(RUNS) site
