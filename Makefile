@@ -13,7 +13,7 @@ help:
 	@echo "make demo   train, prune and export a small network on bundled data (installs into .venv first)"
 	@echo "make test   all tests"
 	@echo "make check  format, lint, types, import layers, tests"
-	@echo "make bench  benchmarks against the peers, in one run"
+	@echo "make bench  benchmarks against the peers, hours of them; python -m benchmarks NAME runs a single benchmark"
 	@echo "make docs   the site, in site/index.html; nothing of it is loaded from the network"
 	@echo "make notebooks  runs the notebooks in examples/ anew and keeps what they print"
 	@echo "make architecture  the picture of the rooms in docs/"
@@ -39,7 +39,12 @@ lint: $(READY)
 
 check: lint test
 
-bench: $(READY)
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt --no-deps torchcrepe
+	@touch $@
+
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
 architecture: $(READY)

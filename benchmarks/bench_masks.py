@@ -77,7 +77,7 @@ class Creeping(PruningScheduler):
 def our_pruner(shapes: Shapes, rule: dict[str, Any], sparsity: float) -> MagnitudePruner:
     # Kernels of a Linear layer are an error here.
     linear = {key: value for key, value in rule.items() if key != "granularity"}
-    configs = [ModuleMagnitudePrunerConfig(scheduler=Creeping(sparsity), **one) for one in (rule, linear)]
+    configs = [ModuleMagnitudePrunerConfig(scheduler=Creeping(sparsity), **part) for part in (rule, linear)]
     types = {"Conv2d": configs[0], "Linear": configs[1]}
     pruner = MagnitudePruner(network(shapes), MagnitudePrunerConfig(module_type_configs=types))
     pruner.prepare(inplace=True)

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from lightning_prune import MagnitudePruningCallback
+from lightning_prune.analysis import plot_slim
 from lightning_prune.slim import Slim, load_slim
 
 parser = argparse.ArgumentParser()
@@ -45,5 +46,6 @@ def accuracy(net: nn.Module) -> float:
 
 result = pruning.slim_result
 small = load_slim(ConvNet(), args.out / "slim.safetensors")
+plot_slim(result).savefig(args.out / "slim.png", dpi=120)
 print(f"weights   {result.parameters:,} before, {result.slim_parameters:,} after")
 print(f"accuracy  {accuracy(model):.2%} before, {accuracy(small):.2%} after, loaded from {args.out}")

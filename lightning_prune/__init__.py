@@ -13,10 +13,11 @@ from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerC
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, SlimError
 from lightning_prune.masking import convert_checkpoint
 from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner, SparsityReport
+from lightning_prune.pruner import MagnitudePruner, Rewind, SparsityReport
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
+    GeometricDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
     TrainingRun,
@@ -44,6 +45,7 @@ __all__ = [
     "CosineDecayScheduler",
     "ExportError",
     "ExportResult",
+    "GeometricDecayScheduler",
     "LifecycleError",
     "MagnitudePruner",
     "MagnitudePrunerConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "PruningError",
     "PruningPlan",
     "PruningScheduler",
+    "Rewind",
     "SlimError",
     "SparseExport",
     "SparsityReport",

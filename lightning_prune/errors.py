@@ -5,6 +5,7 @@
     * LifecycleError (also RuntimeError): a method called at a moment when it cannot do its work.
     * ExportError: a file for another runtime that could not be made, or is not what it must be.
     * SlimError: a network from which nothing can be cut with proof, or a recipe that does not fit.
+    * PageError: a page of a run that could not be written.
     * CheckpointError: a saved state that is damaged, or belongs to another model or configuration.
 """
 
@@ -18,6 +19,7 @@ __all__ = [
     "ConfigError",
     "ExportError",
     "LifecycleError",
+    "PageError",
     "PruningError",
     "SlimError",
     "did_you_mean",
@@ -45,6 +47,10 @@ class ExportError(PruningError):
 
 class SlimError(PruningError):
     """A network could not be made smaller with proof that it computes the same, or a recipe does not fit a network."""
+
+
+class PageError(PruningError):
+    """The page of a run could not be written."""
 
 
 class CheckpointError(PruningError):
@@ -76,14 +82,14 @@ def one_line(error: object, *, most: int = 300) -> str:
 
 
 def first_names(names: Iterable[str], *, most: int = 20) -> str:
-    """Names as an error lists them: the first ones, and how many more there are.
+    """Names as an error lists them: the first few, and how many more there are.
 
     Example:
         >>> first_names(["a", "b", "c"], most=2)
         'a, b and 1 more'
     """
     listed = list(names)
-    text = ", ".join(_cut(one, 200) for one in listed[:most])
+    text = ", ".join(_cut(name, 200) for name in listed[:most])
     return f"{text} and {len(listed) - most} more" if len(listed) > most else text
 
 
@@ -131,6 +137,6 @@ def _cut(text: str, most: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give the end of an error message that lists the known names nearest to a wrong one, or nothing."""
+    """Give the end of an error message that lists the known names nearest to a wrong name, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

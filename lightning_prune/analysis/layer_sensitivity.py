@@ -59,7 +59,7 @@ class Sensitivity:
     Attributes:
         baseline: Score of the model as it is.
         layers: One entry a layer.
-        higher_is_better: Whether a higher score is a better one.
+        higher_is_better: Whether a higher score is better.
     """
 
     baseline: float
@@ -82,8 +82,8 @@ class Sensitivity:
                 in [0, 1].
 
         Returns:
-            Sparsity by layer: at it, and at all smaller ones that were tested, the loss is tolerated. 0 where already
-            the smallest costs more.
+            Sparsity by layer: at it, and at all smaller sparsities that were tested, the loss is tolerated. 0 where
+            already the smallest costs more.
 
         Raises:
             ConfigError: ``loss`` is not a number of at least 0.
@@ -107,7 +107,7 @@ class Sensitivity:
     ) -> MagnitudePrunerConfig:
         """Write a configuration that prunes each layer as far as it tolerates alone.
 
-        The losses of layers that are pruned together add up, or worse: choose a small one, and train afterwards.
+        The losses of layers that are pruned together add up, or worse: choose a small loss, and train afterwards.
 
         Args:
             loss: As in :meth:`tolerated`.
@@ -215,7 +215,7 @@ def sensitivity(
             zeros of m.
         config: Which layers, and which granularity or blocks; in any form that
             :func:`~lightning_prune.config.load_config` reads. Targets and schedules do not matter here.
-        higher_is_better: Whether a higher score is a better one; False for a loss.
+        higher_is_better: Whether a higher score is better; False for a loss.
         progress: Show a bar in a terminal.
         console: Where the bar is shown. Default: standard error.
 

@@ -54,12 +54,12 @@ class MACCount:
     @property
     def dense(self) -> int:
         """Of all layers, as if no weight were zero."""
-        return sum(one.dense for one in self.layers)
+        return sum(layer.dense for layer in self.layers)
 
     @property
     def effective(self) -> int:
         """Of all layers, those with a weight that is not zero."""
-        return sum(one.effective for one in self.layers)
+        return sum(layer.effective for layer in self.layers)
 
 
 def count_macs(model: nn.Module, example_inputs: Any = None) -> MACCount:
@@ -108,7 +108,9 @@ def count_macs(model: nn.Module, example_inputs: Any = None) -> MACCount:
             handle.remove()
     covered |= set(counts)
     missed = [name for name, module in model.named_modules() if name not in covered and _has_weights(module)]
-    batch = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.ndim), None)
+    batch = next(
+        (argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor) and argument.ndim), None
+    )
     return MACCount(tuple(counts.values()), tuple(missed), 1 if batch is None else batch.shape[0])
 
 
@@ -149,12 +151,12 @@ def _uses(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Iterator[t
 def _has_weights(module: nn.Module) -> bool:
     """Whether a module has parameters of its own that it multiplies with."""
     own = module.parameters(recurse=False)
-    return not isinstance(module, _LOOK_UPS) and any(one.ndim > 1 for one in own)
+    return not isinstance(module, _LOOK_UPS) and any(parameter.ndim > 1 for parameter in own)
 
 
 def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call, on the device of the model."""
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
     def place(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value

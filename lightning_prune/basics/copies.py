@@ -41,7 +41,7 @@ def copy_untrained(model: nn.Module, moved: Callable[[Tensor], Tensor]) -> tuple
                 memo[id(tensor)] = moved(tensor)
     plain = unwrap(copy.deepcopy(model, memo))
     for module in plain.modules():
-        # What compile() left is bound to the module that was copied: a call would run that one, as it stands.
+        # What compile() left is bound to the module that was copied: a call would run that module, as it stands.
         module.__dict__.pop("_compiled_call_impl", None)
     return plain, memo
 

@@ -40,7 +40,7 @@ def writing_to(target: Path) -> Iterator[Path]:
     made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(target)
-    with lock(target.parent):  # else another process could take the new folder for a dead one's
+    with lock(target.parent):  # else another process could take the new folder for that of a dead process
         folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         folder.mkdir()
         held = try_lock(folder)
@@ -58,9 +58,9 @@ def writing_to(target: Path) -> Iterator[Path]:
 def put_in_place(source: Path, target: Path) -> None:
     """Move a file or a folder that was made by :func:`writing_to` to its target.
 
-    A file replaces a file, a folder a folder; what was there goes when the new one is in its place. At every moment one
-    of the two is there; of folders, on a disk or a system that cannot exchange them in one step, there is a moment with
-    neither, after which the old one is put back by :func:`recover`.
+    A file replaces a file, a folder a folder; what was there goes when the new file is in its place. At every moment
+    one of the two is there; of folders, on a disk or a system that cannot exchange them in one step, there is a moment
+    with neither, after which the old file is put back by :func:`recover`.
     """
     if not source.is_dir() or not os.path.lexists(target):
         source.replace(target)
@@ -94,10 +94,12 @@ def clear_leftovers(target: Path) -> None:
 
 
 def leftovers(target: Path) -> list[Path]:
-    """The hidden folders beside a target that were made to write to it, the last one first."""
+    """The hidden folders beside a target that were made to write to it, the newest first."""
     name = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{8}" + re.escape(".partial"))
     found = [
-        one for one in target.parent.iterdir() if name.fullmatch(one.name) and one.is_dir() and not one.is_symlink()
+        folder
+        for folder in target.parent.iterdir()
+        if name.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
     ]
     return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
@@ -141,12 +143,12 @@ def try_lock(folder: Path) -> int | None:
     return held
 
 
-def exchange(one: Path, other: Path) -> bool:
+def exchange(path: Path, other: Path) -> bool:
     """Let two paths change what they name, in one step; False where that cannot be done."""
     call = exchanger()
     if call is None:
         return False
-    if call(os.fsencode(one), os.fsencode(other)) == 0:
+    if call(os.fsencode(path), os.fsencode(other)) == 0:
         return True
     number = ctypes.get_errno()
     if number in UNABLE:
@@ -162,6 +164,6 @@ def exchanger() -> Callable[[bytes, bytes], int] | None:
     except (OSError, AttributeError, TypeError):
         return None
     if sys.platform == "darwin":
-        return lambda one, other: int(rename(one, other, 2))  # RENAME_SWAP
+        return lambda path, other: int(rename(path, other, 2))  # RENAME_SWAP
     here = -100  # AT_FDCWD: paths are taken as ever
-    return lambda one, other: int(rename(here, one, here, other, 2))  # RENAME_EXCHANGE
+    return lambda path, other: int(rename(here, path, here, other, 2))  # RENAME_EXCHANGE

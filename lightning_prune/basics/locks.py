@@ -70,6 +70,6 @@ def unlocked_state(part: object) -> dict[str, Any]:
 
 def _parts(config: Any) -> Iterator[Any]:
     yield config
-    for rule in (config.global_config, *(one for level in _LEVELS for one in getattr(config, level).values())):
+    for rule in (config.global_config, *(rule for level in _LEVELS for rule in getattr(config, level).values())):
         if rule is not None:
             yield rule

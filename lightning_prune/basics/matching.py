@@ -88,7 +88,7 @@ def _choices(tree: Any) -> int:
     for kind, value in tree:
         name = str(kind)
         if name == "BRANCH":
-            ways *= sum(_choices(one) for one in value[1])
+            ways *= sum(_choices(part) for part in value[1])
         elif name in (*_REPEATS, "POSSESSIVE_REPEAT"):
             least, most, body = value
             inner, most = _choices(body), min(int(most), _LONG_NAME)
@@ -123,7 +123,7 @@ def _bodies(kind: Any, value: Any) -> list[Any]:
     if name == "ATOMIC_GROUP":
         return [value]
     if name == "GROUPREF_EXISTS":
-        return [one for one in value[1:] if one is not None]
+        return [part for part in value[1:] if part is not None]
     return []
 
 
@@ -170,7 +170,7 @@ class _Places:
             _, added, removed, body = value
             return self._after(body, {start}, (flags | added) & ~removed)
         if name == "BRANCH":
-            return set().union(*(self._after(one, {start}, flags) for one in value[1]))
+            return set().union(*(self._after(part, {start}, flags) for part in value[1]))
         if name in _LOOKS:
             return (start,) if self._looks(value, start, flags) is (name == "ASSERT") else ()
         return self._repeat(value, start, flags)

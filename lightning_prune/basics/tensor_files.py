@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _MOST_CLAIMED = 2**28  # bytes that the tensors of a small file may stand for
-_MOST_SHARED = 4  # tensors that may share each byte of a large one
+_MOST_SHARED = 4  # tensors that may share each byte of a large tensor
 
 
 def load_tensors(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Values that a user gives: numbers of any kind as plain ones of Python, sequences of any kind as lists.
+"""Values that a user gives: numbers of any kind as Python's own, sequences of any kind as lists.
 
 NumPy's numbers are numbers, and a list that a configuration tool made is a list. What is none is given back as it is,
 for the check that follows to refuse.
@@ -24,8 +24,8 @@ _BASE_60 = re.compile(r"[-+]?\d+(:\d+)+")
 def plain_number(value: Any) -> Any:
     """A number as an int or a float of Python; anything else, bools among it, as it is.
 
-    One of less precision than Python's is taken as it prints: a float32 0.9 is 0.9, not 0.8999999761581421, which would
-    be one zero less than nine of ten.
+    A number of less precision than Python's is taken as it prints: a float32 0.9 is 0.9, not 0.8999999761581421, which
+    would be one zero less than nine of ten.
 
     Example:
         >>> import numpy as np
@@ -62,7 +62,7 @@ def plain_list(value: Any) -> Any:
 
 
 def plain_text(value: Any) -> Any:
-    """A text as a plain one of Python, also of a class derived from it; anything else as it is."""
+    """A text as Python's own ``str``, also of a class derived from it; anything else as it is."""
     return str.__str__(value) if isinstance(value, str) else value
 
 

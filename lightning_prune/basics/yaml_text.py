@@ -57,7 +57,7 @@ def load_yaml(source: str | os.PathLike[str] | IO[Any]) -> Any:
     except ConfigError:
         raise
     except RecursionError as error:
-        raise ConfigError(f"The configuration must have at most {_MOST_LEVELS} levels, this one has more.") from error
+        raise ConfigError(f"The configuration must have at most {_MOST_LEVELS} levels, but has more.") from error
     except Exception as error:  # a tag on a value that does not fit it raises whatever the value's type raises
         raise ConfigError(f"The configuration is not valid YAML: {_said(error)}") from error
     finally:
@@ -100,7 +100,7 @@ def _check_size(root: yaml.Node) -> None:
         if id(node) not in sizes:
             above.add(id(node))
             if len(above) > _MOST_LEVELS:
-                raise ConfigError(f"The configuration must have at most {_MOST_LEVELS} levels, this one has more.")
+                raise ConfigError(f"The configuration must have at most {_MOST_LEVELS} levels, but has more.")
             sizes[id(node)] = 1 + sum(map(size, _parts(node)))
             above.discard(id(node))
         return sizes[id(node)]

@@ -21,7 +21,7 @@ _FAR = 10_000  # epochs that are forecast one by one, where a table says how the
 class Timeline:
     """Counts the optimizer steps of a fit, epoch by epoch: those that are over as they were, the rest as forecast.
 
-    The forecast takes each epoch for as long as the one that runs, or goes by the table of a
+    The forecast takes each epoch for as long as the epoch that runs, or goes by the table of a
     GradientAccumulationScheduler. Epochs that turn out otherwise (data that grow, an epoch that is cut short) correct
     it. What was planned when the fit began, the number of epochs and of steps, travels in the checkpoint: a run that is
     resumed for longer keeps the schedule that it had.
@@ -39,7 +39,7 @@ class Timeline:
         knows better.
         """
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        batches = getattr(progress, "processed", 0)  # of this epoch, or all of the one before
+        batches = getattr(progress, "processed", 0)  # of this epoch, or all of the epoch before
         here = 0 if batches >= trainer.num_training_batches else batches // trainer.accumulate_grad_batches
         share = (trainer.global_step - here) / max(trainer.current_epoch, 1)
         self._ends = [round(share * (epoch + 1)) for epoch in range(trainer.current_epoch)]

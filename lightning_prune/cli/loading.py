@@ -122,7 +122,7 @@ def _hyperparameters(factory: Any, checkpoint: str | os.PathLike[str]) -> dict[s
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    tensors = {uncompiled_name(name): one for name, one in read_tensors(path)[1].items()}
+    tensors = {uncompiled_name(name): tensor for name, tensor in read_tensors(path)[1].items()}
     own = model.state_dict()
     missing, surplus = [name for name in own if name not in tensors], [name for name in tensors if name not in own]
     other = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]

@@ -98,11 +98,11 @@ def _uniform_body(
 def _layer_lines(model: nn.Module, plan: Iterable[Any]) -> list[str]:
     """Every pruned layer as an entry to copy."""
     found = []
-    for one in plan:
-        shape = "x".join(map(str, one.shape))
+    for planned in plan:
+        shape = "x".join(map(str, planned.shape))
         found += [
-            f"{_quoted(pattern)}: null  # {type(one.owners[0].module).__name__} {shape}, {one.numel:,} weights"
-            for pattern in module_patterns(model, one)
+            f"{_quoted(pattern)}: null  # {type(planned.owners[0].module).__name__} {shape}, {planned.numel:,} weights"
+            for pattern in module_patterns(model, planned)
         ]
     return ["The layers that are pruned; copy what needs a rule of its own to the level above.", *found]
 

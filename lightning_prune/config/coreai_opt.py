@@ -70,7 +70,7 @@ def from_coreai_opt(source: Any) -> MagnitudePrunerConfig:
         if kind == _ATTENTION:
             types[_PROJECTION] = _rule_of(rule, "weight", path)
     names: dict[str, Rule] = {}
-    # Where several patterns match a name, the last one holds in coreai-opt, and the first one here.
+    # Where several patterns match a name, the last pattern holds in coreai-opt, and the first holds here.
     for pattern, rule in reversed((_value(source, "module_name_configs") or {}).items()):
         path = f'module_name_configs["{pattern}"]'
         is_name = all(map(str.isidentifier, re.sub(r"\b\d+\b", "_", pattern).split(".")))

@@ -105,10 +105,23 @@ class MagnitudePrunerConfig:
                     return f'module_type_configs["{_type_name(key)}"]', self.module_type_configs[key]
         return None if self.global_config is None else ("global_config", self.global_config)
 
+    def rules(self) -> dict[str, Rule]:
+        """Give all rules by their paths, such as ``'module_name_configs["head"]'``."""
+        found: dict[str, Rule] = {"global_config": self.global_config}
+        found |= {f'module_type_configs["{_type_name(key)}"]': rule for key, rule in self.module_type_configs.items()}
+        return found | {f'module_name_configs["{key}"]': rule for key, rule in self.module_name_configs.items()}
+
     def get_module_config(self, name: str, module: nn.Module) -> Rule:
         """Give what the nearest rule says of a module; None is dense."""
         found = self.match(name, module)
         return None if found is None else found[1]
+
+    @property
+    def rule_names(self) -> list[str]:
+        """What each rule is for: ``"global"``, the names of classes, the patterns of names."""
+        rules = ["global"] if self.global_config is not None else []
+        rules += [key if isinstance(key, str) else key.__name__ for key in self.module_type_configs]
+        return rules + list(self.module_name_configs)
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> MagnitudePrunerConfig:

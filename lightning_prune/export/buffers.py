@@ -41,8 +41,8 @@ def is_plain(tensor: Tensor | None) -> TypeIs[Tensor]:
     return tensor is not None and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
 
 
-def same(one: Tensor | None, other: Tensor | None) -> bool:
+def same(tensor: Tensor | None, other: Tensor | None) -> bool:
     """Whether two tensors hold the same values, NaN in the same places."""
-    if one is other or not (is_plain(one) and is_plain(other)):
-        return one is other
-    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+    if tensor is other or not (is_plain(tensor) and is_plain(other)):
+        return tensor is other
+    return tensor.shape == other.shape and bool(((tensor == other) | ((tensor != tensor) & (other != other))).all())

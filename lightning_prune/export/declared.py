@@ -48,7 +48,7 @@ def check_values(values: Mapping[str, Values] | None) -> None:
 
 
 def is_range(declared: Any) -> bool:
-    """Whether it is a pair of finite numbers, the smaller one first."""
+    """Whether it is a pair of finite numbers, the smaller first."""
     if isinstance(declared, str) or not isinstance(declared, Sequence) or len(declared) != 2:
         return False
     if not all(isinstance(bound, int | float | np.number) and math.isfinite(bound) for bound in declared):

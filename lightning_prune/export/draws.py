@@ -33,7 +33,7 @@ PARTS = ((0.0, 1.0), (0.75, 1.0), (0.0, 0.25), (0.4, 0.6), (0.0, 1.0))
 TOPS = (99, 9, 1)
 # How far from the example an input is drawn again where the model refuses it, as a part of how far it was.
 SHARES = (0.25, 0.0625, 0.0)
-# So many inputs are drawn again each by itself, to find the one that is refused.
+# So many inputs are drawn again each by itself, to find which of them is refused.
 MOST_ALONE = 8
 
 

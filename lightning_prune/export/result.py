@@ -73,7 +73,7 @@ class ExportResult:
         not_checked: What could not be verified, and why. Empty if everything was.
         notes: Warnings that do not make the file wrong.
         max_error: Largest error of an output on any fresh input, as a fraction of the output's largest value; None if
-            no output could be computed. The larger one of ``near_error`` and ``far_error``.
+            no output could be computed. The larger of ``near_error`` and ``far_error``.
         compression_error: ``near_error`` of the file with compressed weights, on a single input; None without
             compression.
         near_error: The same on inputs like the example: of its mean and scale, within what was declared of them, of
@@ -81,7 +81,7 @@ class ExportResult:
         far_error: The same on inputs far from the example in mean and scale, which find what capturing fixed. Where
             they are outside of what the network is made for, rounding may move it as far; None if there were none.
         attempts: What was tried before and failed, and why each did, in sentences.
-        format: What sort of file it is, in words, of which the last one is a noun: ``"Core ML package"``, ``"Core AI
+        format: What sort of file it is, in words, the last of which is a noun: ``"Core ML package"``, ``"Core AI
             asset"``, ``"ONNX model"``, ``"safetensors file"``.
     """
 

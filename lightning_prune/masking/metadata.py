@@ -50,5 +50,5 @@ def register_coreml_metadata(model: nn.Module, pruned: Mapping[str, str | Sequen
 
 
 def _holder(module: nn.Module, parameter: str) -> nn.Module:
-    """The module itself, or the first one in it where quantization has fused it with its activation."""
+    """The module itself, or the first module in it where quantization has fused it with its activation."""
     return next((holder for holder in module.modules() if parameter in holder._parameters), module)

@@ -77,7 +77,7 @@ def magnitude_mask(
         granularity: The group: one scalar, one ``K`` kernel, or one output channel.
         block_size: Groups, consecutive along the output channels, that are pruned together. A short last block is
             scored as it is.
-        out: Bool mask of shape :func:`mask_shape` to write in place. If not given, a new one.
+        out: Bool mask of shape :func:`mask_shape` to write in place. If not given, a new mask.
 
     Returns:
         Bool mask, ``True`` = keep, on the device of ``weight`` and broadcastable to its shape.

@@ -51,7 +51,7 @@ def n_m_mask(weight: Tensor, num_zeros: int, group_size: int, *, dim: int = 1, o
         num_zeros: Weights to prune in each group, from 0 to ``group_size``.
         group_size: Channels in a group.
         dim: 1 for groups of input channels, 0 for groups of output channels.
-        out: Bool mask of the shape of ``weight`` to write in place. If not given, a new one.
+        out: Bool mask of the shape of ``weight`` to write in place. If not given, a new mask.
 
     Returns:
         Bool mask, ``True`` = keep. Among equal magnitudes of a group the first is kept.

@@ -29,7 +29,7 @@ def gather_state(
     """
     if sharding.is_whole:
         return mask.view(torch.uint8), pruned
-    rows = [one.cpu() for one in sharding.gather(mask, shape) if one is not None]
+    rows = [whole.cpu() for whole in sharding.gather(mask, shape) if whole is not None]
     has_values = alone(add_up([int(pruned is not None)], weight.device), sharding.sum)[0] > 0
     stash = torch.zeros_like(weight)
     if pruned is not None:

@@ -227,7 +227,7 @@ class NofM(Structure):
         return 1
 
     def zeros(self, shape: tuple[int, ...], sparsity: float) -> int:
-        """So many in each whole group; in a short one what it lacks goes first."""
+        """So many in each whole group; in a short group what it lacks goes first."""
         length, num_zeros = shape[self.dim], pruned_count(self.group_size, sparsity)
         if num_zeros == 0:
             return pruned_count(prod(shape), sparsity)

@@ -68,7 +68,7 @@ def choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> Choic
     if leaf is None:
         return Choice(f"left dense by {rule}", rule, "rule")
     by_name, whole_names = rule.startswith("module_name_configs"), (name, re.escape(name))
-    is_exact = any(rule == f'module_name_configs["{one}"]' for one in whole_names)
+    is_exact = any(rule == f'module_name_configs["{whole}"]' for whole in whole_names)
     is_named = is_exact or rule.startswith("module_type_configs")
     # a pattern reaches any module whose parameter it names, as "encoder.*" with in_proj_weight does
     names_parameter = by_name and leaf.param_name != "weight"
@@ -102,12 +102,12 @@ def choose(name: str, module: nn.Module, config: MagnitudePrunerConfig) -> Choic
             continue
         full_name = ".".join(filter(None, (name, path)))
         check_prunable(parameter, PrunedParameter(full_name, label, (owner,), leaf, rule, ()), module)
-        one = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape), is_exact, gain)
-        misfit = leaf.structure.misfit(one.shape, is_named=by_name) or _norm_misfit(one, module, attribute)
+        planned = PrunedParameter(full_name, label, (owner,), leaf, rule, tuple(parameter.shape), is_exact, gain)
+        misfit = leaf.structure.misfit(planned.shape, is_named=by_name) or _norm_misfit(planned, module, attribute)
         if misfit is None:
-            choice.pruned.append(one)
+            choice.pruned.append(planned)
         elif by_name:
-            called = f"{full_name}, whose shape is {one.shape}"
+            called = f"{full_name}, whose shape is {planned.shape}"
             raise MisfitError(
                 f"{rule}.{misfit} in {called}. Give it another rule, or leave {in_words(name, kind)} out with None."
             )
@@ -128,7 +128,7 @@ def _refuse_scripted(name: str, module: nn.Module, rule: str, *, is_reached: boo
 
 
 def _find_attributes(module: nn.Module, pattern: str) -> list[str]:
-    """Names of a module's own parameters, parametrized and already pruned ones too, that match a pattern."""
+    """Names of a module's own parameters, parametrized and already pruned parameters too, that match a pattern."""
     names = [name for name, parameter in module._parameters.items() if parameter is not None]
     names += list(module.parametrizations) if is_parametrized(module) else []  # type: ignore[arg-type]
     hooks = module._forward_pre_hooks.values()
@@ -172,19 +172,21 @@ def _resolve(module: nn.Module, attribute: str, rule: str, called: str) -> tuple
     return Owner(steps, original), its_gain, f"parametrizations.{attribute}.{original}"  # type: ignore[arg-type]
 
 
-def check_prunable(parameter: Any, one: PrunedParameter, module: nn.Module) -> None:
+def check_prunable(parameter: Any, planned: PrunedParameter, module: nn.Module) -> None:
     """Refuse what is no plain tensor of floats, has no shape yet, or has sparse gradients."""
     if isinstance(parameter, UninitializedParameter):
         raise ConfigError(
-            f"{one.rule}: {one.name} has no shape yet. Run one batch through the model before it is prepared."
+            f"{planned.rule}: {planned.name} has no shape yet. Run one batch through the model before it is prepared."
         )
     if getattr(module, "sparse", False):
         raise ConfigError(
-            f"{one.rule}: {one.name} has sparse gradients. Write sparse=False, or leave it out with None."
+            f"{planned.rule}: {planned.name} has sparse gradients. Write sparse=False, or leave it out with None."
         )
     what = unfit_kind(parameter)
     if what is not None:
-        raise UnfitError(f"{one.rule}: {one.name} is {what}; what is pruned are plain tensors of a floating dtype.")
+        raise UnfitError(
+            f"{planned.rule}: {planned.name} is {what}; what is pruned are plain tensors of a floating dtype."
+        )
 
 
 def unfit_kind(parameter: Tensor) -> str | None:
@@ -201,10 +203,10 @@ def unfit_kind(parameter: Tensor) -> str | None:
     return None
 
 
-def _norm_misfit(one: PrunedParameter, module: nn.Module, attribute: str) -> str | None:
+def _norm_misfit(planned: PrunedParameter, module: nn.Module, attribute: str) -> str | None:
     """Why a weight cannot be pruned that is computed by a norm: of shards, or all of it; None if it can."""
-    gain = one.gain_parameter
-    if gain is not None and (is_sharded(one.parameter) or is_sharded(gain)):
+    gain = planned.gain_parameter
+    if gain is not None and (is_sharded(planned.parameter) or is_sharded(gain)):
         return (
             "param_name: the rows of a weight norm that is sharded over processes (DTensor) have norms that no process "
             "knows, unless it is taken off before,"
@@ -214,9 +216,9 @@ def _norm_misfit(one: PrunedParameter, module: nn.Module, attribute: str) -> str
     if parametrize.is_parametrized(module, attribute):
         steps = module.parametrizations[attribute]  # type: ignore[index]
         is_divided |= any(type(step).__name__ == "_SpectralNorm" for step in steps)
-    if is_divided and one.target_zeros >= one.numel:
+    if is_divided and planned.target_zeros >= planned.numel:
         return (
             "target_sparsity must be below 1.0 where a weight is divided by its spectral norm, which is 0 / 0 without "
-            f"it, got {one.config.target_sparsity}"
+            f"it, got {planned.config.target_sparsity}"
         )
     return None

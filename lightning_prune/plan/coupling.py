@@ -36,16 +36,18 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
     """
     rows = {id(planned.parameter): planned for planned in plan}
     modules = {uncompiled_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
-    parameters = {uncompiled_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
+    parameters = {
+        uncompiled_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
     dense = {skipped.name: skipped.reason for skipped in plan.skipped if skipped.cause == "rule"}
     coupled: dict[int, PrunedParameter] = {}
     stuck: dict[str, str] = {}
     for group, found in enumerate(coupling.sets):
-        own = [rows[id(parameters[one.name])] for one in found.members if id(parameters[one.name]) in rows]
+        own = [rows[id(parameters[member.name])] for member in found.members if id(parameters[member.name]) in rows]
         if not any(planned.config.structure.empties_channels for planned in own):
             continue
         first = _same_rule(own)
-        held = next((one.name for one in found.members if one.name.rpartition(".")[0] in dense), None)
+        held = next((member.name for member in found.members if member.name.rpartition(".")[0] in dense), None)
         if held is not None:
             name = held.rpartition(".")[0]
             stuck |= {planned.name: f"its channels go with those of {name}, {dense[name]}" for planned in own}
@@ -65,19 +67,21 @@ def couple_plan(plan: PruningPlan, model: nn.Module, coupling: Coupling) -> Prun
         else:
             (left if planned.config.structure.empties_channels else pruned).append(planned)
     pruned += coupled.values()
-    reasons = {one.name: stuck.get(one.name) or _why(coupling.pinned.get(one.name)) for one in left}
+    reasons = {planned.name: stuck.get(planned.name) or _why(coupling.pinned.get(planned.name)) for planned in left}
     if not pruned:
         raise ConfigError(
             "With slim, channels are pruned that can be cut out, but none of those that the configuration prunes can: "
             + "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:10])
             + "."
         )
-    skipped = [SkippedModule(one.label, _kind(one), reasons[one.name], "pinned") for one in left]
-    weights = sum(one.numel for one in left if len(one.shape) > 1)
-    gained = sum(one.numel for one in pruned if len(one.shape) > 1 and id(one.parameter) not in rows)
-    owned = {id(one.parameter) for one in pruned}
+    skipped = [SkippedModule(planned.label, _kind(planned), reasons[planned.name], "pinned") for planned in left]
+    weights = sum(planned.numel for planned in left if len(planned.shape) > 1)
+    gained = sum(planned.numel for planned in pruned if len(planned.shape) > 1 and id(planned.parameter) not in rows)
+    owned = {id(planned.parameter) for planned in pruned}
     dense_rows = tuple(row for row in plan.skipped if row.cause != "reach" or not _all_in(modules[row.name], owned))
-    fractions = {one.coupled.group: one.config.target_sparsity for one in pruned if one.coupled is not None}
+    fractions = {
+        planned.coupled.group: planned.config.target_sparsity for planned in pruned if planned.coupled is not None
+    }
     before, after = coupling.left({}), coupling.left(fractions)
     note = (
         f"Cut out, {len(fractions)} sets of coupled channels leave {after[0]:,} of {before[0]:,} parameters "

@@ -63,9 +63,9 @@ def plan_pruning(model: nn.Module, config: object = None) -> PruningPlan:
         except UnfitError as error:
             unfit[name] = error
             continue
-        for one in choice.pruned:
-            key = id(one.parameter)
-            found[key] = _tie(found[key], one) if key in found else one
+        for planned in choice.pruned:
+            key = id(planned.parameter)
+            found[key] = _tie(found[key], planned) if key in found else planned
     if unfit:
         raise _refuse_unfit(unfit, [name for name, choice in choices.items() if choice.pruned])
     if misfits:
@@ -77,7 +77,7 @@ def plan_pruning(model: nn.Module, config: object = None) -> PruningPlan:
     if not found:
         raise ConfigError(
             "The configuration prunes nothing of this model. Its modules with parameters: "
-            + "; ".join(f"{one.name or '(root)'} ({one.kind}): {one.reason}" for one in skipped[:20])
+            + "; ".join(f"{row.name or '(root)'} ({row.kind}): {row.reason}" for row in skipped[:20])
             + ". Give the modules to prune in module_type_configs or module_name_configs."
         )
     return PruningPlan(tuple(found.values()), skipped, _count_dense(model, found))
@@ -105,8 +105,8 @@ def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
     named = list(module.named_parameters(recurse=False))
     if is_parametrized(module):
         named += [
-            (f"parametrizations.{name}", one)
-            for name, one in module.parametrizations.named_parameters()  # type: ignore[union-attr]
+            (f"parametrizations.{name}", parameter)
+            for name, parameter in module.parametrizations.named_parameters()  # type: ignore[union-attr]
         ]
     return _without_gains(named)
 
@@ -129,19 +129,19 @@ def _follow_ties(name: str, module: nn.Module, choice: Choice, found: dict[int, 
     if isinstance(module, torch.jit.ScriptModule):  # which makes its parameters anew for everyone who asks
         return
     for attribute, parameter in module._parameters.items():
-        one = found.get(id(parameter))
-        if one is None or any(place.module is module and place.attribute == attribute for place in one.owners):
+        planned = found.get(id(parameter))
+        if planned is None or any(place.module is module and place.attribute == attribute for place in planned.owners):
             continue
-        check_prunable(parameter, one, module)
+        check_prunable(parameter, planned, module)
         if choice.cause == "rule":
             raise ConfigError(
-                f"{name} and {one.name} are one tied parameter, but {name} is {choice.reason}, and {one.rule} prunes "
-                "it. Leave both modules out with None, or neither."
+                f"{name} and {planned.name} are one tied parameter, but {name} is {choice.reason}, and "
+                f"{planned.rule} prunes it. Leave both modules out with None, or neither."
             )
         gain = next((Owner(module, g) for g, v in normed_names(module).values() if v == attribute), None)
-        found[id(parameter)] = _tie(one, replace(one, name=name, owners=(Owner(module, attribute),), gain=gain))
+        found[id(parameter)] = _tie(planned, replace(planned, name=name, owners=(Owner(module, attribute),), gain=gain))
         if not choice.pruned:
-            choice.reason, choice.cause = f"tied to {one.name}, pruned with it", "tie"
+            choice.reason, choice.cause = f"tied to {planned.name}, pruned with it", "tie"
 
 
 def _rows(
@@ -152,9 +152,9 @@ def _rows(
         return
     kind = type_key(module)
     weights = {
-        key: one.numel()
-        for key, one in _weights(module).items()
-        if id(one) not in found and unfit_kind(one) is None and not isinstance(module, torch.jit.ScriptModule)
+        key: weight.numel()
+        for key, weight in _weights(module).items()
+        if id(weight) not in found and unfit_kind(weight) is None and not isinstance(module, torch.jit.ScriptModule)
     }
     if not choice.pruned:
         misfit = next(iter(choice.misfits.values()), None) if choice.cause != "tie" else None

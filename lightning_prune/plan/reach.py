@@ -29,7 +29,7 @@ def warn_of_dense(plan: PruningPlan, config: MagnitudePrunerConfig, *, stackleve
     """
     if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
         return
-    texts = [_describe_misfits([one for one in plan.skipped if one.cause == "misfit"])]
+    texts = [_describe_misfits([row for row in plan.skipped if row.cause == "misfit"])]
     if config.global_config is not None:
         texts.append(_describe_unreached(plan))
     for text in filter(None, texts):
@@ -40,11 +40,11 @@ def _describe_misfits(rows: list[SkippedModule]) -> str:
     if not rows:
         return ""
     reasons: dict[str, list[str]] = {}
-    for one in rows:
-        reasons.setdefault(one.reason, []).append(one.name or "(root)")
+    for row in rows:
+        reasons.setdefault(row.reason, []).append(row.name or "(root)")
     told = [f"{reason} ({_few(names)})" for reason, names in list(reasons.items())[:_SHOWN]]
     told += [f"{len(reasons) - _SHOWN} more reasons in the plan"] if len(reasons) > _SHOWN else []
-    weights = sum(sum(one.weights.values()) for one in rows)
+    weights = sum(sum(row.weights.values()) for row in rows)
     layers = "1 layer stays" if len(rows) == 1 else f"{len(rows)} layers stay"
     size = f" ({weights:,} weights)" if weights else ""
     return (
@@ -57,11 +57,11 @@ def _describe_unreached(plan: PruningPlan) -> str:
     """What no rule reaches, by type, and how to write it; nothing where half of the weights are reached."""
     types: dict[str, dict[str, None]] = {}
     sizes: dict[str, int] = {}
-    for one in plan.skipped:
-        if one.cause == "reach" and one.weights:
-            types.setdefault(one.kind, {}).update(dict.fromkeys(one.weights))
-            sizes[one.kind] = sizes.get(one.kind, 0) + sum(one.weights.values())
-    reached, unreached = sum(one.numel for one in plan if len(one.shape) > 1), sum(sizes.values())
+    for row in plan.skipped:
+        if row.cause == "reach" and row.weights:
+            types.setdefault(row.kind, {}).update(dict.fromkeys(row.weights))
+            sizes[row.kind] = sizes.get(row.kind, 0) + sum(row.weights.values())
+    reached, unreached = sum(planned.numel for planned in plan if len(planned.shape) > 1), sum(sizes.values())
     if reached >= unreached:
         return ""
     largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:_SHOWN]

@@ -172,41 +172,42 @@ class PruningPlan:
         return len(self.parameters)
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict of plain values a module, pruned ones first."""
+        """One dict of plain values a module, pruned modules first."""
         pruned = [
             {
-                "module": one.label,
-                "rule": one.rule,
-                "shape": list(one.shape),
-                "structure": one.structure,
-                "target_sparsity": one.config.target_sparsity,
-                "zeros": one.target_zeros,
-                "weights": one.numel,
+                "module": planned.label,
+                "rule": planned.rule,
+                "shape": list(planned.shape),
+                "structure": planned.structure,
+                "target_sparsity": planned.config.target_sparsity,
+                "zeros": planned.target_zeros,
+                "weights": planned.numel,
                 "reason": None,
             }
-            for one in self.parameters
+            for planned in self.parameters
         ]
         nothing = dict.fromkeys(("rule", "shape", "structure", "target_sparsity", "zeros", "weights"))
-        return pruned + [{"module": one.name, **nothing, "reason": one.reason} for one in self.skipped]
+        return pruned + [{"module": row.name, **nothing, "reason": row.reason} for row in self.skipped]
 
     def without(self, parameters: Iterable[PrunedParameter], reason: str) -> PruningPlan:
         """The same plan with some parameters among what stays dense, for a reason."""
-        left = {one.name: one for one in parameters}
+        left = {planned.name: planned for planned in parameters}
         skipped = [
-            SkippedModule(one.label, type(one.owners[0].module).__name__, reason, "wait") for one in left.values()
+            SkippedModule(planned.label, type(planned.owners[0].module).__name__, reason, "wait")
+            for planned in left.values()
         ]
         return PruningPlan(
-            tuple(one for one in self.parameters if one.name not in left),
+            tuple(planned for planned in self.parameters if planned.name not in left),
             (*self.skipped, *skipped),
-            self.dense_weights + sum(one.numel for one in left.values() if len(one.shape) > 1),
+            self.dense_weights + sum(planned.numel for planned in left.values() if len(planned.shape) > 1),
             self.notes,
         )
 
     def _skipped_alike(self) -> dict[tuple[str, str], list[str]]:
         """Names of the modules that stay dense, by their kind and the reason."""
         alike: dict[tuple[str, str], list[str]] = {}
-        for one in self.skipped:
-            alike.setdefault((one.kind, one.reason), []).append(one.name)
+        for row in self.skipped:
+            alike.setdefault((row.kind, row.reason), []).append(row.name)
         return alike
 
     def __str__(self) -> str:
@@ -225,15 +226,15 @@ class PruningPlan:
         for heading in ("target", "zeros"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("rule, or why it stays dense")
-        for one in self.parameters:
-            shape, target = "x".join(map(str, one.shape)), f"{one.config.target_sparsity:.1%}"
-            label, rule = DottedText(one.label or "(root)"), DottedText(one.rule)
-            table.add_row(label, shape, one.structure, target, f"{one.target_zeros:,}", rule)
+        for planned in self.parameters:
+            shape, target = "x".join(map(str, planned.shape)), f"{planned.config.target_sparsity:.1%}"
+            label, rule = DottedText(planned.label or "(root)"), DottedText(planned.rule)
+            table.add_row(label, shape, planned.structure, target, f"{planned.target_zeros:,}", rule)
         for (kind, reason), names in self._skipped_alike().items():
             more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
             name, reason_text = (DottedText(text, "dim") for text in (f"{names[0] or '(root)'}{more}", reason))
             table.add_row(name, "", DottedText(kind, "dim"), "", "", reason_text)
-        zeros, weights = sum(one.target_zeros for one in self), sum(one.numel for one in self)
+        zeros, weights = sum(planned.target_zeros for planned in self), sum(planned.numel for planned in self)
         layers = "1 layer" if len(self) == 1 else f"{len(self)} layers"
         sentence = f"{zeros:,} of {weights:,} weights in {layers} will be zero ({zeros / weights:.1%})"
         if self.dense_weights:

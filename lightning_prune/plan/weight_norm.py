@@ -114,7 +114,7 @@ def prune_normed(direction: Tensor, gain: Tensor, mask: Tensor) -> None:
 
 
 def row_axis(direction: Tensor, gain: Tensor) -> int | None:
-    """The dimension along which rows lie; None where the weight is a single one."""
+    """The dimension along which rows lie; None where the whole weight is one row."""
     spread = _spread(gain, direction).shape
     return next((axis for axis, size in enumerate(spread) if size > 1), None)
 

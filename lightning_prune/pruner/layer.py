@@ -62,7 +62,7 @@ class Layer:
             raise ConfigError(f"{self.plan.rule}.scheduler.{error}") from error
 
     def restored(self, saved: ParameterState) -> Layer:
-        """The layer as it was saved; its mask is this one's, and is not changed."""
+        """The layer as it was saved; its mask is this layer's, and is not changed."""
         return replace(
             self,
             initial_sparsity=saved.initial_sparsity,

@@ -31,7 +31,7 @@ def report_layers(layers: Sequence[Layer], *, has_targets: bool) -> SparsityRepo
     measured = [layer.measured for layer in pruned if layer.measured is not None]
     if len(measured) < len(pruned):
         raise LifecycleError("report() cannot count the zeros of a sharded model whose last update failed.")
-    return SparsityReport(measured if has_targets else [replace(one, target_sparsity=None) for one in measured])
+    return SparsityReport(measured if has_targets else [replace(layer, target_sparsity=None) for layer in measured])
 
 
 def _measure(layers: Sequence[Layer]) -> None:

@@ -19,8 +19,8 @@ def need_own_parameters(layers: Sequence[Layer], model: nn.Module) -> None:
     replaced = _find_replaced(layers, model)
     if replaced:
         raise LifecycleError(
-            f"{', '.join(replaced)}: the model has another parameter there now than the one that is pruned. Write "
-            "new values into the old one (copy_, load_state_dict without assign), or prune what is new with a "
+            f"{', '.join(replaced)}: the model has another parameter there now than that which is pruned. Write "
+            "new values into the old parameter (copy_, load_state_dict without assign), or prune what is new with a "
             "MagnitudePruner of its own."
         )
 
@@ -30,7 +30,7 @@ def warn_of_replaced(layers: Sequence[Layer], model: nn.Module) -> None:
     replaced = _find_replaced(layers, model)
     if replaced:
         warnings.warn(
-            f"The model has another parameter now than the one that was pruned, whatever the report says of "
+            f"The model has another parameter now than that which was pruned, whatever the report says of "
             f"{', '.join(replaced)}: it may be dense.",
             stacklevel=4,
         )

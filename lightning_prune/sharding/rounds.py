@@ -90,7 +90,9 @@ def add_up(counts: Sequence[int], device: torch.device) -> Rounds[list[int]]:
 def _reduced(counts: list[Tensor], reduce: Reduce | None) -> list[Tensor]:
     """Sums of the counts of each task over all processes, on the CPU."""
     if reduce is None:
-        return [one.cpu() for one in counts]
-    sums = reduce(torch.cat([one.reshape(-1) for one in counts])).cpu()  # a device is waited for once, not by each task
-    parts = torch.split(sums, [one.numel() for one in counts])
-    return [part.view_as(one) for part, one in zip(parts, counts, strict=True)]
+        return [count.cpu() for count in counts]
+    sums = reduce(
+        torch.cat([count.reshape(-1) for count in counts])
+    ).cpu()  # a device is waited for once, not by each task
+    parts = torch.split(sums, [count.numel() for count in counts])
+    return [part.view_as(count) for part, count in zip(parts, counts, strict=True)]

@@ -75,7 +75,7 @@ class Box:
         return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, outer.start, strict=True))
 
     def narrowed(self, shape: tuple[int, ...]) -> Box:
-        """The same box in a tensor of ``shape`` that broadcasts over this one's: length 1 where ``shape`` has it."""
+        """The same box in a tensor of ``shape`` that broadcasts over this box's: length 1 where ``shape`` has it."""
         return Box(
             tuple(0 if size == 1 else start for start, size in zip(self.start, shape, strict=True)),
             tuple(
@@ -146,7 +146,7 @@ class Sharding:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that gathered values go to."""
+        """Whether this process is that to which gathered values go."""
         return self.me == 0
 
     def sum(self, counts: Tensor) -> Tensor:
@@ -279,8 +279,8 @@ def find_shardings(parameters: Sequence[Tensor]) -> list[Sharding]:
         rows = table.tolist()
         for column, number in enumerate(numbers):
             of_processes = [row[column] for row in rows]
-            ranks = tuple(one[0] for one in of_processes)
-            boxes = tuple(Box(tuple(one[1 : 1 + rank]), tuple(one[1 + rank :])) for one in of_processes)
+            ranks = tuple(place[0] for place in of_processes)
+            boxes = tuple(Box(tuple(place[1 : 1 + rank]), tuple(place[1 + rank :])) for place in of_processes)
             shape = tuple(parameters[number].shape)
             if sum(prod(box.shape) for box in boxes) != prod(shape):
                 raise ConfigError(
@@ -361,7 +361,7 @@ def require_same(values: dict[str, int], what: str, *, device: torch.device | No
         found.setdefault(value, []).append(rank)
     names = [name for name, is_other in zip(values, differs, strict=True) if is_other]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    ranks = " against ".join(f"rank {', '.join(map(str, sorted(one)))}" for one in sorted(found.values(), key=len))
+    ranks = " against ".join(f"rank {', '.join(map(str, sorted(alike)))}" for alike in sorted(found.values(), key=len))
     raise PruningError(
         f"{names[0]}{more}: {what} must be the same in all processes, but differs: {ranks}. Seed all ranks alike, and "
         "look for code that changes weights, learning rates or the number of batches by rank; then resume from the "

@@ -173,7 +173,7 @@ def _sets(
     keys = list(made)
     count = len(stays)
     free = {key: classes[ids][~stays[classes[ids]]] for key, ids in made.items()}
-    joined = classes_of(count, [(one, one[:1].expand(len(one))) for one in free.values() if len(one)])
+    joined = classes_of(count, [(slot, slot[:1].expand(len(slot))) for slot in free.values() if len(slot)])
     makers: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for key in weights:
         for label in sorted(set(free[key].tolist())):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.basics import is_a
 from lightning_prune.slim.choosing import Choice
 from lightning_prune.slim.flow import Flow, Reader
 from lightning_prune.slim.names import standing_names, states_of
@@ -171,3 +172,7 @@ def _follow(module: nn.Module, before: tuple[int, ...]) -> None:
         module.embedding_dim = second
     elif isinstance(module, nn.PReLU):
         module.num_parameters = first
+    elif is_a(module, "Conv1D") and hasattr(module, "nf"):  # of transformers: a Linear whose weight is transposed
+        module.nf = second
+        if hasattr(module, "nx"):  # not in all its versions
+            module.nx = first

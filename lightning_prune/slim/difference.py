@@ -1,4 +1,4 @@
-"""Where a cut network first goes another way than the whole one, so that what led there can be kept."""
+"""Where a cut network first goes another way than the whole network, so that what led there can be kept."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def zeros_after_pruning(model: nn.Module, config: MagnitudePrunerConfig) -> dict
     pruner = MagnitudePruner(model, config)
     pruner.prepare()
     pruner.step()
-    return {one.name: one.zeros for one in pruner.report().layers}
+    return {layer.name: layer.zeros for layer in pruner.report().layers}
 
 
 # Values written by hand
@@ -152,8 +152,10 @@ def test_the_configuration_prunes_exactly_as_allocated(method: str, sparsity: fl
     spread = allocate(model, sparsity, method)
     counted = zeros_after_pruning(model, spread.config)
     assert counted == spread.zeros
-    assert sum(counted.values()) == pruned_count(sum(one.numel for one in plan_pruning(model, spread.config)), sparsity)
-    assert [one.target_zeros for one in plan_pruning(model, spread.config)] == list(spread.zeros.values())
+    assert sum(counted.values()) == pruned_count(
+        sum(planned.numel for planned in plan_pruning(model, spread.config)), sparsity
+    )
+    assert [planned.target_zeros for planned in plan_pruning(model, spread.config)] == list(spread.zeros.values())
     assert spread.sparsity == pytest.approx(sparsity, abs=1e-3)
 
 
@@ -287,7 +289,7 @@ def test_a_global_scope_ranks_all_layers_anew_at_every_update(masking):
         # rounded down once, not in each layer
         assert ours.report().total.zeros == pruned_count(3736, uniform._layers[0].sparsity)
         assert 0 <= ours.report().total.zeros - uniform.report().total.zeros < len(uniform.plan)
-    by_name = {one.name: one.sparsity for one in ours.report().layers}
+    by_name = {layer.name: layer.sparsity for layer in ours.report().layers}
     assert by_name["4"] == pytest.approx(0.96, abs=1e-3)  # a tenth of the density of 0.4
     assert max(value for name, value in by_name.items() if name != "4") < 0.3
     assert ours.report().layers[0].target_sparsity is None
@@ -364,13 +366,13 @@ def test_a_second_run_in_global_scope_keeps_the_zeros_of_the_first():
     first.prepare(inplace=True)
     for _ in range(4):
         first.step()
-    sparsities = [one.sparsity for one in first.report().layers]
+    sparsities = [layer.sparsity for layer in first.report().layers]
     model = first.finalize(inplace=True)
     second = MagnitudePruner(
         model, {"global_config": {**GLOBAL["global_config"], "target_sparsity": 0.8}}, scope="global"
     )
     second.prepare(inplace=True, keep_zeros=True)
-    assert [one.sparsity for one in second.report().layers] == sparsities
+    assert [layer.sparsity for layer in second.report().layers] == sparsities
     totals = []
     for _ in range(4):
         second.step()

@@ -36,7 +36,7 @@ def test_a_zero_weight_saves_one_multiplication_a_place():
         model[0].weight[0, 0, 0] = 0  # 3 weights, 25 places
         model[2].weight[1:] = 0  # 150 weights, one place
     count = count_macs(model, torch.zeros(3, 1, 5, 5))
-    rows = [(one.name, one.dense, one.effective) for one in count.layers]
+    rows = [(layer.name, layer.dense, layer.effective) for layer in count.layers]
     assert rows == [("0", 3 * 18 * 25, 3 * 15 * 25), ("2", 3 * 200, 3 * 50)]
     assert (count.dense, count.effective) == (3 * 650, 3 * 425)
 
@@ -90,7 +90,7 @@ def test_what_is_not_counted_is_said():
             return self.used(self.used(self.embedding(tokens))) @ self.own
 
     count = count_macs(Own(), torch.zeros(2, dtype=torch.long))
-    assert [(one.name, one.dense) for one in count.layers] == [("used", 2 * 2 * 16)]
+    assert [(layer.name, layer.dense) for layer in count.layers] == [("used", 2 * 2 * 16)]
     assert count.not_counted == ("", "unused")
 
 

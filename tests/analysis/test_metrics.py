@@ -61,54 +61,54 @@ def two_processes(metric: Metric) -> Metric:
 
 @pytest.mark.parametrize("metric", EXPECTED)
 def test_values_of_a_table_written_by_hand(metric: type[Metric]):
-    one = metric()
-    one.update(WEIGHT)
-    assert float(one.compute()) == EXPECTED[metric]
+    measure = metric()
+    measure.update(WEIGHT)
+    assert float(measure.compute()) == EXPECTED[metric]
 
 
 @pytest.mark.parametrize("metric", EXPECTED)
 def test_counts_add_up_over_updates_and_reset(metric: type[Metric]):
-    one = metric()
+    measure = metric()
     for weight in (WEIGHT, torch.ones(4, 4, 1)):
-        one.update(weight)
+        measure.update(weight)
     is_total = metric in (EffectiveParameters, CompressedBytes)
     dense = {EffectiveParameters: 16, CompressedBytes: 32}.get(metric, 0.0)
     expected = EXPECTED[metric] + dense if is_total else EXPECTED[metric] / 2
-    assert float(one.compute()) == expected
-    one.reset()
-    assert float(one(WEIGHT)) == EXPECTED[metric]
-    assert float(one(torch.ones(4, 4, 1))) == dense
-    assert float(one.compute()) == expected
+    assert float(measure.compute()) == expected
+    measure.reset()
+    assert float(measure(WEIGHT)) == EXPECTED[metric]
+    assert float(measure(torch.ones(4, 4, 1))) == dense
+    assert float(measure.compute()) == expected
 
 
 @pytest.mark.parametrize("metric", EXPECTED)
 def test_a_module_counts_as_its_weights(metric: type[Metric]):
-    one = metric()
-    one.update(model_with(WEIGHT))
+    measure = metric()
+    measure.update(model_with(WEIGHT))
     extra = {EffectiveParameters: 4 + 4, CompressedBytes: 2 * (4 + 4 + 4)}.get(metric, 0)  # bias; norm of ones, zeros
-    assert float(one.compute()) == EXPECTED[metric] + extra
+    assert float(measure.compute()) == EXPECTED[metric] + extra
 
 
 @pytest.mark.parametrize("metric", EXPECTED)
 def test_two_processes_with_the_same_model_give_the_value_of_one(metric: type[Metric]):
-    one = two_processes(metric())
-    one.update(WEIGHT)
-    assert float(one.compute()) == EXPECTED[metric]
-    one(WEIGHT)
-    assert float(one.compute()) == EXPECTED[metric] * (2 if metric in (EffectiveParameters, CompressedBytes) else 1)
+    measure = two_processes(metric())
+    measure.update(WEIGHT)
+    assert float(measure.compute()) == EXPECTED[metric]
+    measure(WEIGHT)
+    assert float(measure.compute()) == EXPECTED[metric] * (2 if metric in (EffectiveParameters, CompressedBytes) else 1)
 
 
 @pytest.mark.parametrize("metric", [EffectiveParameters, CompressedBytes])
 def test_numbers_of_shards_add_up(metric: type[Metric]):
-    one = two_processes(metric(sharded=True))
-    one.update(WEIGHT)
-    assert float(one.compute()) == 2 * EXPECTED[metric]
+    measure = two_processes(metric(sharded=True))
+    measure.update(WEIGHT)
+    assert float(measure.compute()) == 2 * EXPECTED[metric]
 
 
 def test_nothing_counted_is_nan():
-    one = KernelSparsity()
-    one.update(nn.Linear(2, 2))
-    assert torch.isnan(one.compute())
+    measure = KernelSparsity()
+    measure.update(nn.Linear(2, 2))
+    assert torch.isnan(measure.compute())
 
 
 @pytest.mark.parametrize("masking", ["hook", "resident"])
@@ -229,11 +229,11 @@ def test_changes_at_the_updates_of_a_pruner_are_those_of_its_masks():
 
 
 def test_masks_that_do_not_belong_together_are_refused():
-    one = torch.ones(2, 2)
+    mask = torch.ones(2, 2)
     with pytest.raises(ConfigError, match=r"masks of the same names, got \['a'\] and \['b'\]"):
-        mask_changes({"a": one}, {"b": one})
+        mask_changes({"a": mask}, {"b": mask})
     with pytest.raises(ConfigError, match=r"a: before and after must have one shape, got \[2, 2\] and \[2, 1\]"):
-        mask_changes({"a": one}, {"a": one[:, :1]})
+        mask_changes({"a": mask}, {"a": mask[:, :1]})
     with pytest.raises(ConfigError, match="needs 1 <= num_zeros < group_size"):
         NMAdherence(4, 4)
     with pytest.raises(ConfigError, match="block_size must be a whole number of at least 1, got 0"):

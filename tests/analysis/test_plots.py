@@ -10,6 +10,7 @@ from lightning_prune import ConfigError, MagnitudePruner, MagnitudePrunerConfig,
 from lightning_prune.analysis import plots
 from lightning_prune.masks import compute_mask
 from lightning_prune.schedules import TrainingRun
+from lightning_prune.slim import slim
 
 pytest.importorskip("matplotlib")
 CONFIG = {
@@ -126,6 +127,19 @@ def test_layers_are_bars_in_the_order_of_the_model():
     assert bars == [0.75, 0.75]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0", "2"]
     assert labels(figure) == {"target", "all layers 75.0%"}
+    draw(figure)
+
+
+def test_channels_that_slimming_kept_are_bars_with_what_was_pinned():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].weight[:6] = 0
+    figure = plots.plot_slim(slim(model, torch.randn(3, 4)))
+    bars = [bar.get_width() for bar in figure.axes[0].patches]
+    assert bars == [1, 1, 0.25, 1, 0, 1], "cut out behind, kept, pinned"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["0.weight", "2.weight"]
+    assert labels(figure) == {"cut out", "kept", "kept whatever their values are (pinned)"}
+    assert figure.axes[0].get_title(loc="left") == "16 of 58 parameters left"
     draw(figure)
 
 

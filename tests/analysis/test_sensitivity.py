@@ -52,8 +52,10 @@ def test_one_layer_at_a_time_is_pruned_by_the_masks_of_training():
         mask = compute_mask(weight, sparsity, **rule)
         assert torch.equal(seen[1 + index][f"{name}.weight"], weight * mask)
         others = [other for other in ("0", "5") if other != name]
-        assert all(torch.equal(seen[1 + index][f"{one}.weight"], dense.get_submodule(one).weight) for one in others)
-    assert [list(one.sparsities.values()) for one in found.layers] == [[0.5, 0.75], [0.5, 0.75]]
+        assert all(
+            torch.equal(seen[1 + index][f"{other}.weight"], dense.get_submodule(other).weight) for other in others
+        )
+    assert [list(layer.sparsities.values()) for layer in found.layers] == [[0.5, 0.75], [0.5, 0.75]]
 
 
 def test_the_model_comes_back_bit_for_bit_whatever_evaluate_does_to_buffers_and_modes():
@@ -115,7 +117,7 @@ RULE = ModuleMagnitudePrunerConfig()
 RESULT = Sensitivity(
     0.9,
     tuple(
-        LayerSensitivity(name, 100, scores, {one: one for one in scores}, RULE, (name,))
+        LayerSensitivity(name, 100, scores, {score: score for score in scores}, RULE, (name,))
         for name, scores in SCORES.items()
     ),
 )
@@ -143,7 +145,7 @@ def test_the_configuration_has_a_rule_for_each_layer():
     assert config.module_name_configs["robust"].schedule.begin == 0.1
     model = nn.ModuleDict({name: nn.Linear(10, 10) for name in config.module_name_configs})
     plan = plan_pruning(model, config)
-    assert {one.label: one.target_zeros for one in plan} == {"robust": 90, "dips": 50}
+    assert {planned.label: planned.target_zeros for planned in plan} == {"robust": 90, "dips": 50}
 
 
 def test_a_loss_that_no_layer_tolerates_is_refused():
@@ -179,7 +181,7 @@ def test_parameters_of_one_module_share_the_rule_that_all_of_them_tolerate():
         "a": 0.75,
         "b": 0.75,
     }
-    assert [one.target_zeros for one in plan_pruning(model, written)] == [16, 16, 12]
+    assert [planned.target_zeros for planned in plan_pruning(model, written)] == [16, 16, 12]
 
 
 def test_the_result_prints_and_exports_and_plots():
@@ -254,8 +256,8 @@ def test_no_number_of_the_table_is_cut(width):
         LayerSensitivity(
             name,
             123_456_789,
-            {one: 0.9 - one * 1.23456e-4 for one in asked},
-            {one: one for one in asked},
+            {value: 0.9 - value * 1.23456e-4 for value in asked},
+            {value: value for value in asked},
             ModuleMagnitudePrunerConfig(),
             (name,),
         )
@@ -266,8 +268,8 @@ def test_no_number_of_the_table_is_cut(width):
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for one in asked:
-        assert text.count(f"{-one * 1.23456e-4:+.4g}") == 2
-        assert text.count(f" {100 * one:g}%") == 1
+    for value in asked:
+        assert text.count(f"{-value * 1.23456e-4:+.4g}") == 2
+        assert text.count(f" {100 * value:g}%") == 1
     assert text.count("Change of the score") == text.count("Higher is better") == 1
     assert width < 300 or text.count("weights") == 1

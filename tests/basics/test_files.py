@@ -79,7 +79,7 @@ def test_a_kill_at_any_line_leaves_the_old_folder_or_the_new_one_and_the_next_wr
     assert killed_at(line // 2, lambda: write(target, "newer"))
     write(target, "last")
     assert held(target) == "last"
-    assert [one.name for one in tmp_path.iterdir()] == ["net.mlpackage"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net.mlpackage"]
 
 
 @fork
@@ -99,7 +99,7 @@ def test_what_a_process_that_runs_is_writing_is_not_cleared(tmp_path):
         assert len(leftovers(target)) == 1
         slow.communicate("\n")
     assert held(target) == "slow"
-    assert [one.name for one in tmp_path.iterdir()] == ["net.mlpackage"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net.mlpackage"]
 
 
 @fork
@@ -205,4 +205,4 @@ def test_a_lock_that_someone_else_holds_for_ever_is_not_waited_for(tmp_path, mon
     finally:
         os.close(descriptor)
     assert held(tmp_path / "net.mlpackage") == "new"
-    assert [one.name for one in Path(tmp_path).iterdir()] == ["net.mlpackage"]
+    assert [entry.name for entry in Path(tmp_path).iterdir()] == ["net.mlpackage"]

@@ -258,7 +258,12 @@ ODD = {
 def test_inspect_names_what_it_cannot_look_into(tmp_path):
     torch.save(ODD, tmp_path / "odd.pt")
     found = inspect_file(tmp_path / "odd.pt", all_tensors=True)
-    assert [(one.name, one.zeros) for one in found.tensors] == [("w", 12), ("0", 16), ("(1, 2)", 0), ("eighth", 12)]
+    assert [(tensor.name, tensor.zeros) for tensor in found.tensors] == [
+        ("w", 12),
+        ("0", 16),
+        ("(1, 2)", 0),
+        ("eighth", 12),
+    ]
     assert found.notes[0].startswith("Not looked into: sparse, rows, meta, bits (")
 
 
@@ -289,7 +294,7 @@ def test_a_weight_that_cannot_be_masked_is_named(tmp_path, name, odd):
 
 def said(capsys, *arguments):
     capsys.readouterr()
-    code = main([str(one) for one in arguments])
+    code = main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     return code, output.out, output.err
 
@@ -461,5 +466,5 @@ def test_replicas_of_one_weight_and_other_masks_differ(masking, monkeypatch):
         mask = pruner.masks()["weight"]
         mask.copy_(mask.flip(0).flip(1))  # as many zeros, elsewhere
         pruner.check_replicas()
-    same, moved, same_again, moved_again = (one["weight"] for one in values)
+    same, moved, same_again, moved_again = (value["weight"] for value in values)
     assert same == same_again != moved == moved_again

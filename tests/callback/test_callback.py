@@ -179,7 +179,7 @@ def test_what_to_write_in_a_schedule_that_ends_after_the_run_fits_the_schedule(t
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(tmp_path, callback)
-    (told,) = (str(one.message) for one in caught if "but this run has 16" in str(one.message))
+    (told,) = (str(warning.message) for warning in caught if "but this run has 16" in str(warning.message))
     assert told.startswith("global_config.scheduler: the last pruning update is at optimizer step 400")
     assert advice in told
     assert "end=0.8" not in told
@@ -266,7 +266,7 @@ def test_what_a_fit_has_read_cannot_be_set_while_it_runs_and_can_whatever_its_en
     for name, value in FIXED.items():
         setattr(callback, name, value)
     model, _ = fit(tmp_path, callback)
-    sparsities = {round(sparsity_of(one.weight), 2) for one in (model.fc1, model.fc2)}
+    sparsities = {round(sparsity_of(layer.weight), 2) for layer in (model.fc1, model.fc2)}
     assert len(sparsities) == 2, "the scope is global now"
 
 

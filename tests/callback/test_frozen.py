@@ -64,14 +64,14 @@ def test_what_is_frozen_is_left_as_it_is_and_named_at_the_end_with_advice_that_w
         _, pruning = fit(tmp_path, model=model, config=config, masking=masking)
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value)
-    assert [one.name for one in pruning.report().layers] == ["conv", "fc1", "fc2"]
+    assert [layer.name for layer in pruning.report().layers] == ["conv", "fc1", "fc2"]
     assert pruning.report().sparsity == pytest.approx(0.75, abs=1e-3)
-    reasons = {one.name: one.reason for one in pruning.pruner.plan.skipped}
+    reasons = {row.name: row.reason for row in pruning.pruner.plan.skipped}
     assert "waits" in reasons["teacher.0"]
     assert sparsity_of(model.fc1.weight) == 0.75
-    (message,) = [str(one.message) for one in caught if "frozen" in str(one.message)]
+    (message,) = [str(warning.message) for warning in caught if "frozen" in str(warning.message)]
     left_out = {**config, "module_name_configs": {advice(message): None}}
-    assert [one.label for one in plan_pruning(Distilled(), left_out)] == ["conv", "fc1", "fc2"]
+    assert [planned.label for planned in plan_pruning(Distilled(), left_out)] == ["conv", "fc1", "fc2"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings(
@@ -89,9 +89,9 @@ def test_advice_names_what_is_frozen_and_nothing_beside_it(tmp_path):
 
     with pytest.warns(UserWarning, match="frozen") as caught:
         fit(tmp_path, model=Mixed())
-    pattern = advice(next(str(one.message) for one in caught if "frozen" in str(one.message)))
+    pattern = advice(next(str(warning.message) for warning in caught if "frozen" in str(warning.message)))
     plan = plan_pruning(Mixed(), {"global_config": {}, "module_name_configs": {pattern: None}})
-    assert [one.label for one in plan] == ["conv", "fc1", "fc2", "net.head"]
+    assert [planned.label for planned in plan] == ["conv", "fc1", "fc2", "net.head"]
 
 
 @MASKINGS
@@ -134,7 +134,7 @@ def test_a_global_ranking_leaves_out_what_waits_and_takes_it_in_later(tmp_path, 
     model, pruning = fit(tmp_path, thaw, masking=masking, scope="global")
     assert thaw.seen[5] == 0.0
     weights = [model.conv.weight, model.fc1.weight, model.fc2.weight]
-    zeros, numel = sum(int((one == 0).sum()) for one in weights), sum(one.numel() for one in weights)
+    zeros, numel = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
     assert zeros == numel * 3 // 4
 
 

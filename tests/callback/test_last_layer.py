@@ -24,7 +24,7 @@ def fit(tmp_path, config, model=None, *callbacks):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make_trainer(tmp_path, callbacks=[pruning, *callbacks], max_epochs=1).fit(model, make_loader(3))
-    return [str(one.message) for one in caught if LAST in str(one.message)]
+    return [str(warning.message) for warning in caught if LAST in str(warning.message)]
 
 
 @pytest.mark.parametrize("config", [{"global_config": ROWS}, {"module_type_configs": {"Linear": ROWS}}])

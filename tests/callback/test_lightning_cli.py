@@ -20,7 +20,7 @@ def parse(tmp_path, *arguments: str, config: object = RULES) -> MagnitudePruning
     callbacks = [{"class_path": CALLBACK, "init_args": {"config": config}}]
     path.write_text(yaml.safe_dump({"trainer": {"logger": False, "accelerator": "cpu", "callbacks": callbacks}}))
     cli = LightningCLI(ToyModule, run=False, args=["--config", str(path), *arguments], save_config_callback=None)
-    return next(one for one in cli.trainer.callbacks if isinstance(one, MagnitudePruningCallback))
+    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, MagnitudePruningCallback))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def parse_export(tmp_path, export, *arguments: str) -> CoreMLExport | None:
     callbacks = [{"class_path": CALLBACK, "init_args": {"config": RULES, "export": export}}]
     path.write_text(yaml.safe_dump({"trainer": {"logger": False, "accelerator": "cpu", "callbacks": callbacks}}))
     cli = LightningCLI(ToyModule, run=False, args=["--config", str(path), *arguments], save_config_callback=None)
-    return next(one for one in cli.trainer.callbacks if isinstance(one, MagnitudePruningCallback)).export
+    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, MagnitudePruningCallback)).export
 
 
 def test_an_export_may_be_a_path_a_dict_or_a_class(tmp_path):

@@ -279,7 +279,7 @@ def test_patterns_reach_attention_and_patterns_that_reach_nothing_are_refused():
         return MagnitudePruner(model, MagnitudePrunerConfig(module_name_configs=names), masking="resident").plan
 
     found = plan({r"net\.layers\.\d+\.self_attn": {"param_name": "in_proj_weight"}})
-    assert [one.name for one in found] == [f"net.layers.{i}.self_attn.in_proj_weight" for i in range(2)]
+    assert [item.name for item in found] == [f"net.layers.{i}.self_attn.in_proj_weight" for i in range(2)]
     assert len(plan({r"net\.layers\.0\.linear1": {}})) == 1
     with pytest.raises(ConfigError, match=r"prunes nothing: it matches net.layers.0.norm1, net.layers.0.norm2"):
         plan({r"net\.layers\.0\.norm\d": {}, "net.layers.0.linear1": {}})
@@ -291,7 +291,7 @@ def test_odd_layers():
     pruner = MagnitudePruner(model, {"global_config": {"initial_sparsity": 0.5}})
     pruner.prepare()
     assert list(pruner.report()) == ["global.weight", "fc", "global"]
-    assert [one.reason for one in pruner.plan.skipped] == ["it has no weights"]
+    assert [row.reason for row in pruner.plan.skipped] == ["it has no weights"]
     assert "will be zero" in str(pruner.plan)
 
 

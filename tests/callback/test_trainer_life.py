@@ -103,7 +103,9 @@ def test_every_checkpoint_is_the_pruned_network_under_plain_names(tmp_path, weig
         if checkpoint["global_step"] in expected:
             assert sparsity_of(fresh.fc1.weight) == pytest.approx(expected[checkpoint["global_step"]], abs=0.01)
         if not weights_only:
-            (state,) = [one for key, one in checkpoint["callbacks"].items() if key.startswith("MagnitudePruning")]
+            (state,) = [
+                callback for key, callback in checkpoint["callbacks"].items() if key.startswith("MagnitudePruning")
+            ]
             assert state["step_count"] == checkpoint["global_step"]
     fresh, tester = ToyModule(), make_trainer(tmp_path)
     (with_callback,) = trainer.test(model, make_loader(2), verbose=False)
@@ -162,7 +164,7 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path, optimizer
         {"gradient_clip_val": 0.1},
         {"accumulate_grad_batches": 2, "max_epochs": 4},
     ],
-    ids=lambda one: next(iter(one)) + "=" + str(next(iter(one.values()))),
+    ids=lambda entry: next(iter(entry)) + "=" + str(next(iter(entry.values()))),
 )
 @pytest.mark.filterwarnings("ignore:.*does not support autocast.*")
 def test_resume_is_exact_in_every_mode_of_training(tmp_path, arguments):
@@ -386,8 +388,8 @@ def test_an_optimizer_that_counted_pruned_weights_behind_their_biases_goes_on(tm
     trainer.fit(model, make_loader())
     trainer.save_checkpoint(tmp_path / "foreign.ckpt")
     saved = {
-        name.removesuffix("_orig"): trainer.optimizers[0].state[one]["exp_avg"].clone()
-        for name, one in model.named_parameters()
+        name.removesuffix("_orig"): trainer.optimizers[0].state[parameter]["exp_avg"].clone()
+        for name, parameter in model.named_parameters()
     }
     seen = []
 
@@ -724,7 +726,7 @@ def test_a_resumed_run_holds_a_plateau_as_long_as_one_never_stopped(tmp_path, at
     # held until the validation at the end of epoch 5; epoch 6 is the best, and 7 and 8 are worse
     assert whole.rates == pytest.approx([0.1] * 9 + [0.01])
     assert resumed.rates == whole.rates[-len(resumed.rates) :]
-    ours, theirs = ((one.lr_scheduler_configs[0].scheduler).state_dict() for one in (again, trainer))
+    ours, theirs = ((run.lr_scheduler_configs[0].scheduler).state_dict() for run in (again, trainer))
     assert (ours["best"], ours["num_bad_epochs"]) == (theirs["best"], theirs["num_bad_epochs"])
     assert "step" not in ours, "nothing of ours is saved with the schedule"
 

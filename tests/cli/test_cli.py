@@ -64,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """Exit code, standard output, standard error."""
     capsys.readouterr()
-    code = main([str(one) for one in arguments])
+    code = main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     return code, output.out, output.err
 
@@ -120,8 +120,8 @@ def test_init_spreads_a_sparsity_over_the_model(folder, capsys, method):
 
     plan = plan_pruning(Net(), MagnitudePrunerConfig.from_yaml(text))
     weights = 72 + 8192 + 64
-    assert sum(one.target_zeros for one in plan) == int(weights * 0.9)
-    assert [one.target_zeros for one in plan if one.label == "head"] == [0]
+    assert sum(planned.target_zeros for planned in plan) == int(weights * 0.9)
+    assert [planned.target_zeros for planned in plan if planned.label == "head"] == [0]
 
 
 def test_init_writes_a_file_once(folder, capsys):
@@ -159,7 +159,7 @@ def test_plan_in_forms_that_programs_read(folder, capsys):
     code, text, _ = run(capsys, "plan", "cli_nets:Net", "--args", '{"hidden": 4}', "--steps", 10, "--format", "json")
     found = json.loads(text)
     assert code == 0
-    assert {one["module"]: one["zeros"] for one in found["modules"]}["fc"] == 4 * 512 // 2
+    assert {module["module"]: module["zeros"] for module in found["modules"]}["fc"] == 4 * 512 // 2
     assert found["sparsity"]["10"] == 0.5
     text = run(capsys, "plan", "cli_nets:Net", "--args", "[4, 2]", "--format", "csv")[1]
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -212,7 +212,7 @@ def test_inspect_exits_by_what_it_finds(checkpoint, capsys):
 def test_inspect_in_forms_that_programs_read(checkpoint, capsys):
     found = json.loads(run(capsys, "inspect", checkpoint, "--format", "json")[1])
     assert found["kind"] == "Lightning checkpoint"
-    by_name = {one["name"]: one for one in found["tensors"]}
+    by_name = {tensor["name"]: tensor for tensor in found["tensors"]}
     assert by_name["fc.weight"]["zeros"] == 3072
     assert by_name["fc.weight"]["sparse_bytes"] == 4096 // 8 + 1024 * 2
     rows = list(csv.DictReader(io.StringIO(run(capsys, "inspect", checkpoint, "--format", "csv")[1])))
@@ -230,7 +230,7 @@ def test_inspect_reads_what_other_tools_write(folder, tmp_path):
         torch.save(content, tmp_path / "file.pt")
         found = inspect_file(tmp_path / "file.pt")
         assert found.kind == kind
-        assert [(one.name, one.zeros) for one in found.tensors] == [("weight", 16)]
+        assert [(tensor.name, tensor.zeros) for tensor in found.tensors] == [("weight", 16)]
         assert "lightning-prune convert" in found.notes[-1]
     torch.save(torch.eye(4), tmp_path / "one.pt")
     assert inspect_file(tmp_path / "one.pt").tensors[0].name == "one"
@@ -241,7 +241,7 @@ def test_inspect_reads_safetensors(folder, capsys):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"a.weight": torch.eye(8, dtype=torch.bfloat16), "a.bias": torch.ones(8)}, "a.safetensors")
     found = inspect_file("a.safetensors")
-    assert [(one.name, one.zeros, one.dtype) for one in found.tensors] == [("a.weight", 56, "bfloat16")]
+    assert [(tensor.name, tensor.zeros, tensor.dtype) for tensor in found.tensors] == [("a.weight", 56, "bfloat16")]
     assert found.others == 8
     Path("b.safetensors").write_bytes(b"nothing")
     code, _, error = run(capsys, "inspect", "b.safetensors")

@@ -47,8 +47,8 @@ def test_a_schedule_gives_the_same_sparsity_at_every_step():
 
 
 def test_a_single_update_comes_at_the_end_and_no_schedule_is_the_target_at_once():
-    one = rule(sparsity_schedule=Object(**{**vars(SCHEDULE), "update_frequency": 20}))
-    leaf = load_config(theirs(one)).global_config
+    faster = rule(sparsity_schedule=Object(**{**vars(SCHEDULE), "update_frequency": 20}))
+    leaf = load_config(theirs(faster)).global_config
     assert [leaf.schedule.compute_sparsity(step, 0.1, leaf) for step in (11, 12)] == [0.1, 0.5]
     assert load_config(theirs(rule())).global_config.initial_sparsity == 0.5
     late = load_config(theirs(rule(sparsity_schedule=Object(begin_step=4)))).global_config

@@ -761,7 +761,11 @@ def test_a_lightning_module_that_asks_whether_it_has_a_trainer_is_exported(targe
             except RuntimeError:
                 return self.fc(x)
 
-    CoreMLExport(target, torch.rand(1, 8), frontend="export").save(Module().eval())
+    model = Module().eval()
+    result = CoreMLExport(target, torch.rand(1, 8), frontend="export").save(model)
+    assert (result.frontend, result.path) == ("export", target)
+    assert result.max_error is not None
+    assert result.max_error < 0.01
 
 
 @pytest.mark.parametrize("frontend", ["export", "trace", "export_full"])

@@ -393,8 +393,8 @@ def test_core_ml_itself_is_asked_where_it_exists(target, monkeypatch):
 
 
 def test_differences_of_every_kind():
-    one = torch.tensor([1.0, -4.0])
-    assert difference(one + torch.tensor([0.0, 0.4]), one) == pytest.approx(0.1)
+    values = torch.tensor([1.0, -4.0])
+    assert difference(values + torch.tensor([0.0, 0.4]), values) == pytest.approx(0.1)
     assert difference(torch.tensor([1.0, torch.inf]), torch.tensor([1.0, torch.inf])) == 0
     assert difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.inf])) == float("inf")
     assert difference(torch.tensor([torch.nan]), torch.tensor([1.0])) == float("inf")

@@ -201,7 +201,7 @@ def test_encodings_that_are_named_over_and_over_do_not_grow(package):
 
     edit(package, change)
     with little():
-        assert max(len(one.encoding) for one in read_package(package).constants.values()) < 40
+        assert max(len(constant.encoding) for constant in read_package(package).constants.values()) < 40
 
 
 def test_records_that_overlap_are_an_error(package):
@@ -298,7 +298,7 @@ def test_every_function_of_a_package_is_read(several):
     assert list(functions) == ["four", "one", "other"]
     assert [package.main.inputs[0][2] for package in functions.values()] == [(4, 64), (1, 64), (1, 64)]
     weights = [
-        next(one.values for one in package.constants.values() if one.values.shape == (16, 64))
+        next(constant.values for constant in package.constants.values() if constant.values.shape == (16, 64))
         for package in functions.values()
     ]
     assert weights[0] is weights[1]
@@ -311,8 +311,10 @@ def test_every_function_of_a_package_is_read(several):
 
 def test_weights_that_functions_share_are_inspected_once(several):
     found = inspect_file(several)
-    assert [(one.shape, one.sparsity, one.stored) for one in found.tensors] == [((16, 64), 0.5, "sparse")] * 2
-    assert len({one.name for one in found.tensors}) == 2
+    assert [(tensor.shape, tensor.sparsity, tensor.stored) for tensor in found.tensors] == [
+        ((16, 64), 0.5, "sparse")
+    ] * 2
+    assert len({tensor.name for tensor in found.tensors}) == 2
     assert found.notes == ("Has the functions four, one, other; a weight that several share is listed once.",)
 
 

@@ -286,12 +286,12 @@ def test_nearest_neighbours_are_found_by_factors_that_give_whole_sizes():
 
 def test_lists_grow_and_are_never_changed_in_place():
     start = KERNELS["make_list"](init_length=1)
-    one = KERNELS["list_write"](start, t(1)[0], torch.ones(2))
-    two = KERNELS["list_scatter"](one, t(0), torch.zeros(1, 2))
+    written = KERNELS["list_write"](start, t(1)[0], torch.ones(2))
+    scattered = KERNELS["list_scatter"](written, t(0), torch.zeros(1, 2))
     assert start == [None]
-    assert int(KERNELS["list_length"](two)) == 2
-    assert KERNELS["list_gather"](two, t(1, 0)).tolist() == [[1, 1], [0, 0]]
-    assert KERNELS["list_read"](two, 0).tolist() == [0, 0]
+    assert int(KERNELS["list_length"](scattered)) == 2
+    assert KERNELS["list_gather"](scattered, t(1, 0)).tolist() == [[1, 1], [0, 0]]
+    assert KERNELS["list_read"](scattered, 0).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

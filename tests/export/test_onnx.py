@@ -39,10 +39,10 @@ def run(path, *inputs):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+    names = [value.name for value in session.get_inputs()]
     return [
         torch.from_numpy(out)
-        for out in session.run(None, {name: one.numpy() for name, one in zip(names, inputs, strict=True)})
+        for out in session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
     ]
 
 
@@ -138,7 +138,9 @@ def test_inspect_lists_a_constant_without_dimensions(path):
         helper.make_model(helper.make_graph([helper.make_node("Add", ["x", "c"], ["y"])], "g", [x], [y], [constant])),
         path,
     )
-    assert [(one.name, one.shape, one.zeros) for one in inspect_file(path, all_tensors=True).tensors] == [("c", (), 0)]
+    assert [(tensor.name, tensor.shape, tensor.zeros) for tensor in inspect_file(path, all_tensors=True).tensors] == [
+        ("c", (), 0)
+    ]
 
 
 def test_inspect_reads_it_and_only_onnx_is_replaced(path):
@@ -151,7 +153,7 @@ def test_inspect_reads_it_and_only_onnx_is_replaced(path):
     ONNXExport(path, torch.randn(2, 8)).save(model)
     found = inspect_file(path)
     assert found.kind == "ONNX model"
-    assert [(one.shape, one.zeros, one.dtype) for one in found.tensors] == [
+    assert [(tensor.shape, tensor.zeros, tensor.dtype) for tensor in found.tensors] == [
         ((4, 8), int((model.weight == 0).sum()), "float32")
     ]
     assert found.others == 4
@@ -197,9 +199,11 @@ def test_other_numbers_and_other_zeros_are_refused(path, monkeypatch):
     def spoil(self, standalone, place):
         write(self, standalone, place)
         saved = onnx.load(place)
-        for one in saved.graph.initializer:
-            if len(one.dims) == spoiled[-1]:
-                one.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(one) + 0.1, one.name))
+        for initializer in saved.graph.initializer:
+            if len(initializer.dims) == spoiled[-1]:
+                initializer.CopyFrom(
+                    numpy_helper.from_array(numpy_helper.to_array(initializer) + 0.1, initializer.name)
+                )
         onnx.save(saved, place)
 
     monkeypatch.setattr(ONNXExport, "write", spoil)

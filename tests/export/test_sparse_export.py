@@ -44,7 +44,7 @@ def zeroed(model):
 
 
 def same(state, other):
-    return list(state) == list(other) and all(torch.equal(one, other[name]) for name, one in state.items())
+    return list(state) == list(other) and all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 def fit(folder, **options):
@@ -163,8 +163,8 @@ def test_inspect_shows_how_each_tensor_lies_in_the_file(tmp_path):
     save_sparse({"a": model.weight, "b": model.weight}, tmp_path / "a.safetensors")
     found = inspect_file(tmp_path / "a.safetensors")
     assert found.kind == "sparse safetensors file"
-    assert [one.stored for one in found.tensors] == ["bitmask", "with a"]
-    assert [one.nbytes for one in found.tensors] == [512 + 4 * int(model.weight.count_nonzero()), 0]
+    assert [tensor.stored for tensor in found.tensors] == ["bitmask", "with a"]
+    assert [tensor.nbytes for tensor in found.tensors] == [512 + 4 * int(model.weight.count_nonzero()), 0]
     assert "bitmask" in str(found.records())
 
 
@@ -185,7 +185,7 @@ def test_a_model_in_half_precision_keeps_its_type_and_masks_are_checked(tmp_path
 
 def test_a_file_that_does_not_hold_the_bits_is_not_put_in_place(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        module, "write_sparse", lambda state, place: save_sparse({name: -one for name, one in state.items()}, place)
+        module, "write_sparse", lambda state, place: save_sparse({name: -value for name, value in state.items()}, place)
     )
     with pytest.raises(ExportError, match="weight was read back from the file with other bits"):
         SparseExport(tmp_path / "a.safetensors").save(nn.Linear(64, 64))

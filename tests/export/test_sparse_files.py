@@ -44,7 +44,7 @@ def check_same(found, expected):
 
 
 def forms(path):
-    return {name: getattr(one, "form", one) for name, one in read_sparse(path).entries.items()}
+    return {name: getattr(value, "form", value) for name, value in read_sparse(path).entries.items()}
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.75, 0.97])
@@ -93,18 +93,20 @@ def test_strides_come_back_where_a_tensor_fills_its_memory(path):
     save_sparse(state, path)
     found = load_sparse(path)
     check_same(found, state)
-    assert {name: one.stride() for name, one in found.items()} == {name: one.stride() for name, one in state.items()}
+    assert {name: tensor.stride() for name, tensor in found.items()} == {
+        name: value.stride() for name, value in state.items()
+    }
     save_sparse({"gaps": weight.clone()[:, ::2], "repeated": weight[:1].expand(4, 32, 3, 3)}, path)
     found = load_sparse(path)
     check_same(found, {"gaps": weight[:, ::2], "repeated": weight[:1].expand(4, 32, 3, 3)})
-    assert all(one.is_contiguous() for one in found.values())
+    assert all(tensor.is_contiguous() for tensor in found.values())
 
 
 def test_conjugate_and_negative_views_are_stored_as_they_read(path):
     tensor = torch.complex(pruned(64), pruned(64, seed=1))
     state = {"conj": tensor.conj(), "neg": tensor.conj().imag}
     save_sparse(state, path)
-    check_same(load_sparse(path), {name: one.resolve_conj().resolve_neg().clone() for name, one in state.items()})
+    check_same(load_sparse(path), {name: value.resolve_conj().resolve_neg().clone() for name, value in state.items()})
 
 
 class Tied(nn.Module):
@@ -128,7 +130,10 @@ def test_tied_tensors_are_stored_once_and_tied_again(path):
     assert found["decoder.weight"].data_ptr() == found["encoder.weight"].data_ptr()
     found["decoder.weight"][3, 5] = 7
     assert found["encoder.weight"][3, 5] == 7 == found["turned.weight"][5, 3]
-    assert sum(one.untyped_storage().nbytes() for one in found.values()) < 2.5 * path.stat().st_size + 3 * 64 * 64 * 4
+    assert (
+        sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+        < 2.5 * path.stat().st_size + 3 * 64 * 64 * 4
+    )
     save_sparse(found, path)  # and so once more
     check_same(load_sparse(path), found)
 
@@ -162,9 +167,9 @@ def test_signs_of_zeros_come_back_and_cost_a_bit_each(path):
     assert torch.signbit(state["w"][~mask]).any()
     state["few"][3] = -0.0
     save_sparse(state, path)
-    assert sum(one.nbytes for one in state.values()) > 3 * path.stat().st_size
+    assert sum(value.nbytes for value in state.values()) > 3 * path.stat().st_size
     entries = read_sparse(path).entries
-    assert {name: one.has_signs for name, one in entries.items()} == {"w": True, "half": True, "few": False}
+    assert {name: value.has_signs for name, value in entries.items()} == {"w": True, "half": True, "few": False}
     check_same(load_sparse(path), state)
     whole = bytearray(path.read_bytes())
     whole[-1] ^= 1
@@ -228,11 +233,11 @@ def test_only_another_sparse_file_is_replaced(path):
     save_file({"a": torch.ones(2)}, dense)
     (path.with_name("text.safetensors")).write_text("a text")
     (path.with_name("folder.safetensors")).mkdir()
-    before = {one.name: one.read_bytes() for one in path.parent.iterdir() if one.is_file()}
+    before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir() if entry.is_file()}
     for name in ("link", "dense", "text", "folder"):
         with pytest.raises(ConfigError, match="is something else"):
             save_sparse({"c": torch.ones(2)}, path.with_name(f"{name}.safetensors"))
-    assert before == {one.name: one.read_bytes() for one in path.parent.iterdir() if one.is_file()}
+    assert before == {entry.name: entry.read_bytes() for entry in path.parent.iterdir() if entry.is_file()}
     with pytest.raises(CheckpointError, match=r"another one of safetensors.*load_file"):
         load_sparse(dense)
     with pytest.raises(CheckpointError, match="does not exist"):

@@ -123,7 +123,7 @@ def test_parts_with_a_number_more_or_less_and_other_shapes_are_refused(name):
 @pytest.mark.parametrize(
     ("name", "part", "at", "value", "message"),
     [
-        ("bitmask", "bitmask", -1, 1, "behind the last one of its bitmask"),
+        ("bitmask", "bitmask", -1, 1, "behind the last entry of its bitmask"),
         ("bitmask", "bitmask", 0, 255, "one for each bit that is set, must be"),
         ("indices", "counts", 0, -1, "from 0 on"),
         ("indices", "counts", 0, 300, "add up"),

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_prune import former, masks
 
-NAMES = [one.name for one in pkgutil.iter_modules(former.__path__)]
+NAMES = [found.name for found in pkgutil.iter_modules(former.__path__)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -15,6 +15,6 @@ def test_a_former_path_gives_the_names_of_its_room(name):
     there = importlib.import_module(f"lightning_prune.{name}")
     room = importlib.import_module(there.__doc__.split("``")[3])
     assert there.__all__
-    for one in there.__all__:
+    for name in there.__all__:
         # the spreads of an allocation are functions of numbers, and lie among the masks
-        assert getattr(there, one) is (getattr(room, one, None) or getattr(masks, one))
+        assert getattr(there, name) is (getattr(room, name, None) or getattr(masks, name))

@@ -83,15 +83,15 @@ def train_by_second_order(masking: str, penalty: str) -> list[torch.Tensor]:
         optimizer.zero_grad()
         if penalty == "backward":
             loss.backward(create_graph=True)
-            gradients = [one.grad for one in model.parameters()]
+            gradients = [parameter.grad for parameter in model.parameters()]
             optimizer.zero_grad()
         else:
             gradients = list(torch.autograd.grad(loss, list(model.parameters()), create_graph=True))
-        (10 * sum(one.square().sum() for one in gradients)).backward()
+        (10 * sum(gradient.square().sum() for gradient in gradients)).backward()
         optimizer.step()
         pruner.step()
     pruner.finalize(inplace=True)
-    return [one.detach() for one in model.parameters()]
+    return [parameter.detach() for parameter in model.parameters()]
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")

@@ -98,7 +98,7 @@ def rules(target: float, **more) -> dict:
 
 
 def normed_layers(net: nn.Module) -> list[nn.Module]:
-    return [one for one in net.layers if not isinstance(one, nn.Tanh)]
+    return [layer for layer in net.layers if not isinstance(layer, nn.Tanh)]
 
 
 def assert_exact(net: nn.Module, pruner: MagnitudePruner) -> None:
@@ -128,8 +128,8 @@ def test_every_step_of_a_schedule_computes_finite_numbers_and_exactly_the_zeros_
         sparsities.append(pruner.report().sparsity)
     assert net.finite
     assert sparsities == sorted(sparsities)
-    for one, mask in zip(pruner.plan, pruner.masks().values(), strict=True):
-        assert int((~mask.expand(one.shape)).sum()) == one.target_zeros == int(one.numel * target)
+    for planned, mask in zip(pruner.plan, pruner.masks().values(), strict=True):
+        assert int((~mask.expand(planned.shape)).sum()) == planned.target_zeros == int(planned.numel * target)
     assert any(bool((parts(layer)[1] == 0).any()) for layer in normed_layers(net)), "some rows are pruned as a whole"
     pruner.finalize(inplace=True)
     assert_exact(net, pruner)
@@ -172,22 +172,22 @@ def test_networks_that_compute_the_same_are_pruned_the_same(style, scope):
         rows = 2.0 ** torch.randint(-6, 7, g.shape)
         with torch.no_grad():
             v.mul_(rows)
-    plain_one = Net(style)
-    plain_one.load_state_dict(first.state_dict())
-    for layer in normed_layers(plain_one):
+    without = Net(style)
+    without.load_state_dict(first.state_dict())
+    for layer in normed_layers(without):
         plain(layer)
     torch.testing.assert_close(first(BATCHES[0]), second(BATCHES[0]))
     masks = []
-    for net in (first, second, plain_one):
+    for net in (first, second, without):
         pruner = MagnitudePruner(net, rules(0.9), masking="resident", scope=scope)
         pruner.prepare(inplace=True)
         pruner.attach_optimizers(torch.optim.SGD(net.parameters(), lr=0.1))
         for _ in range(4):
             pruner.step()
         masks.append(list(pruner.masks().values()))
-    for one, two, three in zip(*masks, strict=True):
-        assert torch.equal(one, two)
-        assert torch.equal(one, three), "and as the plain network with these weights"
+    for mask, rescaled, without_norm in zip(*masks, strict=True):
+        assert torch.equal(mask, rescaled)
+        assert torch.equal(mask, without_norm), "and as the plain network with these weights"
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,9 @@ def test_every_checkpoint_is_the_pruned_network_under_its_own_names(tmp_path, st
         assert inspect_file(path).sparsity == sparsities[-1]
     assert sparsities[-1] == callback.report().sparsity
     assert sparsities == sorted(sparsities)
-    assert [one.name for one in inspect_file(path).tensors] == [f"layers.{place}.weight" for place in (0, 2, 4, 6, 8)]
+    assert [tensor.name for tensor in inspect_file(path).tensors] == [
+        f"layers.{place}.weight" for place in (0, 2, 4, 6, 8)
+    ]
 
 
 def test_averages_of_pruned_weights_are_finite_and_as_sparse(tmp_path):
@@ -437,7 +439,7 @@ def test_what_another_library_pruned_of_a_direction_is_put_back_behind_the_mask(
     rule = {**STEPS, "target_sparsity": 0.9, "initial_sparsity": 0.9}
     pruner = MagnitudePruner(net, {"global_config": rule}, masking="resident")
     pruner.prepare(inplace=True)
-    (mask,) = (one.clone() for one in pruner.masks().values())
+    (mask,) = (mask.clone() for mask in pruner.masks().values())
     emptied = ~mask.any(1, keepdim=True)
     assert emptied.any()
     pruner.restore_dense({next(iter(pruner.masks())): before[0] * 3})
@@ -459,7 +461,7 @@ def test_undo_puts_back_every_bit(style):
         pruner.undo()
         for name, value in net.state_dict().items():
             assert torch.equal(value, before[name]), name
-        assert not any(one._post_accumulate_grad_hooks for one in net.parameters())
+        assert not any(parameter._post_accumulate_grad_hooks for parameter in net.parameters())
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -489,7 +491,7 @@ def test_a_second_fit_goes_on_from_the_zeros_of_the_computed_weight(style):
     config = {"module_name_configs": {"layers.4": {**STEPS, "target_sparsity": 0.6, "initial_sparsity": 0.6}}}
     first = MagnitudePruner(net, config, masking="resident")
     first.prepare(inplace=True)
-    (mask,) = (one.clone() for one in first.masks().values())
+    (mask,) = (mask.clone() for mask in first.masks().values())
     first.finalize(inplace=True)
     second = MagnitudePruner(
         net, {"module_name_configs": {"layers.4": {**STEPS, "target_sparsity": 0.8}}}, masking="resident"
@@ -519,7 +521,7 @@ def test_metrics_allocation_and_sensitivity_see_the_computed_weight(style):
 
     found = sensitivity(net, evaluate, [0.9], config=rules(0.5), progress=False)
     assert scores == [0, *(int(0.9 * weight.numel()) for weight in weights)]
-    assert all(one.scores == {0.9: 1.0} for one in found.layers)
+    assert all(layer.scores == {0.9: 1.0} for layer in found.layers)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     pruner = MagnitudePruner(net, rules(0.9, initial_sparsity=0.9), masking="resident")
     pruner.prepare(inplace=True)
@@ -535,7 +537,7 @@ def test_names_in_the_plan():
     old, new = (normed(nn.Linear(4, 4), style) for style in STYLES)
     config = {"module_name_configs": {".+": {"target_sparsity": 0.5, "param_name": "weight.*"}}}
     plan = plan_pruning(nn.ModuleDict({"old": old, "new": new}), config)
-    assert [(one.name, one.gain_name) for one in plan] == [
+    assert [(planned.name, planned.gain_name) for planned in plan] == [
         ("old.weight_v", "old.weight_g"),
         ("new.parametrizations.weight.original1", "new.parametrizations.weight.original0"),
     ]
@@ -547,8 +549,8 @@ def test_names_in_the_plan():
             super().__init__(4, 4)
             self.weight_g, self.weight_v = nn.Parameter(torch.ones(4, 1)), nn.Parameter(torch.ones(4, 4))
 
-    (one,) = plan_pruning(Own(), {"global_config": {"param_name": "weight_v"}})
-    assert one.gain is None
+    (planned,) = plan_pruning(Own(), {"global_config": {"param_name": "weight_v"}})
+    assert planned.gain is None
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -43,7 +43,7 @@ def test_attention_trains_and_evaluates_pruned():
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     config = {"global_config": RULE, "module_name_configs": {"self_attn": {**RULE, "param_name": "in_proj_weight"}}}
     pruner = train(model, config, lambda: (torch.randn(4, 5, 16),))
-    assert {one.name for one in pruner.plan} == {
+    assert {planned.name for planned in pruner.plan} == {
         "self_attn.in_proj_weight",
         "self_attn.out_proj.weight",
         "linear1.weight",
@@ -65,9 +65,11 @@ def test_recurrent_weights(kind):
 
 def test_embedding_and_transposed_convolution():
     embedding = nn.Sequential(nn.Embedding(12, 8), nn.Flatten(), nn.Linear(40, 3))
-    train(embedding, {"module_type_configs": {"Embedding": RULE}}, lambda: (torch.randint(0, 12, (4, 5)),))
+    pruner = train(embedding, {"module_type_configs": {"Embedding": RULE}}, lambda: (torch.randint(0, 12, (4, 5)),))
+    assert [(planned.name, planned.target_zeros) for planned in pruner.plan] == [("0.weight", 48)]
     up = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2))
-    train(up, {"module_type_configs": {"ConvTranspose2d": RULE}}, lambda: (torch.randn(2, 3, 4, 4),))
+    pruner = train(up, {"module_type_configs": {"ConvTranspose2d": RULE}}, lambda: (torch.randn(2, 3, 4, 4),))
+    assert [(planned.name, planned.target_zeros) for planned in pruner.plan] == [("0.weight", 24)]
 
 
 class Shared(nn.Module):
@@ -85,7 +87,7 @@ class Shared(nn.Module):
 
 def test_modules_used_twice_tied_and_by_function():
     pruner = train(Shared(), {"global_config": RULE}, lambda: (torch.randn(4, 8),))
-    assert [one.name for one in pruner.plan] == ["twice.weight", "by_function.weight"]
+    assert [planned.name for planned in pruner.plan] == ["twice.weight", "by_function.weight"]
 
 
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
@@ -98,11 +100,11 @@ def test_parametrized_weights_have_the_zeros_of_their_original(norm):
 def test_the_older_spectral_norm():
     model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
     pruner = train(model, {"global_config": RULE}, lambda: (torch.randn(4, 8),))
-    assert [one.name for one in pruner.plan] == ["0.weight_orig", "2.weight"]
-    (one,) = MagnitudePruner(
+    assert [planned.name for planned in pruner.plan] == ["0.weight_orig", "2.weight"]
+    (planned,) = MagnitudePruner(
         nn.utils.spectral_norm(nn.Linear(8, 8)), {"global_config": {**RULE, "param_name": "weight.*"}}
     ).plan
-    assert len(one.owners) == 1
+    assert len(planned.owners) == 1
     model(torch.zeros(1, 8))
     assert int((model[0].weight == 0).sum()) == 32
     with pytest.raises(ConfigError, match='masking="hook" cannot prune weight_orig'):
@@ -171,7 +173,7 @@ class Net(LightningModule):
 def test_layers_may_be_made_late_and_compiled_in_part(tmp_path, where, part):
     model, callback = Net(where, part), MagnitudePruningCallback({"global_config": RULE}, show_plan=False)
     make_trainer(tmp_path, callbacks=[callback], max_epochs=1).fit(model, make_loader(8))
-    assert [one.label for one in callback.pruner.plan] == ["body.1", "head"]
+    assert [planned.label for planned in callback.pruner.plan] == ["body.1", "head"]
     assert int((model.head.weight == 0).sum()) == 64
     if part:
         assert model.graphs == 1, "no graph break, and no recompilation at an update"
@@ -294,7 +296,9 @@ def test_an_embedding_that_keeps_a_norm_trains_with_resident_masks():
 def test_a_forward_that_an_object_has_of_its_own_is_one():
     model = Holder()
     model.forward = lambda inputs: inputs @ model.weight
-    MagnitudePruner(model, {"module_name_configs": {"": {}}}).prepare(inplace=True)
+    pruner = MagnitudePruner(model, {"module_name_configs": {"": {}}})
+    pruner.prepare(inplace=True)
+    assert [planned.name for planned in pruner.plan] == ["weight"]
 
 
 class ReadsPast(nn.Module):
@@ -339,6 +343,8 @@ def test_networks_that_take_turns_are_not_told_of():
         fake = model["generator"](torch.randn(4, 8))
         model["critic"](fake.detach() if turn == "critic" else fake).mean().backward()
         pruner.step()
+    assert pruner.step_count == 3
+    assert pruner.untrained == []
 
 
 def test_steps_without_any_training_are_not_told_of():

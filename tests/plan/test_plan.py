@@ -24,15 +24,15 @@ def test_the_plan_says_what_is_pruned_by_which_rule_and_what_is_not_and_why():
         module_type_configs={"Conv2d": {"granularity": "per_kernel"}},
         module_name_configs={"4": None},
     )
-    assert [(one.name, one.rule, one.target_zeros, one.numel) for one in found] == [
+    assert [(planned.name, planned.rule, planned.target_zeros, planned.numel) for planned in found] == [
         ("0.weight", 'module_type_configs["Conv2d"]', 144, 288),
         ("3.weight", "global_config", 36, 48),
     ]
-    assert [(one.name, one.reason) for one in found.skipped] == [
+    assert [(row.name, row.reason) for row in found.skipped] == [
         ("1", "its parameters have rank 1"),
         ("4", 'left dense by module_name_configs["4"]'),
     ]
-    assert [one["module"] for one in found.records()] == ["0", "3", "1", "4"]
+    assert [record["module"] for record in found.records()] == ["0", "3", "1", "4"]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_plan_foretells_the_zeros(shape, rule):
     pruner = MagnitudePruner(layer, {"global_config": rule})
     pruner.prepare(inplace=True)
     pruner.step()
-    assert [one.target_zeros for one in pruner.plan] == [int((layer.weight == 0).sum())]
+    assert [planned.target_zeros for planned in pruner.plan] == [int((layer.weight == 0).sum())]
 
 
 def test_modules_that_stay_dense_alike_share_a_row():
@@ -107,9 +107,9 @@ def test_rules_that_do_not_fit_the_model_are_refused(levels: dict, message: str)
 def test_tied_parameters_are_one_entry():
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
     model["b"].weight = model["a"].weight
-    (one,) = plan(model)
-    assert one.name == "a.weight"
-    assert [owner.module for owner in one.owners] == [model["a"], model["b"]]
+    (planned,) = plan(model)
+    assert planned.name == "a.weight"
+    assert [owner.module for owner in planned.owners] == [model["a"], model["b"]]
     with pytest.raises(ConfigError, match="one tied parameter"):
         plan(model, global_config={}, module_name_configs={"b": {"target_sparsity": 0.9}})
 
@@ -137,8 +137,8 @@ def test_what_is_tied_to_a_pruned_parameter_is_pruned_with_it():
     model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "head": nn.Linear(8, 10)})
     model["head"].weight = model["embed"].weight
     found = plan(model)
-    (one,) = found
-    assert {owner.module for owner in one.owners} == set(model.values())
+    (planned,) = found
+    assert {owner.module for owner in planned.owners} == set(model.values())
     assert [(skipped.name, skipped.reason) for skipped in found.skipped] == [
         ("embed", "tied to head.weight, pruned with it")
     ]
@@ -174,13 +174,13 @@ def test_any_module_is_pruned_where_it_is_named():
         module_name_configs={"lstm": {"param_name": "weight_(ih|hh)_l0"}},
     )
     names = [("embed", "embed.weight"), ("lstm.weight_ih_l0",) * 2, ("lstm.weight_hh_l0",) * 2, ("up", "up.weight")]
-    assert [(one.label, one.name) for one in found] == names
+    assert [(planned.label, planned.name) for planned in found] == names
 
 
 def test_patterns_reach_only_supported_modules():
     model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "fc": nn.Linear(8, 4)})
     found = plan(model, module_name_configs={".*": {}})
-    assert [one.name for one in found] == ["fc.weight"]
+    assert [planned.name for planned in found] == ["fc.weight"]
     assert found.skipped[0].reason == "Embedding is pruned only where its type or its full name is given"
 
 
@@ -192,7 +192,7 @@ def test_what_training_updates_is_pruned_behind_a_parametrization():
         }
     )
     found = plan(model)
-    assert [one.name for one in found] == [
+    assert [planned.name for planned in found] == [
         "weight.parametrizations.weight.original1",
         "spectral.parametrizations.weight.original",
     ]
@@ -217,14 +217,14 @@ def test_a_module_that_is_pruned_already_is_refused():
 def test_compiled_modules_keep_their_names():
     model = nn.Sequential(nn.Linear(4, 4))
     model[0] = torch.compile(model[0], backend="eager")
-    assert [one.name for one in plan(model, module_name_configs={"0": {}})] == ["0.weight"]
+    assert [planned.name for planned in plan(model, module_name_configs={"0": {}})] == ["0.weight"]
 
 
 def test_parameters_that_are_none_match_no_pattern():
     found = plan(
         nn.TransformerEncoderLayer(16, 2, 32), module_name_configs={"self_attn": {"param_name": ".*proj_weight"}}
     )
-    assert [one.name for one in found] == ["self_attn.in_proj_weight"]
+    assert [planned.name for planned in found] == ["self_attn.in_proj_weight"]
 
 
 def test_the_caption_counts_what_stays_dense():
@@ -289,15 +289,15 @@ def test_a_rule_for_many_leaves_dense_what_it_does_not_fit_and_warns_once(level,
     model = nn.ModuleDict(NET_OF_ALL_SORTS)
     rules = rule if level == "global_config" else {"Conv2d": rule, "Linear": rule}
     found = plan(model, **{level: rules})  # which says so, and does not warn
-    assert {one.name: one.reason.partition(".")[2] for one in found.skipped if one.cause == "misfit"} == dense
-    assert [one.label for one in found] == [name for name in model if name not in dense]
+    assert {row.name: row.reason.partition(".")[2] for row in found.skipped if row.cause == "misfit"} == dense
+    assert [planned.label for planned in found] == [name for name in model if name not in dense]
     pruner = MagnitudePruner(model, {level: rules})
     if not dense:
         pruner.prepare()
         return
     with pytest.warns(UserWarning, match="as the rule does not fit: ") as caught:
         pruner.prepare()
-    (text,) = (str(one.message) for one in caught)
+    (text,) = (str(warning.message) for warning in caught)
     assert text.startswith(f"{len(dense)} layer{'s stay' if len(dense) > 1 else ' stays'} dense (")
     assert all(f"({name}" in text or f", {name}" in text for name in dense)
     MagnitudePruner(model, {level: rules, "module_name_configs": dict.fromkeys(dense)}).prepare()  # as it advises
@@ -311,13 +311,13 @@ def test_a_rule_that_fits_nothing_prunes_nothing_and_says_why():
 
 def test_a_parameter_that_a_rule_does_not_fit_has_a_row_beside_the_one_that_it_prunes():
     found = plan(nn.Sequential(nn.Linear(8, 4)), global_config={"param_name": "weight|bias", "n_m_ratio": (2, 4)})
-    assert [one.name for one in found] == ["0.weight"]
-    assert [(one.name, one.cause) for one in found.skipped] == [("0.bias", "misfit")]
+    assert [planned.name for planned in found] == ["0.weight"]
+    assert [(row.name, row.cause) for row in found.skipped] == [("0.bias", "misfit")]
 
 
 def test_a_rule_by_name_prunes_what_channels_there_are():
-    (one,) = plan(nn.Sequential(nn.Conv2d(3, 4, 1)), module_name_configs={"0": {"n_m_ratio": (2, 4)}})
-    assert one.target_zeros == 4  # one of three: the missing fourth goes first
+    (planned,) = plan(nn.Sequential(nn.Conv2d(3, 4, 1)), module_name_configs={"0": {"n_m_ratio": (2, 4)}})
+    assert planned.target_zeros == 4  # one of three: the missing fourth goes first
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_parameter_that_is_in_no_module_of_a_rule_is_refused(levels, message):
 def test_a_rule_by_type_may_find_its_parameter_in_some_modules_only():
     model = nn.ModuleList([nn.LSTM(8, 8, proj_size=4), nn.LSTM(8, 8)])
     found = plan(model, module_type_configs={"LSTM": {"param_name": "weight_hr_l0"}})
-    assert [one.name for one in found] == ["0.weight_hr_l0"]
+    assert [planned.name for planned in found] == ["0.weight_hr_l0"]
     assert found.skipped[-1].name == "1"
     assert found.skipped[-1].reason == 'it has no parameter "weight_hr_l0"'
 
@@ -358,10 +358,10 @@ def test_a_rule_by_type_may_find_its_parameter_in_some_modules_only():
 def test_parameters_that_no_rule_reaches_in_a_module_that_is_pruned_are_rows():
     model = nn.ModuleDict({"lstm": nn.LSTM(8, 8, proj_size=4, bidirectional=True)})
     found = plan(model, module_name_configs={"lstm": {"param_name": "weight_(ih|hh)_l\\d"}})
-    assert [one.label for one in found] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+    assert [planned.label for planned in found] == ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
     dense = ["weight_hr_l0", "weight_ih_l0_reverse", "weight_hh_l0_reverse", "weight_hr_l0_reverse"]
-    assert [one.name for one in found.skipped] == [f"lstm.{name}" for name in dense]
-    assert {one.reason for one in found.skipped} == {
+    assert [row.name for row in found.skipped] == [f"lstm.{name}" for name in dense]
+    assert {row.reason for row in found.skipped} == {
         'module_name_configs["lstm"].param_name "weight_(ih|hh)_l\\d" does not match it'
     }
     every = plan(model, module_name_configs={"lstm": {"param_name": "weight_.*"}})  # as the guide has it
@@ -416,7 +416,7 @@ def test_what_is_no_plain_weight_is_refused_with_a_setting_that_works(make, what
     advice = text.partition("module_name_configs=")[2].rpartition(".")[0]
     assert advice == r'{"base\\..*": None, "odd": None}'
     found = plan(model, global_config={}, module_name_configs={"base\\..*": None, "odd": None})
-    assert [one.label for one in found] == ["head"]
+    assert [planned.label for planned in found] == ["head"]
 
 
 def test_a_subclass_of_parameter_that_only_carries_a_tag_is_pruned():
@@ -425,7 +425,7 @@ def test_a_subclass_of_parameter_that_only_carries_a_tag_is_pruned():
 
     model = nn.Sequential(nn.Linear(8, 8))
     model[0].weight = Tagged(torch.randn(8, 8))
-    assert [one.name for one in plan(model)] == ["0.weight"]
+    assert [planned.name for planned in plan(model)] == ["0.weight"]
 
 
 class Experts(nn.Module):
@@ -438,7 +438,7 @@ def little_warning(model: nn.Module, config: dict) -> str | None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         MagnitudePruner(model, config, masking="resident").prepare()
-    texts = [str(one.message) for one in caught]
+    texts = [str(warning.message) for warning in caught]
     assert len(texts) < 2
     return texts[0] if texts else None
 
@@ -488,8 +488,8 @@ def test_long_names_break_at_dots():
 def test_a_layer_of_which_the_plan_knows_a_tie_in_a_module_that_is_pruned_too_has_all_its_places():
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.register_parameter("other", first.weight)
-    one, _ = plan(nn.Sequential(first, second))
-    assert [(place.module, place.attribute) for place in one.owners] == [(first, "weight"), (second, "other")]
+    planned, _ = plan(nn.Sequential(first, second))
+    assert [(place.module, place.attribute) for place in planned.owners] == [(first, "weight"), (second, "other")]
 
 
 class OddlyNamed(nn.Module):
@@ -505,7 +505,7 @@ class OddlyNamed(nn.Module):
 def test_a_gain_is_one_by_its_direction_and_shape_and_not_by_its_name_alone():
     found = plan(OddlyNamed(), module_name_configs={"first": {}})
     assert found.dense_weights == 64 + 16
-    (row,) = [one for one in found.skipped if one.kind == "OddlyNamed"]
+    (row,) = [row for row in found.skipped if row.kind == "OddlyNamed"]
     assert row.weights == {"mixing_g": 64}
 
 

@@ -43,16 +43,16 @@ def snapshot(model, pruner):
     return named, copy.deepcopy(pruner.state_dict()), pruner.step_count, copy.deepcopy(pruner.schedules)
 
 
-def same(one, other):
-    if type(one) is not type(other):
+def same(value, other):
+    if type(value) is not type(other):
         return False
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    if isinstance(value, torch.Tensor):
+        return torch.equal(value, other)
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(same(value, other[key]) for key, value in value.items())
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(other) and all(map(same, value, other))
+    return value == other
 
 
 def resigned(entry):
@@ -146,7 +146,7 @@ def test_several_damages_at_once_are_refused_likewise(seed):
     for _ in range(200):
         state = copy.deepcopy(good)
         for _ in range(rng.randint(1, 4)):
-            entry = rng.choice([state, *(one for one in state["parameters"].values())])
+            entry = rng.choice([state, *(parameter for parameter in state["parameters"].values())])
             key = rng.choice([*entry])
             if key != "parameters":
                 entry[key] = rng.choice(ODD)
@@ -232,7 +232,7 @@ def test_a_schedule_of_the_users_own_is_not_built_from_a_state():
     resumed.load_state_dict(state)
     assert Halfway.built == built
     assert resumed.step_count == 6
-    assert {one.at for one in resumed.schedules.values()} == {5}
+    assert {schedule.at for schedule in resumed.schedules.values()} == {5}
 
 
 def test_a_state_in_units_of_the_run_keeps_its_steps_in_a_longer_one():
@@ -241,7 +241,7 @@ def test_a_state_in_units_of_the_run_keeps_its_steps_in_a_longer_one():
     resumed = prepared(config=config)[1]
     resumed.resolve(TrainingRun(100))
     resumed.load_state_dict(state)
-    assert {one.begin_step for one in resumed.schedules.values()} == {5}
+    assert {schedule.begin_step for schedule in resumed.schedules.values()} == {5}
 
 
 def test_a_weight_of_nan_that_is_to_be_pruned_on_is_refused_before_anything_changes():
@@ -267,15 +267,15 @@ def test_a_run_of_a_thousand_million_steps_is_caught_up_at_once():
 def test_a_process_that_holds_a_part_of_each_weight_refuses_the_same_states(allow):
     good = prepared(steps=5)[1].state_dict()
     plans = list(prepared(config=OTHER if allow else RULES)[1].plan)
-    boxes = [Box((1, *(0 for _ in one.shape[1:])), (3, *one.shape[1:])) for one in plans]
+    boxes = [Box((1, *(0 for _ in plan.shape[1:])), (3, *plan.shape[1:])) for plan in plans]
 
     def parse(state):
         return parse_state(state, plans, scope="layer", boxes=boxes, allow_config_change=allow)
 
     step_count, states = parse(good)
     assert step_count == 5
-    for one, box in zip(states, boxes, strict=True):
-        assert len(one.pruned_values) == int((one.mask.expand(box.shape) == 0).sum())
+    for state, box in zip(states, boxes, strict=True):
+        assert len(state.pruned_values) == int((state.mask.expand(box.shape) == 0).sum())
     accepted = []
     for what, state in damages(good):
         try:
@@ -284,4 +284,4 @@ def test_a_process_that_holds_a_part_of_each_weight_refuses_the_same_states(allo
             continue
         accepted.append(what)
     ignored = ("scope", "rule=", "schedule=") if allow else ()
-    assert not [what for what in accepted if not any(one in what for one in (*HARMLESS, *ignored))]
+    assert not [what for what in accepted if not any(argument in what for argument in (*HARMLESS, *ignored))]

@@ -156,8 +156,8 @@ def test_core_ml_tools_takes_another_mask_where_it_misses_the_initial_sparsity_b
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_both_ways_of_holding_a_mask_train_bit_equal_networks(optimizer, clip, closure):
     hook, resident = (
-        Run(RULES["block and 2:4"], masking=one, optimizer=optimizer, clip=clip, closure=closure).train(12)
-        for one in ("hook", "resident")
+        Run(RULES["block and 2:4"], masking=masking, optimizer=optimizer, clip=clip, closure=closure).train(12)
+        for masking in ("hook", "resident")
     )
     assert hook.losses == resident.losses
     assert_equal_states(hook.finalize(), resident.finalize())
@@ -181,7 +181,7 @@ def test_hook_masking_looks_as_core_ml_tools_documents_it():
     parameters = list(model.parameters())
     prepared = MagnitudePruner(model, {"global_config": {"initial_sparsity": 0.5}}).prepare(inplace=True)
     assert prepared is model
-    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True)), (
+    assert all(parameter is other for parameter, other in zip(model.parameters(), parameters, strict=True)), (
         "same objects, same order"
     )
     assert [name for name, _ in model.named_parameters()] == [name.replace("weight", "weight_orig") for name in names]
@@ -497,7 +497,9 @@ def test_pruned_weights_stay_zero_after_the_last_update(monkeypatch, optimizer):
         lambda: run.model[0].weight.data.add_(1.0),
         lambda: nn.utils.vector_to_parameters(torch.ones(sum(map(torch.numel, weights()))), weights()),
         lambda: [value.fill_(1.0) for value in momenta(run.optimizer)],
-        lambda: run.optimizer.register_step_pre_hook(lambda *_: [one.grad.add_(0.1) for one in weights()] and None),
+        lambda: run.optimizer.register_step_pre_hook(
+            lambda *_: [weight.grad.add_(0.1) for weight in weights()] and None
+        ),
     ):
         disturb()
         for _ in range(2):
@@ -536,7 +538,7 @@ def test_a_counted_write_to_few_pruned_weights_is_masked_at_the_very_next_step()
 def test_training_goes_on_bit_equal_after_the_last_update(monkeypatch, optimizer):
     monkeypatch.setitem(OPTIMIZERS, optimizer, ELEMENTWISE[optimizer])
     hook, resident = (
-        Run(RULES["per_scalar"], masking=one, optimizer=optimizer).train(50) for one in ("hook", "resident")
+        Run(RULES["per_scalar"], masking=masking, optimizer=optimizer).train(50) for masking in ("hook", "resident")
     )
     assert hook.losses == resident.losses
     assert_equal_states(hook.finalize(), resident.finalize())
@@ -545,13 +547,13 @@ def test_training_goes_on_bit_equal_after_the_last_update(monkeypatch, optimizer
 def test_an_optimizer_that_looks_at_whole_weights_agrees_in_both_ways_until_the_last_update(monkeypatch):
     monkeypatch.setitem(OPTIMIZERS, "adafactor", lambda p: torch.optim.Adafactor(p, lr=0.1, weight_decay=0.01))
     hook, resident = (
-        Run(RULES["per_scalar"], masking=one, optimizer="adafactor").train(9) for one in ("hook", "resident")
+        Run(RULES["per_scalar"], masking=masking, optimizer="adafactor").train(9) for masking in ("hook", "resident")
     )
     assert hook.losses == resident.losses
     for name, mask in hook.pruner.masks().items():
         assert torch.equal(mask, resident.pruner.masks()[name]), name
-    for one in (hook, resident):
-        one.train(9)
+    for masking in (hook, resident):
+        masking.train(9)
     # from the last update on the norm of a weight is that of the pruned one where masks are resident
     assert hook.losses[:10] == resident.losses[:10]
     assert hook.losses[10:] != resident.losses[10:]
@@ -613,15 +615,15 @@ def test_an_update_between_forward_and_backward_leaves_the_graph_alone():
 
 
 def test_an_optimizer_whose_parameters_are_swapped_is_followed():
-    one, two = nn.Linear(8, 8), nn.Linear(8, 8)
-    pruner = MagnitudePruner(nn.Sequential(one, two), {"global_config": CUBIC}, masking="resident")
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    pruner = MagnitudePruner(nn.Sequential(first, second), {"global_config": CUBIC}, masking="resident")
     pruner.prepare(inplace=True)
-    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
     pruner.attach_optimizers(optimizer)
     for step in range(12):
         if step == 4:
-            optimizer.param_groups[0]["params"] = list(two.parameters())
-        two(one(torch.randn(4, 8))).square().sum().backward()
+            optimizer.param_groups[0]["params"] = list(second.parameters())
+        second(first(torch.randn(4, 8))).square().sum().backward()
         optimizer.step()
         with (
             pytest.warns(UserWarning, match="updated by no attached optimizer: 1.weight")
@@ -972,11 +974,11 @@ def test_rows_of_linear_layers_are_pruned_by_their_norms_in_every_part_of_the_li
             optimizer.step()
             pruner.step()
         assert [tuple(mask.shape) for mask in pruner.masks().values()] == [(8, 1), (4, 1)]
-        assert [one.structure for one in pruner.plan] == ["per_channel"] * 2
-        assert [(one.target_zeros, one.numel) for one in pruner.plan] == [(24, 48), (16, 32)]
+        assert [planned.structure for planned in pruner.plan] == ["per_channel"] * 2
+        assert [(planned.target_zeros, planned.numel) for planned in pruner.plan] == [(24, 48), (16, 32)]
         report = pruner.report()
-        assert [(one.zeros, one.zero_channels) for one in report.layers] == [(24, 4), (16, 2)]
-        outcomes.append([one.detach().clone() for one in pruner.finalize(inplace=True).parameters()])
+        assert [(layer.zeros, layer.zero_channels) for layer in report.layers] == [(24, 4), (16, 2)]
+        outcomes.append([parameter.detach().clone() for parameter in pruner.finalize(inplace=True).parameters()])
     assert all(map(torch.equal, *outcomes))
     metric = ChannelSparsity()
     metric.update(model)
@@ -984,7 +986,7 @@ def test_rows_of_linear_layers_are_pruned_by_their_norms_in_every_part_of_the_li
     spread = allocate(model, 0.5, "erdos_renyi_kernel", config={"global_config": rule})
     assert all(zeros % size == 0 for zeros, size in zip(spread.zeros.values(), (6, 8), strict=True))
     found = sensitivity(model, lambda _: 0.0, [0.25], config={"global_config": rule}, progress=False)
-    assert [list(one.sparsities.values()) for one in found.layers] == [[0.25]] * 2
+    assert [list(layer.sparsities.values()) for layer in found.layers] == [[0.25]] * 2
 
 
 @pytest.mark.parametrize("masking", ["hook", "resident"])

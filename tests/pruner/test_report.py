@@ -97,9 +97,9 @@ def test_the_report_is_that_of_core_ml_tools(coremltools, rules: str):
 
 
 def test_rows_that_sum_to_zero_are_not_pruned_unlike_in_core_ml_tools():
-    (one,) = plan_pruning(nn.Linear(2, 2), MagnitudePrunerConfig())
+    (planned,) = plan_pruning(nn.Linear(2, 2), MagnitudePrunerConfig())
     weight = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    measured = measure_layer(one, (weight != 0).to(torch.uint8))
+    measured = measure_layer(planned, (weight != 0).to(torch.uint8))
     assert (measured.zero_channels, measured.zero_pairs, measured.structured_sparsity) == (0, 0, 0.0)
 
 
@@ -110,7 +110,7 @@ def test_what_does_not_apply_is_none_in_the_records_and_minus_one_in_the_mapping
     assert records["3"]["block2_sparsity"] is records["3"]["pairs"] is None
     assert records["global"]["target_sparsity"] is None
     assert records["global"]["zeros"] == sum(row["zeros"] for row in records.values()) - records["global"]["zeros"]
-    only_odd = SparsityReport([one for one in report.layers if one.name == "3"])
+    only_odd = SparsityReport([layer for layer in report.layers if layer.name == "3"])
     assert only_odd["global"]["block2_weight_sparsity"] == -1
     assert "sparsity_block2/global" not in only_odd.metrics()
 

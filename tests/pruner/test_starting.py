@@ -63,11 +63,11 @@ def test_a_frozen_layer_of_a_global_start_waits_and_is_pruned_when_it_is_trained
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pruner.prepare(inplace=True, keep_zeros=True, optimizers=[optimizer])
-    assert [one.name for one in pruner.report().layers] == ["1"]
+    assert [layer.name for layer in pruner.report().layers] == ["1"]
     for _ in range(4):
         pruner.step()
     assert pruner.untrained == ["0.weight"]
     model[0].weight.requires_grad_(True)
     pruner.step()
     assert pruner.untrained == []
-    assert [one.zeros for one in pruner.report().layers] == [200, 200]
+    assert [layer.zeros for layer in pruner.report().layers] == [200, 200]

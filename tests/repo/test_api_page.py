@@ -69,7 +69,7 @@ INNER = {
         "split_mask",
         "warn_of_dense",
     },
-    "lightning_prune.pruner": {"MOST_STEPS", "Planner", "Scope", "check_choices", "check_slim"},
+    "lightning_prune.pruner": {"MOST_STEPS", "Planner", "Scope", "check_choices"},
 }
 
 
@@ -91,7 +91,7 @@ MODULES = {module: importlib.import_module(module) for module, _ in LINES}
 
 def find(name):
     """An object of that name in any module of the page."""
-    return next((getattr(one, name) for one in MODULES.values() if hasattr(one, name)), None)
+    return next((getattr(module, name) for module in MODULES.values() if hasattr(module, name)), None)
 
 
 def names_of(line):
@@ -106,7 +106,7 @@ def test_every_name_can_be_imported_with_the_arguments_that_are_shown(module, li
         target = getattr(MODULES[module], name)
         parameters = inspect.signature(target).parameters if arguments else {}
         is_keyword_only = False
-        for argument in filter(lambda one: one not in ("", "..."), re.split(r",\s*", arguments)):
+        for argument in filter(lambda entry: entry not in ("", "..."), re.split(r",\s*", arguments)):
             if argument == "*":
                 is_keyword_only = True
                 continue
@@ -122,10 +122,10 @@ def test_every_class_and_attribute_in_an_explanation_exists(module, line):
     assert all(find(name) or name in ("ValueError", "RuntimeError") for name in named), named
     for attribute in re.findall(r"`\.(\w+)", line):
         owners = [find(name) for name in named]
-        owners = [one for one in owners if inspect.isclass(one)] or [find("MagnitudePruner")]
+        owners = [owner for owner in owners if inspect.isclass(owner)] or [find("MagnitudePruner")]
         assert any(
-            hasattr(one, attribute) or attribute in one.__annotations__ or f"{attribute}:" in (one.__doc__ or "")
-            for one in owners
+            hasattr(owner, attribute) or attribute in owner.__annotations__ or f"{attribute}:" in (owner.__doc__ or "")
+            for owner in owners
         ), f"{attribute} of {owners}"
 
 
@@ -149,5 +149,5 @@ def test_every_field_of_a_result_is_told_of():
 
 
 def test_every_command_is_there():
-    (commands,) = [one.choices for one in build_parser()._actions if isinstance(one.choices, dict)]
+    (commands,) = [action.choices for action in build_parser()._actions if isinstance(action.choices, dict)]
     assert re.findall(r"`lightning-prune (\w+)", PAGE) == list(commands)

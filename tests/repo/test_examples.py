@@ -31,7 +31,7 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, tmp_path):
     arguments, ending = EXAMPLES[name]
-    command = [sys.executable, f"examples/{name}", *(one.format(out=tmp_path) for one in arguments)]
+    command = [sys.executable, f"examples/{name}", *(argument.format(out=tmp_path) for argument in arguments)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     output = result.stdout + result.stderr
     assert result.returncode == 0, output
@@ -85,7 +85,7 @@ def test_the_tutorial_shows_what_its_script_prints(tmp_path):
     for block in blocks:
         rest = iter(printed)
         for line in filter(str.strip, block.splitlines()):
-            assert any(matches(line, one, is_same_network=is_same_network) for one in rest), (
+            assert any(matches(line, text, is_same_network=is_same_network) for text in rest), (
                 f"The script does not print, or not there: {line}"
             )
 

@@ -34,7 +34,7 @@ def test_every_room_has_a_contents_page_whose_names_are_there():
         name = ".".join(page.parent.relative_to(ROOT).parts)
         room = importlib.import_module(name)
         assert room.__doc__
-        assert [one for one in room.__all__ if not hasattr(room, one)] == []
+        assert [name for name in room.__all__ if not hasattr(room, name)] == []
         assert len(set(room.__all__)) == len(room.__all__)
 
 

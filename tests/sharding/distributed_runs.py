@@ -63,7 +63,7 @@ def launch(
             process.kill()
             process.join()
         shutil.rmtree(folder)
-    failures = [one for one in results if isinstance(one, WorkerError)]
+    failures = [result for result in results if isinstance(result, WorkerError)]
     if failures and raises:
         raise WorkerError("\n".join(map(str, failures)))
     return results

@@ -133,7 +133,7 @@ class Launched(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer, pl_module):
-        (callback,) = [one for one in trainer.callbacks if isinstance(one, MagnitudePruningCallback)]
+        (callback,) = [callback for callback in trainer.callbacks if isinstance(callback, MagnitudePruningCallback)]
         torch.save(callback.pruner.masks(), self.folder / f"{trainer.global_rank}.pt")
 
 
@@ -183,7 +183,7 @@ class Schedules(Callback):
     """One rank has another number of batches, so its schedule would be another."""
 
     def setup(self, trainer, pl_module, stage):
-        (callback,) = [one for one in trainer.callbacks if isinstance(one, MagnitudePruningCallback)]
+        (callback,) = [callback for callback in trainer.callbacks if isinstance(callback, MagnitudePruningCallback)]
         if trainer.global_rank == 1:
             callback.config = MagnitudePruningCallback({"global_config": {"target_sparsity": 0.25}}).config
 
@@ -394,7 +394,7 @@ def whole(trainer, callback, model) -> dict:
         mask = layer.held.mask.view(torch.bool)
         if not layer.sharding.is_whole:
             shape = mask_shape(layer.plan.shape, granularity=layer.plan.config.granularity)
-            rows = [one for one in layer.sharding.gather(mask, shape) if one is not None]
+            rows = [whole for whole in layer.sharding.gather(mask, shape) if whole is not None]
             mask = torch.cat(rows) if rows else mask
         masks[layer.plan.name] = mask.clone()
     weights = {
@@ -450,7 +450,7 @@ def sharded_run_in_global_scope(folder, world):
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, world):
     expected = whole(*single(tmp_path, pruning=ranked_together()))
-    sparsities = {one["name"]: one["sparsity"] for one in expected["report"]}
+    sparsities = {layer["name"]: layer["sparsity"] for layer in expected["report"]}
     assert sparsities["global"] == pytest.approx(0.75, abs=1e-3)
     assert len(set(sparsities.values())) == len(sparsities)
     results = launch(sharded_run_in_global_scope, world, tmp_path, world)
@@ -458,6 +458,41 @@ def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, w
     for result in results:
         assert_same(result, expected, "weights")
         assert result["report"] == expected["report"]
+
+
+def straight_through() -> MagnitudePruningCallback:
+    """Masks of single weights and 2:4, chosen anew at every other step; what is pruned is trained."""
+    settings = {
+        "scheduler": {"begin_step": 1, "frequency": 2},
+        "pruned_gradient": "straight_through",
+        "decay": 0.05,
+    }
+    rules = {"global_config": settings, "module_name_configs": {"fc2": {**settings, "n_m_ratio": (2, 4)}}}
+    return MagnitudePruningCallback(rules, show_plan=False)
+
+
+def sharded_straight_through_run(folder, world):
+    return whole(*fsdp(folder, world=world, pruning=straight_through()))
+
+
+def test_gradients_of_shards_pass_straight_through_as_those_of_whole_weights(tmp_path):
+    expected = whole(*single(tmp_path, pruning=straight_through()))
+    results = launch(sharded_straight_through_run, 2, tmp_path, 2)
+    for result in results:
+        assert_same(result, expected, "weights")
+        assert result["report"] == expected["report"]
+    assert_same(results[0], expected)
+
+
+def ddp_straight_through(folder):
+    run = fit(folder, strategy="ddp", devices=2, pruning=straight_through())
+    return outcome(*run)
+
+
+def test_replicas_pass_gradients_straight_through_as_one_process_does(tmp_path):
+    expected = outcome(*fit(tmp_path, pruning=straight_through()))
+    for result in launch(ddp_straight_through, 2, tmp_path):
+        assert_same(result, expected)
 
 
 def rows_of_linear() -> MagnitudePruningCallback:
@@ -523,7 +558,7 @@ def state_of(path) -> dict:
     """The pruning state in a checkpoint: a file, or the folder of a distributed one."""
     path = Path(path)
     checkpoint = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
-    (state,) = [one for key, one in checkpoint["callbacks"].items() if key.startswith("MagnitudePruning")]
+    (state,) = [callback for key, callback in checkpoint["callbacks"].items() if key.startswith("MagnitudePruning")]
     return state
 
 
@@ -567,13 +602,13 @@ def test_a_run_resumes_bit_exactly_in_any_world_and_strategy(tmp_path):
     expected = whole(*single(tmp_path, saver_in(tmp_path, "single"), enable_checkpointing=True))
     from_single, full = tmp_path / "single" / STEP, tmp_path / "full2" / STEP
     for results in launch(fsdp_checkpoints, 2, tmp_path, 2, False, [from_single, full]):
-        for one in results:
-            assert_same(one, expected, "weights")
+        for result in results:
+            assert_same(result, expected, "weights")
     assert_same_states(state_of(full), state_of(from_single))
     for path in (tmp_path / "full2").glob("*.ckpt"):
         assert_same(whole(*single(tmp_path, ckpt_path=path)), expected)
-    for one in launch(ddp_resume, 2, tmp_path, full):
-        assert_same(one, expected)
+    for result in launch(ddp_resume, 2, tmp_path, full):
+        assert_same(result, expected)
 
 
 @pytest.mark.slow
@@ -581,12 +616,12 @@ def test_a_distributed_checkpoint_resumes_in_another_world(tmp_path):
     expected = whole(*single(tmp_path, saver_in(tmp_path, "single"), enable_checkpointing=True))
     saved = tmp_path / "distributed2" / STEP
     for results in launch(fsdp_checkpoints, 2, tmp_path, 2, True, [saved]):
-        for one in results:
-            assert_same(one, expected, "weights")
+        for result in results:
+            assert_same(result, expected, "weights")
     assert_same_states(state_of(saved), state_of(tmp_path / "single" / STEP))
     for results in launch(fsdp_checkpoints, 4, tmp_path, 4, True, [saved]):
-        for one in results:
-            assert_same(one, expected, "weights")
+        for result in results:
+            assert_same(result, expected, "weights")
 
 
 class ReplicatedToy(ShardedToy):
@@ -664,7 +699,7 @@ def sharded_export_and_hook(folder):
         trainer = make_trainer(folder, callbacks=[callback], strategy=strategy, devices=2, max_epochs=1)
         try:
             trainer.fit(kind(), make_loader(2))
-            messages.append("; ".join(one.reason for one in callback.pruner.plan.skipped))
+            messages.append("; ".join(row.reason for row in callback.pruner.plan.skipped))
         except ConfigError as error:
             messages.append(str(error))
     return messages
@@ -746,8 +781,8 @@ def test_a_rank_that_is_lost_ends_the_others_with_an_error_and_the_run_resumes(t
     assert first[0] in ("RuntimeError", "DistBackendError", "DistNetworkError")
     assert first[1] == 0, "a plain module is left"
     assert isinstance(second, WorkerError) if how == "killed" else second[:2] == ("RuntimeError", 0)
-    for one in launch(ddp_resume, 2, tmp_path, tmp_path / "saved" / STEP):
-        assert_same(one, expected)
+    for result in launch(ddp_resume, 2, tmp_path, tmp_path / "saved" / STEP):
+        assert_same(result, expected)
 
 
 # Channels that can only go together

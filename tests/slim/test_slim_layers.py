@@ -236,6 +236,30 @@ def test_a_parameter_that_a_forward_multiplies_with_is_cut_in_both_axes():
     assert slimmed(net, torch.randn(2, 3)).model.w.shape == (5, 3)
 
 
+class Conv1D(nn.Module):
+    """A layer as GPT-2 of transformers has it: the weight transposed, and its width in a number of its own."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf))
+
+    def forward(self, x):
+        rows = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return rows.view(*x.size()[:-1], self.nf)
+
+
+def test_a_linear_layer_of_transformers_whose_forward_names_its_width_is_cut():
+    net = nn.Sequential(Conv1D(8, 4), nn.GELU(), Conv1D(4, 8))
+    with torch.no_grad():
+        net[0].weight[:, [1, 2, 5]] = 0
+    result = slimmed(net, torch.randn(2, 3, 4))
+    small = result.model
+    assert (small[0].nf, small[0].nx, small[2].nf, small[2].nx) == (5, 4, 4, 5)
+    assert sizes(result) == {"0.weight": (4, 5), "2.weight": (5, 4)}
+
+
 def test_values_of_attention_pass_and_queries_and_keys_stay():
     def forward(self, x):
         heads = (part(x).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))

@@ -48,7 +48,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: As :func:`read_tensors`; or there are none.
     """
     tensors = computed_weights(read_tensors(path)[1])
-    weights = {name: one for name, one in tensors.items() if is_weight(one) and one.numel()}
+    weights = {name: tensor for name, tensor in tensors.items() if is_weight(tensor) and tensor.numel()}
     if not weights:
         raise CheckpointError(f"{path} holds no weights of rank 2 or more.")
     return weights
@@ -88,14 +88,14 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], 
 
 def countable(found: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors whose zeros can be counted, by name, and a note on the others."""
-    tensors = {name if isinstance(name, str) else shown(name): one for name, one in found.items()}
-    tensors = {name: one for name, one in tensors.items() if isinstance(one, Tensor)}
+    tensors = {name if isinstance(name, str) else shown(name): value for name, value in found.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     check_claims(tensors.values(), path)
-    left = [name for name, one in tensors.items() if not (is_plain(one) and _has_zeros(one.dtype))]
+    left = [name for name, tensor in tensors.items() if not (is_plain(tensor) and _has_zeros(tensor.dtype))]
     why = "sparse, quantized, without values or of a type that torch cannot compare"
     notes = [f"Not looked into: {first_names(left)} ({why})."] if left else []
     # as plain numbers: a tensor may say that its numbers are to be read with the other sign, or conjugate
-    return {name: one.resolve_conj().resolve_neg() for name, one in tensors.items() if name not in left}, notes
+    return {name: tensor.resolve_conj().resolve_neg() for name, tensor in tensors.items() if name not in left}, notes
 
 
 def _has_zeros(dtype: torch.dtype) -> bool:
@@ -154,13 +154,13 @@ def _find_state(path: Path, content: Any) -> tuple[str, Mapping[str, Any]]:
         return "tensor", {path.stem: content}
     if isinstance(content, Mapping):
         is_lightning = "pytorch-lightning_version" in content
-        if content and all(isinstance(one, Tensor) for one in content.values()):
+        if content and all(isinstance(value, Tensor) for value in content.values()):
             return "state dict", content
         for name in NAMES_OF_STATES:
             state = content.get(name)
-            if isinstance(state, Mapping) and any(isinstance(one, Tensor) for one in state.values()):
+            if isinstance(state, Mapping) and any(isinstance(value, Tensor) for value in state.values()):
                 return "Lightning checkpoint" if is_lightning else f"checkpoint ({name})", state
-        if any(isinstance(one, Tensor) for one in content.values()):
+        if any(isinstance(value, Tensor) for value in content.values()):
             return "state dict", content
         keys = [key if isinstance(key, str) else shown(key) for key in islice(content, 8)]
         found = f"a dict with {first_names(keys) or 'nothing in it'}"

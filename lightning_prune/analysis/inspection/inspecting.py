@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -56,26 +57,32 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
         notes.append(
             f"{len(stored) - len(tensors)} weights are computed by a weight norm from the g and v in the file."
         )
-    listed = {name: one for name, one in tensors.items() if all_tensors or is_weight(one)}
-    others = sum(one.numel() for name, one in tensors.items() if name not in listed and one.is_floating_point())
-    summaries = tuple(summarize(name, one) for name, one in listed.items() if one.numel())
+    listed = {name: tensor for name, tensor in tensors.items() if all_tensors or is_weight(tensor)}
+    others = sum(
+        tensor.numel() for name, tensor in tensors.items() if name not in listed and tensor.is_floating_point()
+    )
+    summaries = tuple(summarize(name, tensor) for name, tensor in listed.items() if tensor.numel())
     if found is not None:
         summaries = tuple(
-            replace(one, stored=found.describe(one.name), nbytes=found.nbytes[one.name])
-            if one.name in found.nbytes
-            else one
-            for one in summaries
+            replace(summary, stored=found.describe(summary.name), nbytes=found.nbytes[summary.name])
+            if summary.name in found.nbytes
+            else summary
+            for summary in summaries
         )
     return Inspection(path, kind, path.stat().st_size, summaries, others, tuple(notes))
 
 
-def report_of(path: str | os.PathLike[str]) -> SparsityReport:
+def report_of(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> SparsityReport:
     """The weights of a checkpoint as a report, which can be drawn.
+
+    Args:
+        source: Where the checkpoint lies, or weights of rank 2 and more by name, as :func:`read_weights` gives them.
 
     Raises:
         CheckpointError: As :func:`read_weights`.
     """
-    return SparsityReport([_as_layer(name, one) for name, one in read_weights(path).items()])
+    weights = source if isinstance(source, Mapping) else read_weights(source)
+    return SparsityReport([_as_layer(name, weight) for name, weight in weights.items()])
 
 
 def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:

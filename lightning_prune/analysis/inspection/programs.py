@@ -26,17 +26,19 @@ def inspect_package(path: Path, all_tensors: bool) -> Inspection:
     tensors, others, seen = [], 0, set[int]()
     names = Counter(name for package in functions.values() for name in package.constants)
     for function, package in functions.items():
-        for name, one in package.constants.items():
+        for name, constant in package.constants.items():
             # What several functions share lies in the file once, and is read as one array.
-            if one.values.size == 0 or one.values.dtype.kind not in "fiu" or id(one.values) in seen:
+            if constant.values.size == 0 or constant.values.dtype.kind not in "fiu" or id(constant.values) in seen:
                 continue
-            seen.add(id(one.values))
-            is_weight = one.values.ndim > 1 and prod(one.values.shape) > 1
+            seen.add(id(constant.values))
+            is_weight = constant.values.ndim > 1 and prod(constant.values.shape) > 1
             if is_weight or all_tensors:
                 whole = f"{function}/{name}" if names[name] > 1 and len(functions) > 1 else name
-                tensors.append(summarize_zeros(whole, one.values == 0, one.dtype, one.encoding, one.nbytes))
+                tensors.append(
+                    summarize_zeros(whole, constant.values == 0, constant.dtype, constant.encoding, constant.nbytes)
+                )
             else:
-                others += one.values.size
+                others += constant.values.size
     notes = []
     if len(functions) > 1:
         notes.append(f"Has the functions {', '.join(functions)}; a weight that several share is listed once.")
@@ -46,15 +48,15 @@ def inspect_package(path: Path, all_tensors: bool) -> Inspection:
 
 def inspect_asset(path: Path, all_tensors: bool) -> Inspection:
     """The constants of a Core AI asset, as they are stored; names are those that this library left in it."""
-    from lightning_prune.export.coreai import import_coreai, read_asset
+    from lightning_prune.export.coreai import import_coreai, read_foreign_asset
 
     recover(path)
     try:
-        core = import_coreai()
+        import_coreai()
     except ExportError as error:
         raise ImportError(str(error)) from error
     try:
-        asset = read_asset(core, existing(path))
+        asset = read_foreign_asset(existing(path))
     except PruningError as error:
         raise CheckpointError(str(error)) from error
     except Exception as error:  # of Apple's reader, or of what it reads

@@ -76,36 +76,36 @@ class Inspection:
     @property
     def sparsity(self) -> float:
         """Fraction of zeros among the listed weights; 0 where there are none."""
-        return sum(one.zeros for one in self.tensors) / max(sum(one.weights for one in self.tensors), 1)
+        return sum(tensor.zeros for tensor in self.tensors) / max(sum(tensor.weights for tensor in self.tensors), 1)
 
     def records(self) -> list[dict[str, Any]]:
         """One dict of plain values a tensor."""
-        return [{**asdict(one), "shape": list(one.shape), "sparsity": one.sparsity} for one in self.tensors]
+        return [{**asdict(tensor), "shape": list(tensor.shape), "sparsity": tensor.sparsity} for tensor in self.tensors]
 
     def __rich__(self) -> Table:
         """Table for a terminal."""
         table = new_table(f"{self.kind} {self.path.name}")
-        is_package = any(one.stored != "dense" for one in self.tensors)
+        is_package = any(tensor.stored != "dense" for tensor in self.tensors)
         table.add_column("tensor")
         table.add_column("shape", no_wrap=True)
         table.add_column("structure", min_width=10)
         for heading in ("sparsity", "bytes"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("stored" if is_package else "sparse", justify="left" if is_package else "right")
-        for one in self.tensors:
+        for tensor in self.tensors:
             table.add_row(
-                DottedText(one.name),
-                "x".join(map(str, one.shape)),
-                one.structure,
-                f"{one.sparsity:.2%}",
-                f"{one.nbytes:,}",
-                one.stored if is_package else f"{one.sparse_bytes:,}",
+                DottedText(tensor.name),
+                "x".join(map(str, tensor.shape)),
+                tensor.structure,
+                f"{tensor.sparsity:.2%}",
+                f"{tensor.nbytes:,}",
+                tensor.stored if is_package else f"{tensor.sparse_bytes:,}",
             )
-        zeros, weights = sum(one.zeros for one in self.tensors), sum(one.weights for one in self.tensors)
+        zeros, weights = sum(tensor.zeros for tensor in self.tensors), sum(tensor.weights for tensor in self.tensors)
         lines = [f"{zeros:,} of {weights:,} weights are zero ({self.sparsity:.2%})."]
         lines += [f"{self.others:,} more numbers are biases, norms and the like."] if self.others else []
         if not is_package:
-            sparse = sum(one.sparse_bytes for one in self.tensors)
+            sparse = sum(tensor.sparse_bytes for tensor in self.tensors)
             lines.append(f"Stored sparse in half precision, the weights would take {sparse:,} bytes.")
         lines.append(f"The file has {self.file_bytes:,} bytes.")
         table.caption = "\n".join([*lines, *self.notes])

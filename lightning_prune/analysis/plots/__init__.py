@@ -10,6 +10,7 @@ from __future__ import annotations
 from lightning_prune.analysis.plots.masks import plot_mask
 from lightning_prune.analysis.plots.schedules import plan_curves, plot_plan, plot_sparsity
 from lightning_prune.analysis.plots.scores import plot_sensitivity, plot_tradeoff
+from lightning_prune.analysis.plots.slimming import plot_slim
 from lightning_prune.analysis.plots.weights import plot_layers, plot_weights
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "plot_mask",
     "plot_plan",
     "plot_sensitivity",
+    "plot_slim",
     "plot_sparsity",
     "plot_tradeoff",
     "plot_weights",

@@ -30,7 +30,7 @@ def plot_mask(tensor: Tensor, *, name: str = "", shape: tuple[int, ...] | None =
     Kernels of a convolution are drawn as small tiles. Lines separate the blocks or the n:m groups that are found.
 
     Args:
-        tensor: A mask (True is keep) or weights, rank 2 or more. A large one is cut to its first channels.
+        tensor: A mask (True is keep) or weights, rank 2 or more. A large tensor is cut to its first channels.
         name: What the title calls it.
         shape: Shape of the weight, where a mask broadcasts over it.
 

@@ -82,7 +82,7 @@ def shared_parts(curves: Sequence[Curve], near: float) -> Iterator[tuple[list[Po
         part: list[Point] = []
         sharing: tuple[int, ...] = ()
         for index, (start, stop) in enumerate(pairwise(line)):
-            here = tuple(other for other, one in enumerate(lines) if _is_same(line, one, index, near))
+            here = tuple(at for at, other in enumerate(lines) if _is_same(other, line, index, near))
             if here != sharing and len(part) > 1:
                 yield part, sharing.index(number), sharing
             if len(here) < 2:
@@ -114,8 +114,8 @@ def _corners(curve: Curve, grid: NDArray[Any]) -> list[Point]:
     return corners
 
 
-def _is_same(one: list[Point], other: list[Point], index: int, near: float) -> bool:
+def _is_same(points: list[Point], other: list[Point], index: int, near: float) -> bool:
     """Whether the piece from one corner to the next is that of another curve."""
-    if len(one) != len(other):  # steps are not compared with slopes
+    if len(points) != len(other):  # steps are not compared with slopes
         return False
-    return all(abs(one[at][1] - other[at][1]) <= near for at in (index, index + 1))
+    return all(abs(points[at][1] - other[at][1]) <= near for at in (index, index + 1))

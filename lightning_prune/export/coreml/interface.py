@@ -89,14 +89,14 @@ def check_inputs(names: Sequence[str], tensors: Sequence[Tensor], types: Sequenc
         if item.shape is not None and not allows(item.shape, tuple(tensor.shape)):
             raise ConfigError(
                 f"export.inputs[{at}].shape must allow the shape of the example, {tuple(tensor.shape)}, got "
-                f"{described(item.shape)}. Change the one or the other."
+                f"{described(item.shape)}. Change either of them."
             )
 
 
 def allows(shape: Any, example: tuple[int, ...]) -> bool:
     """Whether a ``coremltools`` shape allows the example's."""
     if hasattr(shape, "shapes"):
-        return any(allows(one, example) for one in shape.shapes)
+        return any(allows(fixed, example) for fixed in shape.shapes)
     sizes = getattr(shape, "shape", shape)
     return len(sizes) == len(example) and all(
         size.lower_bound <= given <= (size.upper_bound if size.upper_bound > 0 else math.inf)
@@ -109,7 +109,7 @@ def allows(shape: Any, example: tuple[int, ...]) -> bool:
 def described(shape: Any) -> str:
     """A ``coremltools`` shape in a few characters: ``(1, 3, 16..64)``."""
     if hasattr(shape, "shapes"):
-        return " or ".join(described(one) for one in shape.shapes)
+        return " or ".join(described(fixed) for fixed in shape.shapes)
     sizes = [
         f"{size.lower_bound}..{size.upper_bound}" if hasattr(size, "upper_bound") else str(size)
         for size in getattr(shape, "shape", shape)

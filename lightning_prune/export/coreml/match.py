@@ -21,7 +21,7 @@ GATES = {"lstm": (0, 1, 3, 2), "gru": (0, 2, 1)}
 # Rounding a value, and rounding the value that a channel's factor is read from, each cost half a unit in the last
 # place.
 RELATIVE = {"float16": 1.05 * 2**-10, "float32": 1.05 * 2**-21}
-# The smallest numbers above zero; the distance of small ones to each other.
+# The smallest numbers above zero; the distance of small numbers to each other.
 SMALLEST = {"float16": 2.0**-24, "float32": 2.0**-149}
 
 

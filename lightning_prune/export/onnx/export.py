@@ -179,7 +179,7 @@ class ONNXExport:
         findings = Findings(notes=[NO_GAIN])
         prove_zeros(arrays_of(graph), standalone, pruned, findings)
         names = list(self.input_names or standalone.input_names)
-        by_name = {one.name: one for one in graph.input}
+        by_name = {value.name: value for value in graph.input}
         if gone := [name for name in names if name not in by_name]:
             findings.notes.append(f"the inputs {', '.join(gone)} do nothing, and are not in the file")
         inputs = []
@@ -199,8 +199,8 @@ class ONNXExport:
 
 def check_size(model: nn.Module) -> None:
     """Raise if a model's weights do not fit into a file."""
-    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}.values()
-    nbytes = sum(one.numel() * (4 if one.is_floating_point() else one.element_size()) for one in tensors)
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
+    nbytes = sum(tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors)
     if nbytes > MOST_BYTES:
         raise ExportError(
             f"A file of ONNX holds less than 2 GiB, but the weights of {type(model).__name__} take {nbytes:,} bytes in "

@@ -85,7 +85,7 @@ def read_initializers(path: Path) -> tuple[list[Initializer], list[str]]:
         ExportError: A package that reads it is not installed.
     """
     graph = read_model(home(path)).graph
-    elsewhere = [one.name for one in graph.initializer if one.external_data]
+    elsewhere = [initializer.name for initializer in graph.initializer if initializer.external_data]
     try:
         return arrays_of(graph), elsewhere
     except (ValueError, TypeError) as error:
@@ -95,7 +95,11 @@ def read_initializers(path: Path) -> tuple[list[Initializer], list[str]]:
 def arrays_of(graph: Any) -> list[Initializer]:
     """The constants of a graph that lie in the file itself."""
     helper = importlib.import_module("onnx.numpy_helper")
-    arrays = {one.name: helper.to_array(one) for one in graph.initializer if not one.external_data}
+    arrays = {
+        initializer.name: helper.to_array(initializer)
+        for initializer in graph.initializer
+        if not initializer.external_data
+    }
     return [Initializer(name, str(values.dtype), values) for name, values in arrays.items()]
 
 
@@ -105,8 +109,8 @@ def program_of(path: Path) -> Program:
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors, which are raised too
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_outputs()]
-    taken = {one.name for one in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    taken = {value.name for value in session.get_inputs()}
 
     def run(inputs: Mapping[str, Tensor]) -> Answers:
         given = {name: value.numpy() for name, value in inputs.items() if name in taken}

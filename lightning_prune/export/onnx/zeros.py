@@ -34,12 +34,12 @@ def prove_zeros(
         ExportError: An initializer of its name has other zeros or values.
     """
     parameters = dict(standalone.model.named_parameters(remove_duplicate=False))
-    by_name = {one.name: one for one in initializers}
+    by_name = {initializer.name: initializer for initializer in initializers}
     for name, keep in pruned.items():
         weight, mask = parameters[name].detach().numpy(), keep.numpy()
         found, scaled = by_name.get(f"model.{name}"), False
         if found is None or found.values.size != weight.size:
-            found = next((one for one in initializers if _has_rows(one.values, weight)), None)
+            found = next((initializer for initializer in initializers if _has_rows(initializer.values, weight)), None)
         elif (factors := _scaled(found.values, weight, mask)) is None:
             raise ExportError(f"The initializer {found.name!r} of the file has other zeros or values than {name}.")
         else:
@@ -72,7 +72,7 @@ def _scaled(values: Array, weight: Array, keep: Array) -> bool | None:
         if np.array_equal(values, base):
             return False
         for axis in range(min(2, base.ndim)):
-            rows, wanted = (np.moveaxis(one, axis, 0).reshape(base.shape[axis], -1) for one in (values, base))
+            rows, wanted = (np.moveaxis(array, axis, 0).reshape(base.shape[axis], -1) for array in (values, base))
             norms = (wanted * wanted).sum(1, keepdims=True)
             factors = (rows * wanted).sum(1, keepdims=True) / np.where(norms == 0, 1, norms)
             if np.abs(rows - factors * wanted).max() <= CLOSE * np.abs(rows).max():

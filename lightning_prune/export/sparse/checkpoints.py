@@ -115,7 +115,7 @@ def _keep(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if key not in _KEPT:
             lost += [str(key)] if value else []  # an empty list of callbacks is no loss
         elif isinstance(value, Mapping):
-            plain = {name: one for name, one in value.items() if _comes_back({name: one})}
+            plain = {name: item for name, item in value.items() if _comes_back({name: item})}
             lost += [f"{key}[{name!r}]" for name in value if name not in plain]
             kept[key] = plain
         elif _comes_back(value):

@@ -127,7 +127,9 @@ def bits_of(tensor: Tensor) -> Tensor:
 
 def pruned_zeros(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, int]:
     """How many values of each pruned parameter are zero, or are pruned by its mask."""
-    parameters = {uncompiled_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
+    parameters = {
+        uncompiled_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
     if masks is None:
         return {name: int((~keep).sum()) for name, keep in masks_of_zeros(parameters).items()}
     named = {uncompiled_name(name): mask for name, mask in masks.items()}

@@ -138,7 +138,7 @@ def load_sparse(
 
 
 def state_of(model_or_state_dict: Any) -> Mapping[str, Any]:
-    """The state dict of a model, with plain names, or the one that is given."""
+    """The state dict of a model, with plain names, or the state dict that is given."""
     if isinstance(model_or_state_dict, nn.Module):
         return {uncompiled_name(name): value for name, value in model_or_state_dict.state_dict().items()}
     if not isinstance(model_or_state_dict, Mapping):
@@ -248,7 +248,7 @@ def _read(path: Path, file: Any) -> SparseFile:
             parts = {part: _read_part(file, key, entry, part) for part, key in entry.keys(name).items()}
             nbytes[name] = _nbytes(parts)
             if _crc_of(parts) != entry.crc32:
-                raise DamagedPartsError("the crc32 of its bytes must be the one that was saved with it")
+                raise DamagedPartsError("the crc32 of its bytes must be the crc32 that was saved with it")
             tensors[name] = _decode(entry, parts)
     views = {name: entry for name, entry in entries.items() if isinstance(entry, View)}
     tensors |= {name: entry.take(tensors[entry.of]) for name, entry in views.items()}

@@ -22,7 +22,7 @@ Parts = dict[str, npt.NDArray[Any]]
 
 # Words that one number of ``counts`` is for; a place within them is one byte.
 BLOCK = 256
-# Group sizes of n:m that are looked for, each twice the last one.
+# Group sizes of n:m that are looked for, each twice the size before.
 GROUP_SIZES = (2, 4, 8, 16)
 # Bytes that a file spends to name a part, say of what type it is and where it lies.
 PART_BYTES = 100
@@ -77,7 +77,7 @@ class Bitmask:
         _check_length("its bitmask, of one bit a number,", parts["bitmask"], -(-total // 8))
         kept = np.unpackbits(parts["bitmask"]).view(bool)
         if kept[total:].any():
-            raise DamagedPartsError("the bits behind the last one of its bitmask must be 0")
+            raise DamagedPartsError("the bits behind the last entry of its bitmask must be 0")
         _check_length("its values, one for each bit that is set,", parts["values"], int(np.count_nonzero(kept)))
         words = np.zeros(total, parts["values"].dtype)
         words[kept[:total]] = parts["values"]
@@ -185,7 +185,7 @@ class NofM:
         _check_length(f"its positions, of {self.bits} bits each,", parts["positions"], -(-number * self.bits // 8))
         bits = np.unpackbits(parts["positions"])
         if bits[number * self.bits :].any():
-            raise DamagedPartsError("the bits behind the last one of its positions must be 0")
+            raise DamagedPartsError("the bits behind the last of its positions must be 0")
         weights = 1 << np.arange(self.bits, dtype=np.uint8)[::-1]
         places = (bits[: number * self.bits].reshape(-1, self.bits) @ weights).reshape(-1, self.kept)
         if bool((places[:, 1:] <= places[:, :-1]).any()):
@@ -202,7 +202,7 @@ PLAIN_FORMS: Mapping[str, Form] = {form.name: form for form in (Dense(), Bitmask
 
 
 def smallest_form(words: Words) -> Form:
-    """The form in which an array takes the fewest bytes of a file; of several the one that is named first.
+    """The form in which an array takes the fewest bytes of a file; of several such forms that which is named first.
 
     They are: dense, n:m (of at least half zeros, along one of the first two axes), bitmask, indices. A small array is
     dense: each part more is to be named in the file.

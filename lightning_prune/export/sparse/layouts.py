@@ -26,7 +26,7 @@ class View:
         of: The name of the other.
         shape: Its own shape.
         stride: Numbers between two neighbours of each dimension.
-        offset: Numbers from the first of the other to its own first one.
+        offset: How many numbers lie between the other tensor's first number and its own.
     """
 
     of: str
@@ -112,14 +112,14 @@ def _as_view(tensor: Tensor, of: str, base: Tensor) -> View | None:
     return view if view.fits(base.numel()) else None
 
 
-def _overlap(one: Tensor, other: Tensor) -> bool:
+def _overlap(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one storage have a byte in common."""
-    (start, end), (other_start, other_end) = _span(one), _span(other)
+    (start, end), (other_start, other_end) = _span(tensor), _span(other)
     first, last = min(start, other_start), max(end, other_end)
     if end <= other_start or other_end <= start:
         return False
     taken = torch.zeros(last - first, dtype=torch.bool)
-    _bytes_of(one, taken, first).fill_(True)
+    _bytes_of(tensor, taken, first).fill_(True)
     return bool(_bytes_of(other, taken, first).any())
 
 
@@ -132,7 +132,7 @@ def _bytes_of(tensor: Tensor, memory: Tensor, first: int) -> Tensor:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Addresses of the first byte of a tensor, and of the first one behind it."""
+    """Addresses of the first byte of a tensor, and of the first byte behind it."""
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 

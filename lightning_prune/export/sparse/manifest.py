@@ -204,7 +204,7 @@ def _read_entry(name: str, row: Any) -> Entry:
 def _are_wholes(values: Any) -> bool:
     """Whether it is a list of whole numbers as a tensor's sizes and strides are."""
     is_list = isinstance(values, list) and len(values) <= _MOST_DIMS
-    return is_list and all(type(one) is int and 0 <= one < _MOST_NUMBERS for one in values)
+    return is_list and all(type(number) is int and 0 <= number < _MOST_NUMBERS for number in values)
 
 
 def _crc_of(*texts: str) -> int:

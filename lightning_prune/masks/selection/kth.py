@@ -103,7 +103,7 @@ def bracket(sample: Array, least: float, most: float, *, sigmas: float) -> tuple
 
 
 def _tighten(low: int, high: int, least: float, most: float, count: int, kind: np.dtype[Any]) -> tuple[int, int]:
-    """A narrower bracket around the same elements, if the ``count`` elements of this one are spread evenly in it.
+    """A narrower bracket around the same elements, if the ``count`` elements of this bracket are spread evenly in it.
 
     Evenly over numbers where keys compare as such, and else over integers; a guess that fails costs time alone.
     """

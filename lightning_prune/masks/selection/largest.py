@@ -75,7 +75,7 @@ def keep_largest(values: Tensor, pruned: int, *, out: Tensor | None = None) -> T
         values: Any shape, floating dtype and memory format. Not modified. No copy is made of a tensor without gaps in
             its memory.
         pruned: Number of elements to prune, from 0 to all.
-        out: Bool mask of the shape of ``values`` to write in place. If not given, a new one, laid out in memory as
+        out: Bool mask of the shape of ``values`` to write in place. If not given, a new mask, laid out in memory as
             ``values``.
 
     Returns:
@@ -99,7 +99,7 @@ def keep_largest_of_all(values: Sequence[Tensor], pruned: int, *, out: Sequence[
     Args:
         values: Tensors of any shape, floating dtype, memory format and device. Not modified.
         pruned: Number of elements to prune over all tensors, from 0 to all.
-        out: One bool mask per tensor to write in place. If not given, new ones.
+        out: One bool mask per tensor to write in place. If not given, new masks.
 
     Returns:
         One bool mask per tensor, ``True`` = keep. Among equal magnitudes those of an earlier tensor are kept first,
@@ -145,7 +145,7 @@ def keep_largest_of_shards(
         pruned: Number of elements to prune over all tensors and processes, from 0 to all.
         reduce: Adds an int64 tensor of counts, on the device of the first shard, over all processes, and returns the
             sum; ``None`` for one process. Called equally often by every process.
-        out: One bool mask per shard to write in place. If not given, new ones.
+        out: One bool mask per shard to write in place. If not given, new masks.
 
     Returns:
         One bool mask per shard, ``True`` = keep, of the shape of its ``values``.

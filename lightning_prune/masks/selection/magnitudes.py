@@ -101,7 +101,7 @@ def mark_changed(masks: Sequence[Tensor]) -> None:
 
 
 def mask_to_write(values: Tensor, shape: tuple[int, ...], out: Tensor | None) -> Tensor:
-    """The mask given, checked, or a new one of ``shape`` on the device of ``values``, laid out in memory alike."""
+    """The mask given, checked, or a new mask of ``shape`` on the device of ``values``, laid out in memory alike."""
     if values.dtype not in FORMATS:
         raise ConfigError(f"magnitudes are ranked in {', '.join(map(str, FORMATS))}, got {values.dtype}.")
     if out is None and shape == tuple(values.shape):

@@ -72,7 +72,7 @@ class RadixSelection:
                 digits = inside >> low & (2**width - 1)
                 here += torch.bincount(digits, minlength=2**width).to(self.device)
             counts = yield here
-            # Elements in this bucket and all larger ones.
+            # Elements in this bucket and all larger buckets.
             reach = above + counts.flip(0).cumsum(0).flip(0)
             digit = int((reach >= rank).sum()) - 1
             ties = int(counts[digit])

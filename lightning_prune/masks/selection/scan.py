@@ -104,7 +104,7 @@ class Scan:
         return clear_signs(bits[: runs * _RUN].reshape(runs, _RUN).take(starts, axis=0).ravel())
 
     def select(self, low: int, high: int) -> bool:
-        """Write the masks if the threshold lies in the bracket, or is the one magnitude next to it."""
+        """Write the masks if the threshold lies in the bracket, or is the magnitude right next to it."""
         if low == high:
             return self.settle(low)
         found = self.scan(low, high)

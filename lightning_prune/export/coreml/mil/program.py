@@ -316,7 +316,7 @@ def read_package(path: str | Path, function: str | None = None) -> Package:
 
     Args:
         path: A package, or a single file with an ML program.
-        function: Which of its functions. Default: the one that the package calls when none is named.
+        function: Which of its functions. Default: the function that the package calls when none is named.
 
     Raises:
         ExportError: It is not a package with an ML program, it has no such function, or its files are damaged.

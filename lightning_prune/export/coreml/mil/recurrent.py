@@ -1,4 +1,4 @@
-"""Recurrent operations of Core ML programs: LSTM, GRU and the plain one.
+"""Recurrent operations of Core ML programs: LSTM, GRU and the plain RNN.
 
 See :mod:`lightning_prune.export.coreml.mil.kernels`.
 """

@@ -209,7 +209,7 @@ def gather(x: Tensor, indices: Tensor, axis: Any = 0, batch_dims: Any = 0, valid
     at, batch = int(axis) % x.ndim, int(batch_dims)
     if batch:
         pairs = zip(x.flatten(0, batch - 1), indices.flatten(0, batch - 1), strict=True)
-        rows = torch.stack([gather(one, where, at - batch) for one, where in pairs])
+        rows = torch.stack([gather(size, where, at - batch) for size, where in pairs])
         return rows.reshape([*x.shape[:batch], *rows.shape[1:]])
     picked = x.index_select(at, wrapped(indices.reshape(-1), x.shape[at]))
     return picked.reshape([*x.shape[:at], *indices.shape, *x.shape[at + 1 :]])
