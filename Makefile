@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 RUNS ?= runs
 
-.PHONY: help demo test check lint bench architecture docs dist test-wheel test-bare test-oldest test-newest clean
+.PHONY: help demo test check lint bench architecture docs notebooks dist test-wheel test-bare test-oldest test-newest clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make check  format, lint, types, import layers, tests"
 	@echo "make bench  benchmarks against the peers, hours of them; python -m benchmarks NAME runs a single benchmark"
 	@echo "make docs   the site, in site/index.html; nothing of it is loaded from the network"
+	@echo "make notebooks  runs the notebooks in examples/ anew and keeps what they print"
 	@echo "make architecture  the picture of the rooms in docs/"
 	@echo "make dist         the files of a release in dist/, checked"
 	@echo "make test-wheel   the wheel alone in a fresh environment: import, plan, a fit, the command line"
@@ -87,6 +88,9 @@ test-oldest test-newest:
 	$(VENV)-$(RESOLUTION)/bin/python -m pip install --quiet uv
 	$(VENV)-$(RESOLUTION)/bin/uv pip install --quiet --python $(VENV)-$(RESOLUTION) --resolution $(RESOLUTION) --editable ".[dev]"
 	$(VENV)-$(RESOLUTION)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
+
+notebooks: $(DOCS_READY)
+	$(BIN)/python docs/run_notebooks.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-* $(RUNS) dist site
