@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from page_parts import HOSTILE, make_export, make_page, make_slim
-from torch import nn
 
 from lightning_prune import ConfigError, MagnitudePrunerConfig
 from lightning_prune.page import (
@@ -22,6 +22,7 @@ from lightning_prune.page import (
     render_page,
     write_page,
 )
+from lightning_prune.page.gathering import mask_pictures
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -154,24 +155,39 @@ def test_letters_that_turn_the_direction_of_writing_are_shown_as_escapes():
     assert chr(7) not in html
 
 
-@pytest.mark.parametrize("count", [200, 1500])
-def test_a_page_of_many_layers_is_under_2_megabytes(count):
-    page = make_page(nn.Sequential(*(nn.Linear(96, 96) for _ in range(count))), slim=make_slim())
-    assert len(page.layers) == count
-    (row,) = make_export().layers
-    rows = tuple(dataclasses.replace(row, name=f"encoder.layers.{at}.linear.weight") for at in range(count))
-    slim_rows = page.slim.layers * (count // 2)
-    page = dataclasses.replace(
-        page, exports=(make_export(layers=rows),) * 2, slim=dataclasses.replace(page.slim, layers=slim_rows)
+def many_rows(page: RunPage, count: int) -> RunPage:
+    """A page with so many rows in every table, and a mask of random zeros for each layer."""
+    names = [f"encoder.layers.{at}.feed_forward.linear.weight" for at in range(count)]
+    masks = ((name, torch.rand(96, 96) < 0.25, (96, 96)) for name in names)
+    pictures, more = mask_pictures(masks)
+    (layer, *_), (stored,), slim = page.layers, make_export().layers, make_slim()
+    export = make_export(layers=tuple(dataclasses.replace(stored, name=name) for name in names))
+    slim_rows = tuple(dataclasses.replace(slim.layers[0], name=name) for name in names)
+    return dataclasses.replace(
+        page,
+        layers=tuple(dataclasses.replace(layer, name=name) for name in names),
+        masks=pictures,
+        more_masks=more,
+        exports=(export, export),
+        slim=dataclasses.replace(slim, layers=slim_rows),
     )
+
+
+def test_a_page_of_200_layers_is_whole_and_under_2_megabytes():
+    page = many_rows(make_page(), 200)
     html = render_page(page)
     assert len(html.encode()) < 2_000_000
-    if count == 200:
-        assert page.more_masks == 0
-        assert "rows are not shown" not in html
-    else:
-        assert f"{page.more_masks} more masks are not drawn." in html
-        assert html.count("500 more rows are not shown.") == 4
+    assert html.count("data:image/png") == len(page.masks) == 200
+    assert "rows are not shown" not in html
+
+
+def test_a_page_of_1500_layers_says_what_it_leaves_out_and_is_under_2_megabytes():
+    page = many_rows(make_page(), 1500)
+    html = render_page(page)
+    assert len(html.encode()) < 2_000_000
+    assert 200 < len(page.masks) == 1500 - page.more_masks
+    assert f"{page.more_masks} more masks are not drawn." in html
+    assert html.count("500 more rows are not shown.") == 4
 
 
 def test_a_page_replaces_a_page_and_nothing_else(tmp_path):
