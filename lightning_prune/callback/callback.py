@@ -236,10 +236,7 @@ class MagnitudePruningCallback(Callback):
 
     @property
     def _key(self) -> str:
-        rules = [*(["global"] if self.config.global_config is not None else [])]
-        rules += [key if isinstance(key, str) else key.__name__ for key in self.config.module_type_configs]
-        rules += list(self.config.module_name_configs)
-        return f"{type(self).__qualname__}[{', '.join(rules)}]"
+        return f"{type(self).__qualname__}[{', '.join(self.config.rule_names)}]"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what can be checked before anything is loaded, and step in front of the checkpoint callbacks."""

@@ -6,8 +6,9 @@ Three levels, the nearer wins: ``module_name_configs`` (regular expressions that
 
 from __future__ import annotations
 
+from lightning_prune.config.fixed import FixedMasks
 from lightning_prune.config.levels import MagnitudePrunerConfig
 from lightning_prune.config.loading import load_config
 from lightning_prune.config.rules import ModuleMagnitudePrunerConfig
 
-__all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "load_config"]
+__all__ = ["FixedMasks", "MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "load_config"]

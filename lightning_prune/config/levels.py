@@ -110,6 +110,13 @@ class MagnitudePrunerConfig:
         found = self.match(name, module)
         return None if found is None else found[1]
 
+    @property
+    def rule_names(self) -> list[str]:
+        """What its rules are for, as a checkpoint knows them: the rules without their values."""
+        rules = [*(["global"] if self.global_config is not None else [])]
+        rules += [key if isinstance(key, str) else key.__name__ for key in self.module_type_configs]
+        return rules + list(self.module_name_configs)
+
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> MagnitudePrunerConfig:
         """Build from nested plain values; an unknown key is a ConfigError that names the nearest known one."""

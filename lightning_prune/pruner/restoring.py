@@ -36,7 +36,9 @@ class Restored:
         self._states = states
         pairs = list(zip(self.timeline.layers, states, strict=True))
         changed = [layer for layer, saved in pairs if saved.is_other_rule]
-        self.behind: Asked = self.timeline.behind(changed, 1, step_count)
+        ranked = [layer for layer in changed if layer.plan.given is None]
+        self.behind: Asked = self.timeline.behind(ranked, 1, step_count)
+        self.behind += [(layer, layer.target_sparsity) for layer in changed if layer.plan.given is not None]
         late = {id(layer) for layer, _ in self.behind}
         for layer, saved in pairs:
             if id(layer) in late:

@@ -249,6 +249,8 @@ def _value(value: object) -> str:
 
 def _rule_text(planned: PrunedParameter) -> str:
     """The rule as the user wrote it: a run that is resumed for longer has the same rule."""
+    if planned.given is not None:
+        return json.dumps({"fixed_masks": planned.given.key})
     return json.dumps(planned.config.as_dict(), default=repr)
 
 

@@ -33,6 +33,7 @@ INNER = {
         "Channels",
         "FORMATS",
         "GOLDEN",
+        "Given",
         "Granularity",
         "Structure",
         "along_axis",
