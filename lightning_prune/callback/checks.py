@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_prune.basics import is_a
+from lightning_prune.basics import is_a, lock
+from lightning_prune.config import MagnitudePrunerConfig
 from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.plan import PruningPlan, shared_patterns
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import ConstantSparsityScheduler, PruningScheduler, TrainingRun
 
 __all__ = [
+    "lock_config",
     "refuse_orphans",
     "refuse_second_pruner",
     "refuse_twins",
@@ -26,6 +28,10 @@ __all__ = [
 ]
 
 _FEW = 6  # updates, below which an update of a cubic schedule prunes more than half of what is to be pruned
+_FITTING = (
+    "the fit has begun, and keeps what it began with. Change it when the fit is over, or stop, "
+    "change it, and resume from a checkpoint with allow_config_change=True."
+)
 _ROOM = 20  # optimizer steps of a run in which there is room for more
 
 
@@ -35,6 +41,11 @@ def stand_before_checkpoints(trainer: Trainer, callback: Callback) -> None:
     others = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
     place = next((place for place, other in enumerate(others) if is_a(other, "Checkpoint")), len(others))
     trainer.callbacks = [*others[:place], callback, *others[place:]]  # type: ignore[attr-defined]
+
+
+def lock_config(config: MagnitudePrunerConfig) -> None:
+    """Refuse changes of a configuration while a fit runs."""
+    lock(config, _FITTING)
 
 
 def refuse_twins(keys: Sequence[str]) -> None:

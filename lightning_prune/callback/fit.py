@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lightning_prune.basics import is_a
 from lightning_prune.callback.averages import mask_averages
@@ -17,6 +15,8 @@ from lightning_prune.callback.last_layer import LastLayerWatch
 from lightning_prune.callback.monitors import TargetGate, check_gate
 from lightning_prune.callback.timeline import Timeline
 from lightning_prune.errors import CheckpointError, ConfigError, LifecycleError, PruningError
+from lightning_prune.masking import ForeignWeights
+from lightning_prune.page import Curve, History, planned_curve
 from lightning_prune.pruner import MagnitudePruner
 from lightning_prune.schedules import TrainingRun
 from lightning_prune.sharding import reshard_model
@@ -24,7 +24,7 @@ from lightning_prune.sharding import reshard_model
 __all__ = ["Fit"]
 
 _MOST_MISSED = 10**6  # optimizer steps in a batch that a checkpoint was saved in; each is made up for
-_TIMELINE, _GATE = "timeline", "gate"  # keys in the state of a fit, beside those of the pruner's
+_TIMELINE, _GATE, _HISTORY = "timeline", "gate", "history"  # keys in the state of a fit, beside those of the pruner's
 
 
 class Fit:
@@ -37,12 +37,17 @@ class Fit:
         pruner: The pruner; None until the masks are attached.
         before: As given, until this fit trains.
         is_training: Whether batches are trained: schedules are in steps, and a checkpoint is loaded if there is one.
+        history: What was logged until now, also before the checkpoint that the fit was resumed from.
+        run: The run as it is thought to be; None before training starts.
     """
 
     def __init__(self, before: Fit | None = None) -> None:
         self.pruner: MagnitudePruner | None = None
         self.before = before
         self.is_training = False
+        self.history = History()
+        self.run: TrainingRun | None = None
+        self._foreign: ForeignWeights | None = None
         self._timeline = Timeline()
         self._gate: TargetGate | None = None
         self._last_layer: LastLayerWatch | None = None
@@ -60,12 +65,20 @@ class Fit:
             raise LifecycleError("The callback was not set up by a Trainer. Call trainer.fit(model, callbacks=[...]).")
         return self.pruner
 
+    def expect_foreign(self, pl_module: LightningModule) -> None:
+        """Let a checkpoint that another pruning library wrote be loaded into the module."""
+        self._foreign = ForeignWeights(pl_module)
+
+    def follow_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the state of its optimizers be loaded, too."""
+        if self._foreign is not None:
+            self._foreign.follow(pl_module, trainer.optimizers)
+
     def start(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         *,
-        dense: Mapping[str, Tensor],
         best_at_target: bool,
         allow_config_change: bool,
     ) -> TrainingRun:
@@ -74,7 +87,6 @@ class Fit:
         Args:
             trainer: The Trainer, about to train its first batch.
             pl_module: The module, with masks.
-            dense: Values that a checkpoint of another library has of pruned weights, by parameter name.
             best_at_target: Whether monitors wait for the target.
             allow_config_change: Whether a state that was pruned by other targets or schedules may be loaded.
 
@@ -88,13 +100,15 @@ class Fit:
         if self._may_be_written:
             pruner.prepare_anew_if_written()
         pruner.resolve(run)
+        self.run = run
         if self._restored is not None:
             self._resume(trainer, pl_module, self._restored, allow_config_change=allow_config_change)
         else:
-            pruner.restore_dense(dict(dense))
+            pruner.restore_dense({} if self._foreign is None else self._foreign.dense)
             pruner.fast_forward(trainer.global_step)
             warn_if_abrupt(pruner, run)
         self.before, self._restored = None, None
+        self._forget_foreign()
         self.is_training = True
         self._last_layer = LastLayerWatch(pl_module, pruner.plan)
         self._spread_masks(trainer)
@@ -157,6 +171,7 @@ class Fit:
 
     def finish(self, *, is_failed: bool = False) -> None:
         """Finalize the module if it is not yet, and keep the state for a checkpoint that is still to be written."""
+        self._forget_foreign()
         self.start_backward()
         self._last_layer = None
         if self._gate is not None:
@@ -175,6 +190,29 @@ class Fit:
                 self.pruner.finalize(inplace=True)
         self._gate = None
 
+    def undone(self) -> Fit:
+        """The fit that is true when this one failed: the fit before, if this one has not trained."""
+        if self.before is None:
+            return self
+        self._forget_foreign()
+        if self.pruner is not None and self.pruner.is_prepared:
+            self.pruner.undo()
+        return self.before
+
+    def note_metrics(self, trainer: Trainer, *, prefix: str) -> None:
+        """Let the history have what was logged since the last call; names with the prefix are our own."""
+        if self.is_training:
+            self.history.add_metrics(self.need_pruner().step_count, trainer.callback_metrics, prefix=prefix)
+
+    def plan_curve(self) -> None:
+        """Let the history have the sparsity that schedules ask for, as far as the run is known."""
+        pruner = self.need_pruner()
+        if self.history.planned.steps or self.run is None:
+            return
+        last = self.run.total_steps or max(pruner.step_count, pruner.last_update_step or 0)
+        with suppress(Exception):  # a schedule of the user's own may be asked for what it does not foresee
+            self.history.planned = planned_curve(pruner.plan, pruner.schedules, last)
+
     def forget(self) -> None:
         """Let go of what a fit that never trained has kept."""
         self.before, self._restored = None, None
@@ -185,7 +223,9 @@ class Fit:
             return self._restored
         if self.pruner is not None and self.pruner.is_prepared:
             gate = self._gate.state_dict() if self._gate is not None and self._gate.is_open else None
-            return {**self.pruner.state_dict(), _TIMELINE: self._timeline.state_dict(), _GATE: gate}
+            state = {**self.pruner.state_dict(), _TIMELINE: self._timeline.state_dict(), _GATE: gate}
+            self.plan_curve()
+            return {**state, _HISTORY: self.history.state_dict()}
         return self._saved
 
     def load_state_dict(self, state: dict[str, Any], *, allow_config_change: bool) -> None:
@@ -214,9 +254,13 @@ class Fit:
         has_timeline = isinstance(state, dict) and _TIMELINE in state  # that of a pruner without a Trainer has none
         if has_timeline:
             Timeline().load_state_dict(state[_TIMELINE])
+            History().load_state_dict(state.get(_HISTORY, History().state_dict()))  # an older state has none
         self.need_pruner().load_state_dict(state, allow_config_change=allow_config_change)
         if has_timeline:
             self._timeline.load_state_dict(state[_TIMELINE])
+            if _HISTORY in state:
+                self.history.load_state_dict(state[_HISTORY])
+            self.history.planned = Curve()  # that of this run may be another
 
     def _follow_run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the updates that are still to come to where they belong in a run that turns out otherwise."""
@@ -224,6 +268,7 @@ class Fit:
         run = self._timeline.follow(trainer, pl_module, pruner.step_count)
         if run is None:
             return
+        self.run, self.history.planned = run, Curve()
         try:
             pruner.resolve(run)
         except ConfigError as error:  # no reason to stop a training that has begun
@@ -240,6 +285,11 @@ class Fit:
         mask_averages(trainer, self.need_pruner())
         if trainer.world_size > 1 and is_a(trainer.strategy, "DDPStrategy"):
             self.need_pruner().check_replicas()
+
+    def _forget_foreign(self) -> None:
+        if self._foreign is not None:
+            self._foreign.remove()
+            self._foreign = None
 
     def _open_gate(self, trainer: Trainer) -> None:
         """Let monitors compare from now on, if the target is reached."""

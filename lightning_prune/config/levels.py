@@ -105,6 +105,12 @@ class MagnitudePrunerConfig:
                     return f'module_type_configs["{_type_name(key)}"]', self.module_type_configs[key]
         return None if self.global_config is None else ("global_config", self.global_config)
 
+    def rules(self) -> dict[str, Rule]:
+        """Give all rules by their paths, such as ``'module_name_configs["head"]'``."""
+        found: dict[str, Rule] = {"global_config": self.global_config}
+        found |= {f'module_type_configs["{_type_name(key)}"]': rule for key, rule in self.module_type_configs.items()}
+        return found | {f'module_name_configs["{key}"]': rule for key, rule in self.module_name_configs.items()}
+
     def get_module_config(self, name: str, module: nn.Module) -> Rule:
         """Give what the nearest rule says of a module; None is dense."""
         found = self.match(name, module)
@@ -112,8 +118,8 @@ class MagnitudePrunerConfig:
 
     @property
     def rule_names(self) -> list[str]:
-        """What its rules are for, as a checkpoint knows them: the rules without their values."""
-        rules = [*(["global"] if self.global_config is not None else [])]
+        """What each rule is for: ``"global"``, the names of classes, the patterns of names."""
+        rules = ["global"] if self.global_config is not None else []
         rules += [key if isinstance(key, str) else key.__name__ for key in self.module_type_configs]
         return rules + list(self.module_name_configs)
 

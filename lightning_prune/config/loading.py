@@ -16,6 +16,8 @@ from lightning_prune.errors import ConfigError, shown
 
 __all__ = ["load_config"]
 
+_OURS = ("pruned_gradient", "decay")  # settings of a rule that Core ML Tools does not have
+
 
 def load_config(source: object) -> MagnitudePrunerConfig:
     """Read a configuration in any form that a user may hold.
@@ -90,10 +92,11 @@ def _from_coremltools(source: Any) -> MagnitudePrunerConfig:
 def _rule_from_coremltools(rule: Any) -> Rule:
     if rule is None:
         return None
-    values = {entry.name: getattr(rule, entry.name) for entry in fields(ModuleMagnitudePrunerConfig)}
+    names = [entry.name for entry in fields(ModuleMagnitudePrunerConfig) if entry.name not in _OURS]
+    values = {name: getattr(rule, name) for name in names}
     schedule = rule.scheduler
-    names = ("begin_step",) if hasattr(schedule, "begin_step") else ("update_steps", "power")
-    values["scheduler"] = {name: getattr(schedule, name) for name in names}
+    arguments = ("begin_step",) if hasattr(schedule, "begin_step") else ("update_steps", "power")
+    values["scheduler"] = {name: getattr(schedule, name) for name in arguments}
     if values["n_m_ratio"] is not None:
         values["target_sparsity"] = DEFAULT_TARGET  # Core ML Tools ignores it there
     return ModuleMagnitudePrunerConfig.from_dict(values)

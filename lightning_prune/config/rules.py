@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import IO, Any, TypeVar, cast, get_args
 
 from lightning_prune.basics import as_fraction, check_lock, plain_number, plain_text, unlocked_state, yaml_hint
+from lightning_prune.config.gradients import PrunedGradient, check_gradient
 from lightning_prune.config.keys import check_keys, check_name_pattern
 from lightning_prune.config.ratios import parse_ratio
 from lightning_prune.config.schedulers import build_scheduler, describe_scheduler
@@ -29,9 +30,10 @@ class ModuleMagnitudePrunerConfig:
     Args:
         scheduler: When and how far. A :class:`~lightning_prune.schedules.PruningScheduler`, or a dict of its arguments:
             ``{"update_steps": [3, 5, 7], "power": 3}``, ``{"begin": 0.1, "end": 0.6}``,
-            ``{"begin_step": 100}``, ``{"class_path": "my.Schedule", "init_args": {...}}``. A ``class_path`` that is not
-            one of :mod:`lightning_prune.schedules` is imported before anything is known of it: trust a configuration as
-            you trust code.
+            ``{"begin_step": 100}``, ``{"begin_step": 1, "frequency": 1}``,
+            ``{"class_path": "my.Schedule", "init_args": {...}}``. A ``class_path`` that is not one of
+            :mod:`lightning_prune.schedules` is imported before anything is known of it: trust a configuration as you
+            trust code.
         initial_sparsity: Fraction of zeros in [0, 1] that holds from ``prepare`` on.
         target_sparsity: Fraction of zeros in [0, 1] at the end of the schedule. With ``n_m_ratio`` it is ``n / m``.
         granularity: What is zeroed as one: ``"per_scalar"``, ``"per_kernel"`` (rank 3 and more: one input channel of
@@ -42,14 +44,46 @@ class ModuleMagnitudePrunerConfig:
         dim: Dimension of the groups of ``m``: 1 (input channels) or 0 (output channels).
         param_name: The parameter of the module that is pruned; a regular expression may match several whole names
             (``"weight_.*"`` of an LSTM, ``"weight|bias"``).
+        pruned_gradient: What trains a weight ``w`` while its mask ``m`` prunes it. ``"zero"``: nothing but the momentum
+            and the weight decay of the optimizer. ``"straight_through"``: the gradient ``g`` that the loss has at the
+            pruned weight ``w * m``, so that weights are trained as long as masks are chosen anew. Needs
+            ``masking="resident"``, and a schedule with more than one update.
+        decay: With ``"straight_through"``, draws pruned weights to zero: the optimizer steps with the gradient
+            ``g + decay * (1 - m) * w``. At least 0; the authors' code has 0.0002.
 
     Raises:
         ConfigError: A value, or two values together, cannot work. Raised by a later assignment too.
+
+    References:
+        Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch", ICLR 2021,
+        https://arxiv.org/abs/2102.04010, for ``"straight_through"`` with ``decay`` (SR-STE).
 
     Example:
         >>> config = ModuleMagnitudePrunerConfig({"update_steps": "range(100, 500, 100)"}, target_sparsity=0.75)
         >>> config.scheduler.update_steps
         (100, 200, 300, 400)
+
+        SR-STE, 2:4 from scratch: masks are chosen anew at every step.
+
+        >>> every_step = {"begin_step": 1, "frequency": 1}
+        >>> config = ModuleMagnitudePrunerConfig(
+        ...     every_step, n_m_ratio=(2, 4), pruned_gradient="straight_through", decay=2e-4
+        ... )
+        >>> import torch
+        >>> from lightning_prune import MagnitudePruner
+        >>> layer = torch.nn.Linear(4, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+        >>> pruner = MagnitudePruner(layer, config, masking="resident")
+        >>> layer = pruner.prepare(inplace=True)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        >>> pruner.attach_optimizers(optimizer)
+        >>> pruner.step()
+        >>> layer.weight.tolist()
+        [[4.0, 3.0, 0.0, 0.0]]
+        >>> layer(torch.tensor([0.0, 2.5, -1.5, 0.0])).sum().backward()
+        >>> optimizer.step(); pruner.step()  # the dense weights are 4.0, 0.5, 3.4996 and 0.9998 now
+        >>> [round(weight, 4) for weight in layer.weight[0].tolist()]
+        [4.0, 0.0, 3.4996, 0.0]
     """
 
     scheduler: PruningScheduler | Mapping[str, Any] = field(default_factory=lambda: ConstantSparsityScheduler(0))
@@ -60,6 +94,8 @@ class ModuleMagnitudePrunerConfig:
     n_m_ratio: tuple[int, int] | None = None
     dim: int = 1
     param_name: str = "weight"
+    pruned_gradient: PrunedGradient = "zero"
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         """Turn the values into plain values of Python and check them; from then on each assignment is checked."""
@@ -70,12 +106,14 @@ class ModuleMagnitudePrunerConfig:
             values["n_m_ratio"] = parse_ratio(self.n_m_ratio)
         for name in ("initial_sparsity", "target_sparsity"):
             values[name] = as_fraction(name, getattr(self, name))
-        for name in ("block_size", "dim"):
+        for name in ("block_size", "dim", "decay"):
             values[name] = plain_number(getattr(self, name))
-        for name in ("granularity", "param_name"):
+        for name in ("granularity", "param_name", "pruned_gradient"):
             values[name] = plain_text(getattr(self, name))
         self._check_values()
         self._check_together()
+        check_gradient(self.pruned_gradient, self.decay, self.schedule, self.initial_sparsity)
+        values["decay"] = float(self.decay)
         if self.n_m_ratio is not None:
             values["target_sparsity"] = self.n_m_ratio[0] / self.n_m_ratio[1]
         values["_is_checked"] = True
@@ -173,8 +211,15 @@ class ModuleMagnitudePrunerConfig:
         return cls.from_dict(read_yaml(yml))
 
     def as_dict(self) -> dict[str, Any]:
-        """Give plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one."""
+        """Give plain numbers, texts, lists and dicts, from which :meth:`from_dict` builds an equal one.
+
+        ``pruned_gradient`` and ``decay`` are left out where they are the defaults, as Core ML Tools, which reads the
+        rest too, does not know them: it refuses a rule that has them.
+        """
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in ("pruned_gradient", "decay"):
+            if values[name] == self.__dataclass_fields__[name].default:
+                del values[name]
         values["scheduler"] = describe_scheduler(self.schedule)
         if self.n_m_ratio is not None:
             values["n_m_ratio"] = list(self.n_m_ratio)

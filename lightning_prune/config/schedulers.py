@@ -13,6 +13,7 @@ from lightning_prune.errors import ConfigError, one_line, shown
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
+    GeometricDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
 )
@@ -21,7 +22,8 @@ __all__ = ["build_scheduler", "describe_scheduler"]
 
 _HOME = "lightning_prune.schedules"
 _OURS: dict[str, type[PruningScheduler]] = {
-    cls.__name__: cls for cls in (ConstantSparsityScheduler, CosineDecayScheduler, PolynomialDecayScheduler)
+    cls.__name__: cls
+    for cls in (ConstantSparsityScheduler, CosineDecayScheduler, GeometricDecayScheduler, PolynomialDecayScheduler)
 }
 
 

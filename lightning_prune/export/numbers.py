@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,8 +65,20 @@ def rounding_reach(
     precision: str,
     tries: int = 4,
     calls: int = 1,
+    enough: Callable[[Tensor], bool] | None = None,
 ) -> Tensor:
-    """How far each value of one output moves when parameters and buffers move by ``ROUNDINGS`` roundings, at most."""
+    """How far each value of one output moves when parameters and buffers move by ``ROUNDINGS`` roundings, at most.
+
+    Args:
+        standalone: The model.
+        inputs: Its inputs.
+        at: Which of its outputs.
+        want: That output, without any moves.
+        precision: ``"float16"`` or ``"float32"``: of the roundings.
+        tries: How often everything is moved, each time in other directions.
+        calls: How often the model is called with the inputs, one call after the other.
+        enough: Whether what was found so far will do, so that no more is tried: it only grows.
+    """
     generator = torch.Generator().manual_seed(0)
     reach = torch.zeros(want.shape)
     values = [*standalone.named_parameters(), *standalone.named_buffers()]
@@ -78,6 +90,8 @@ def rounding_reach(
                 state[name] = value.detach() * (1 + ROUNDINGS * ROUNDING[precision] * noise)
         moved = (call(standalone, inputs, state, calls)[at].double() - want.double()).abs()
         reach = torch.maximum(reach, moved.nan_to_num(nan=torch.inf).float())
+        if enough is not None and enough(reach):
+            break
     return reach
 
 

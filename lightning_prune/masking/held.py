@@ -52,6 +52,10 @@ class HeldMask(ABC):
     def release(self) -> None:
         """Forget what was pruned away: the mask will not change any more."""
 
+    def forget(self) -> None:
+        """Take zero for what is pruned away, after something else has written the weight; the mask may still change."""
+        self.restore(None)
+
     @abstractmethod
     def detach(self) -> None:
         """Leave a plain module whose parameter is the pruned weight."""

@@ -16,6 +16,7 @@ from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masking.guards import PlainNames, drop_guards
 from lightning_prune.masking.held import HeldMask, watch_gradient
 from lightning_prune.masking.products import apply_mask, ones, put_pruned, select_pruned
+from lightning_prune.masking.quantizing import allow_quantization, refuse_quantization
 from lightning_prune.plan import Owner, PrunedParameter
 from lightning_prune.sharding import is_sharded
 
@@ -88,6 +89,11 @@ class HookMask(HeldMask):
     @override
     def release(self) -> None:
         """Nothing to do: the dense weights are the parameter itself."""
+
+    @override
+    def forget(self) -> None:
+        apply_mask(self.parameter, self.mask)
+        self.settle()
 
     @override
     def detach(self) -> None:
@@ -243,6 +249,7 @@ class _MaskedForward(prune.BasePruningMethod):
         # also after a forward that raised: torch.utils.checkpoint ends those that it repeats by an exception
         module.register_forward_hook(_CutGraph(name), always_call=True)
         module.pruning_method = self  # type: ignore[assignment]  # where scripts for Core ML Tools look for it
+        refuse_quantization(module)
 
     def detach(self, module: nn.Module) -> None:
         """Take them off again, and give the parameter its name back; as far as nothing else has done so."""
@@ -255,6 +262,7 @@ class _MaskedForward(prune.BasePruningMethod):
         module._parameters = _renamed(module._parameters, f"{name}_orig", name)
         module._buffers.pop(f"{name}_mask", None)
         module.__dict__.pop("pruning_method", None)
+        allow_quantization(module)
 
     @override
     def remove(self, module: nn.Module) -> None:

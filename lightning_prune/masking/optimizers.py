@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lightning_prune.errors import ConfigError
 from lightning_prune.masking.resident import ResidentMask
 from lightning_prune.masking.resting import Resting
+from lightning_prune.masking.straight_through import GradientDecay
 
 __all__ = ["OptimizerLink"]
 
@@ -31,6 +32,7 @@ class OptimizerLink:
         # torch's own optimizers call the closure before they look at a parameter; of others that is not known
         self._calls_closure_first = type(optimizer).__module__.startswith("torch.optim")
         self._resting = Resting(optimizer)
+        self._decay = GradientDecay.of(optimizer, masks)
         self._depth = 0
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -47,8 +49,7 @@ class OptimizerLink:
         """Take the dense weights away after a step that raised, and never came to its end."""
         if self._depth:
             self._depth = 0
-            for mask in self:
-                mask.unfold()
+            self._unfold()
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
@@ -72,6 +73,8 @@ class OptimizerLink:
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
+            if self._decay is not None:
+                self._decay.take_back()
             self._resting.count_step()
             for mask in self:
                 mask.unfold(is_zero=self._resting.left_zeros(mask))
@@ -83,14 +86,21 @@ class OptimizerLink:
         for mask in self:
             mask.mask_gradient()
             mask.fold()
+        if self._decay is not None:
+            self._decay.add(self)
+
+    def _unfold(self) -> None:
+        if self._decay is not None:
+            self._decay.take_back()
+        for mask in self:
+            mask.unfold()
 
     def _wrap(self, closure: Callable[..., Any]) -> Callable[..., Any]:
         if not self._calls_closure_first:
             self._fold()
 
         def closure_on_pruned_weights(*args: Any, **kwargs: Any) -> Any:
-            for mask in self:
-                mask.unfold()
+            self._unfold()
             result = closure(*args, **kwargs)
             self._fold()
             return result

@@ -5,7 +5,8 @@
 * :class:`~lightning_prune.masking.resident.ResidentMask`: ``weight`` stays the Parameter and always is the pruned
   weight. What was pruned away lies in a stash beside it, and is put back only while an optimizer steps
   (:class:`~lightning_prune.masking.optimizers.OptimizerLink`). A weight behind a weight norm has two of them
-  (:class:`~lightning_prune.masking.normed.NormedMask`).
+  (:class:`~lightning_prune.masking.normed.NormedMask`); pruned weights may be trained on, straight through the mask
+  (:class:`~lightning_prune.masking.straight_through.StraightThroughMask`).
 
 Both train bit-equal networks. A way is an object that attaches masks, links optimizers and says what is amiss, so that
 nobody else asks which of the two it is.
@@ -25,6 +26,7 @@ from lightning_prune.masking.hook import HookMask, find_unused
 from lightning_prune.masking.normed import NormedMask
 from lightning_prune.masking.optimizers import OptimizerLink
 from lightning_prune.masking.resident import ResidentMask
+from lightning_prune.masking.straight_through import StraightThroughMask, is_straight_through
 from lightning_prune.plan import PrunedParameter
 
 __all__ = ["Masking", "MaskingWay", "way_of"]
@@ -95,6 +97,8 @@ class ResidentMasking(MaskingWay):
 
     def attach(self, planned: PrunedParameter) -> HeldMask:
         """Change no name; behind a weight norm, mask both of its parameters."""
+        if is_straight_through(planned):
+            return StraightThroughMask(planned)
         return ResidentMask(planned) if planned.gain is None else NormedMask(planned, planned.gain)
 
     def link(self, optimizer: Optimizer, masks: Sequence[HeldMask]) -> OptimizerLink | None:

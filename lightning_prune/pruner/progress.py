@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -16,7 +17,9 @@ from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.measuring import measure_sharded, measure_whole
 from lightning_prune.pruner.replaced import need_own_parameters, warn_of_replaced
 from lightning_prune.pruner.report import MaskChanges
-from lightning_prune.pruner.restoring import Restored, is_in_any_process
+from lightning_prune.pruner.restoring import Restored, dump_layers, is_in_any_process, parse_layers
+from lightning_prune.pruner.rewind import Rewind
+from lightning_prune.pruner.rewinding import Rewinding, refuse_lost_rewinding
 from lightning_prune.pruner.starting import attach_layers, find_starts
 from lightning_prune.pruner.state_values import MOST_STEPS
 from lightning_prune.pruner.timeline import Asked, ScheduleGroup, Timeline
@@ -35,6 +38,7 @@ class Progress:
         training: What trains it.
         scope: What is ranked together at an update.
         track_changes: Whether to count what each update changes.
+        rewind: Whether, and when, weights go back to early values.
 
     Attributes:
         step_count: Optimizer steps so far.
@@ -53,12 +57,14 @@ class Progress:
         scope: Scope = "layer",
         *,
         track_changes: bool = False,
+        rewind: Rewind | None = None,
     ) -> None:
         self.step_count = self.update_count = 0
         self.changes: MaskChanges | None = None
         self.timeline, self.training = Timeline(), training
         self.is_guarded = self.is_detached = False
         self._model, self._scope, self._track_changes = model, scope, track_changes
+        self._rewind, self._rewinding = rewind, cast("Rewinding | None", None)  # made when there are layers
         self._start_prints: list[int] | None = None  # fingerprints of what training starts from, if that is known
 
     @property
@@ -79,6 +85,9 @@ class Progress:
         kept = [start.kept for _, start in sparse if start.kept is not None]  # of all of them, or of none
         self._update([(layer, start.sparsity) for layer, start in sparse], kept or None)
         measure_sharded(self.layers)
+        if self._rewind is not None:
+            self._rewinding = Rewinding(self._rewind, self._model, self.layers)
+            self._rewinding.check(self.timeline)
 
     def guard_state_dicts(self) -> None:
         """Let every state dict have pruned weights under plain names, until the masks are taken off or detached."""
@@ -92,11 +101,15 @@ class Progress:
         for layer, schedule in zip(self.layers, schedules, strict=True):
             layer.follow(schedule)
         self.timeline = Timeline(self.layers)
+        if self._rewinding is not None and self.step_count == 0:
+            self._rewinding.check(self.timeline)
 
     def step(self) -> None:
         """Count a step, and make the updates that are due; where they fail, it is not counted."""
         timeline, training = self.timeline, self.training
         training.after_step(timeline.layers, self._model)
+        if self._rewinding is not None:
+            self._rewinding.after_step(self.step_count + 1, training.optimizers)
         self.step_count += 1
         if training.may_wait:
             self._make_up()
@@ -120,6 +133,8 @@ class Progress:
             raise ConfigError(f"step_count must be at least {self.step_count}, the steps made, got {step_count}.")
         if step_count > MOST_STEPS:
             raise ConfigError(f"step_count must be at most {MOST_STEPS} optimizer steps, got {shown(step_count)}.")
+        if self._rewinding is not None:
+            self._rewinding.skip(self.step_count, step_count)
         first, self.step_count = self.step_count + 1, step_count
         moving = [layer for layer in self.layers if not layer.is_continued or layer.has_ended(step_count)]
         self._catch_up(self.timeline.behind(self.training.trained_among(moving), first, step_count))
@@ -133,11 +148,26 @@ class Progress:
                 layer.restore_dense(weight)
         self.note_start()
 
-    def resume(self, restored: Restored) -> None:
-        """Go on from a state, and as far as the rules of now ask for beyond it."""
-        self.step_count, self.timeline, self._start_prints = restored.step_count, restored.timeline, None
-        restored.put_back()
-        self._catch_up(restored.behind)
+    def retake_start(self) -> None:
+        """Take the values of now for those of step 0 to which weights go back, if they do."""
+        if self._rewinding is not None and self.step_count == 0:
+            self._rewinding.skip(0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state as plain values; every process that holds a part of a weight must do so."""
+        state = dump_layers(self.step_count, self._scope, self.layers)
+        return state if self._rewinding is None else state | self._rewinding.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], *, allow_config_change: bool) -> None:
+        """Go on from a state, which is checked as a whole before anything is changed."""
+        restored = parse_layers(state, self._scope, self.layers, allow_config_change=allow_config_change)
+        if self._rewinding is None:
+            refuse_lost_rewinding(state, allow_config_change=allow_config_change)
+            self._resume(restored)
+        else:
+            values = self._rewinding.read(state, restored.step_count, allow_config_change=allow_config_change)
+            self._resume(restored)
+            self._rewinding.take_over(values)
 
     def note_start(self, *, anew: bool = False) -> None:
         """Remember the weights that training will start from, unless it was forgotten; ``anew`` if it was."""
@@ -161,6 +191,12 @@ class Progress:
         self.is_detached = True
         do_all([*self.training.removals(), *(layer.held.detach for layer in self.layers)])
 
+    def _resume(self, restored: Restored) -> None:
+        """Go on from a state, and as far as the rules of now ask for beyond it."""
+        self.step_count, self.timeline, self._start_prints = restored.step_count, restored.timeline, None
+        restored.put_back()
+        self._catch_up(restored.behind)
+
     def _update(self, asked: Asked, zeros: list[float] | None = None) -> None:
         changed = update_layers(asked, self._scope, zeros=zeros, track_changes=self._track_changes)
         if self._track_changes:
@@ -169,9 +205,13 @@ class Progress:
     def _update_groups(self, due: list[ScheduleGroup]) -> None:
         """Make the update of this step."""
         trained_among = self.training.trained_among
-        self._update([pair for group in due for pair in group.asked_at(self.step_count, trained_among(group.layers))])
+        asked = [pair for group in due for pair in group.asked_at(self.step_count, trained_among(group.layers))]
+        self._update(asked)
         self.update_count += 1
         self.training.find_unattached(self.layers)
+        rewinding = self._rewinding
+        if rewinding is not None and rewinding.is_due(self.timeline, self.step_count, has_changed=bool(asked)):
+            rewinding.put_back(self.training.optimizers)
         self._end_update()
 
     def _catch_up(self, asked: Asked) -> None:

@@ -14,21 +14,20 @@ from lightning_prune.errors import ConfigError, LifecycleError
 from lightning_prune.masking import Masking, way_of
 from lightning_prune.plan import SUPPORTED_MODULES, PruningPlan, copy_module, warn_of_dense
 from lightning_prune.pruner import finalizing
-from lightning_prune.pruner.choices import Scope, check_choices, check_slim
+from lightning_prune.pruner.choices import Scope, check_choices
 from lightning_prune.pruner.coupling import Planner
 from lightning_prune.pruner.layer import Layer
 from lightning_prune.pruner.measuring import report_layers
 from lightning_prune.pruner.progress import Progress
 from lightning_prune.pruner.report import MaskChanges, SparsityReport
-from lightning_prune.pruner.restoring import dump_layers, parse_layers, require_same_layers
+from lightning_prune.pruner.restoring import require_same_layers
+from lightning_prune.pruner.rewind import Rewind
 from lightning_prune.pruner.training import Training
 from lightning_prune.schedules import PruningScheduler, TrainingRun
 from lightning_prune.sharding import is_sharded
 from lightning_prune.slim import Slim
 
 __all__ = ["MagnitudePruner"]
-
-_WAITS = "nothing trains it: it waits until an optimizer does"
 
 
 class MagnitudePruner:
@@ -51,12 +50,11 @@ class MagnitudePruner:
         slim: With ``True`` or :class:`~lightning_prune.slim.Slim`, rules ``per_channel`` prune channels that can be cut
             out: those that can only go together as one, ranked by the norm of all their weights, with biases and norms.
             What cannot go stays dense, and the plan says why. Needs ``masking="resident"``.
+        rewind: Set weights back to their values of an early step when masks were chosen, and train on: the step, or
+            :class:`~lightning_prune.Rewind`. Needs the optimizers, whatever the masking.
 
     Raises:
         ConfigError: The configuration does not hold together, or ``masking`` or ``scope`` is unknown.
-
-    References:
-        Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
 
     Example:
         >>> model = nn.Linear(8, 4)
@@ -78,11 +76,11 @@ class MagnitudePruner:
         scope: Scope = "layer",
         track_changes: bool = False,
         slim: Slim | dict[str, Any] | bool | None = None,
+        rewind: Rewind | dict[str, Any] | int | None = None,
     ) -> None:
-        check_choices(masking, scope)
-        settings = check_slim(slim, masking, scope)
         self._model = self._unprepared = model
         self._config = load_config(config)
+        settings, self._rewind = check_choices(self._config, slim, masking, scope), Rewind.of(rewind)
         self._planner = Planner(self._config, settings)
         self._way, self._scope, self._track_changes = way_of(masking), scope, track_changes
         self._progress = Progress(model, Training(self._way))  # without layers: not prepared
@@ -130,7 +128,8 @@ class MagnitudePruner:
         if self._plan is None:
             return self._planner.plan(self._model)
         waiting = [layer.plan for layer in self._layers if layer.is_waiting]
-        return self._plan.without(waiting, _WAITS) if waiting else self._plan
+        why = "nothing trains it: it waits until an optimizer does"
+        return self._plan.without(waiting, why) if waiting else self._plan
 
     @property
     def untrained(self) -> list[str]:
@@ -198,7 +197,7 @@ class MagnitudePruner:
         if not self._has_told:  # what is prepared anew is told of already
             warn_of_dense(plan, self._config)
             self._has_told = True
-        self._progress = Progress(model, training, self._scope, track_changes=self._track_changes)
+        self._progress = Progress(model, training, self._scope, track_changes=self._track_changes, rewind=self._rewind)
         try:
             self._progress.attach(plan, self._way, keep_zeros=keep_zeros)
             if run is not None:
@@ -220,6 +219,7 @@ class MagnitudePruner:
         """
         self._need_prepared("prepare_anew_if_written")
         if not self._progress.was_written():
+            self._progress.retake_start()
             return False
         training, is_guarded = self._progress.training, self._progress.is_guarded
         for layer in self._layers:
@@ -238,10 +238,7 @@ class MagnitudePruner:
         self._progress.guard_state_dicts()
 
     def undo(self) -> None:
-        """Take the masks off and put back what they pruned away: as if :meth:`prepare` had not been called.
-
-        With ``masking="resident"`` that is forgotten at the last update of a schedule, and stays zero then.
-        """
+        """Take the masks off and put back what they pruned away; resident masks forget it at the last update."""
         self._need_prepared("undo")
         self._take_off()
         self._model = self._unprepared
@@ -365,7 +362,7 @@ class MagnitudePruner:
         to the memory of the first process, layer by layer; the others get a state without parameters.
         """
         self._need_layers("state_dict")
-        return dump_layers(self.step_count, self._scope, self._layers)
+        return self._progress.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow_config_change: bool = False) -> None:
         """Go on where :meth:`state_dict` was taken; the model's weights must be those of that moment.
@@ -382,7 +379,7 @@ class MagnitudePruner:
             CheckpointError: The state is damaged, or does not fit the model or the configuration.
         """
         self._need_prepared("load_state_dict")
-        self._progress.resume(parse_layers(state, self._scope, self._layers, allow_config_change=allow_config_change))
+        self._progress.load_state_dict(state, allow_config_change=allow_config_change)
 
     @property
     def _layers(self) -> list[Layer]:
@@ -398,7 +395,6 @@ class MagnitudePruner:
 
     def _need_prepared(self, method: str) -> None:
         if self.is_finalized:
-            raise LifecycleError(
-                f"{method}() needs a prepared model, but it was finalized. Make a new MagnitudePruner."
-            )
+            what = "a prepared model, but it was finalized. Make a new MagnitudePruner."
+            raise LifecycleError(f"{method}() needs {what}")
         self._need_layers(method)

@@ -24,6 +24,7 @@ from lightning_prune.pruner.state_values import MOST_STEPS, StateValues
 from lightning_prune.schedules import (
     ConstantSparsityScheduler,
     CosineDecayScheduler,
+    GeometricDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
 )
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_UNSAID = {"pruned_gradient": "zero", "decay": 0.0}  # what a rule means that does not say it
+_OURS = (ConstantSparsityScheduler, CosineDecayScheduler, GeometricDecayScheduler, PolynomialDecayScheduler)
 _BITS = 2**24  # bits of a mask that are counted at a time
 
 
@@ -234,12 +237,12 @@ def _check_rule(planned: PrunedParameter, entry: StateValues) -> None:
     before, now = entry.json("rule"), json.loads(text)
     if not isinstance(before, dict):
         raise entry.damaged(f"rule must be a dict, got {shown(before)}")
-    for field in now:
-        if before.get(field) != now[field]:
+    for field in {**now, **before}:
+        was, is_now = (rule.get(field, _UNSAID.get(field)) for rule in (before, now))
+        if was != is_now:
             raise CheckpointError(
-                f"{planned.name}: {field} was {_value(before.get(field))} in the checkpoint and is "
-                f"{_value(now[field])} now. Resume with the configuration of the checkpoint, or pass "
-                "allow_config_change=True to change it."
+                f"{planned.name}: {field} was {_value(was)} in the checkpoint and is {_value(is_now)} now. Resume with "
+                "the configuration of the checkpoint, or pass allow_config_change=True to change it."
             )
 
 
@@ -272,7 +275,7 @@ def _read_schedule(planned: PrunedParameter, entry: StateValues) -> PruningSched
     not read at all; it is written in steps anew.
     """
     written, saved = planned.config.schedule, entry.json("schedule")
-    if type(written) not in (ConstantSparsityScheduler, CosineDecayScheduler, PolynomialDecayScheduler):
+    if type(written) not in _OURS:
         return None
     arguments = saved.get("init_args", saved) if isinstance(saved, dict) else None
     if not isinstance(arguments, dict):
@@ -281,7 +284,10 @@ def _read_schedule(planned: PrunedParameter, entry: StateValues) -> PruningSched
     steps = arguments.get(name)
     is_steps = type(steps) is int if name == "begin_step" else isinstance(steps, (list, str))
     is_steps = is_steps and not (isinstance(steps, list) and any(type(step) is not int for step in steps))
-    in_units = {} if name == "begin_step" else dict.fromkeys(("begin", "end", "frequency"))
+    in_units: dict[str, Any] = dict.fromkeys(("begin", "end", "frequency"))
+    if name == "begin_step":
+        in_units = {"frequency": arguments.get("frequency")}
+        is_steps = is_steps and (in_units["frequency"] is None or type(in_units["frequency"]) is int)
     try:
         schedule: Any = replace(written, **{name: steps, **in_units}) if is_steps else None  # type: ignore[type-var]
     except (ValueError, OverflowError) as error:

@@ -94,3 +94,14 @@ class StateValues:
             names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise self.damaged(f"{key} must be a plain tensor of {length} numbers ({names}), got {kind}")
         return value.detach().cpu()  # type: ignore[no-any-return]
+
+    def tensor(self, key: str, like: Tensor) -> Tensor:
+        """A tensor of the shape and dtype of another, on the CPU."""
+        value = self.any(key)
+        is_fine = (
+            isinstance(value, Tensor) and is_plain(value) and (value.shape, value.dtype) == (like.shape, like.dtype)
+        )
+        if not is_fine:
+            kind = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+            raise self.damaged(f"{key} must be a plain tensor of {like.dtype} of shape {tuple(like.shape)}, got {kind}")
+        return value.detach().cpu()  # type: ignore[no-any-return]

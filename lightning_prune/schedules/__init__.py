@@ -8,13 +8,14 @@ the run is known.
 from __future__ import annotations
 
 from lightning_prune.schedules.constant import ConstantSparsityScheduler
-from lightning_prune.schedules.curves import CosineDecayScheduler, PolynomialDecayScheduler
+from lightning_prune.schedules.curves import CosineDecayScheduler, GeometricDecayScheduler, PolynomialDecayScheduler
 from lightning_prune.schedules.runs import TrainingRun
 from lightning_prune.schedules.scheduler import PruningScheduler, SparsityBounds
 
 __all__ = [
     "ConstantSparsityScheduler",
     "CosineDecayScheduler",
+    "GeometricDecayScheduler",
     "PolynomialDecayScheduler",
     "PruningScheduler",
     "SparsityBounds",

@@ -16,7 +16,7 @@ from lightning_prune.schedules.runs import TrainingRun
 from lightning_prune.schedules.scheduler import PruningScheduler, SparsityBounds
 from lightning_prune.schedules.steps import parse_steps, within_bounds
 
-__all__ = ["CosineDecayScheduler", "PolynomialDecayScheduler"]
+__all__ = ["CosineDecayScheduler", "GeometricDecayScheduler", "PolynomialDecayScheduler"]
 
 # Where no distance of updates is given: at most so many steps, and so near that there are so many updates.
 _MOST_DISTANT, _LEAST_UPDATES = 100, 10
@@ -218,3 +218,40 @@ class CosineDecayScheduler(_SteppedScheduler):
     def remaining(self, progress: float) -> float:
         """``(1 + cos(pi * progress)) / 2``."""
         return (1.0 + math.cos(math.pi * progress)) / 2.0 if progress < 1.0 else 0.0
+
+
+@dataclass(frozen=True)
+class GeometricDecayScheduler(_SteppedScheduler):
+    """Prune the same share of what is left at each update: the rounds of iterative magnitude pruning.
+
+    At update ``k`` of ``K``, counted from 1, so that the first one prunes already and the last lands on the target::
+
+        sparsity = 1 - (1 - initial) ** (1 - k / K) * (1 - target) ** (k / K)
+
+    From an initial sparsity of 0 each update prunes ``1 - (1 - target) ** (1 / K)`` of what is left: for ``K`` rounds
+    of 20 % write ``target_sparsity = 1 - 0.8 ** K``. The arguments are those of :class:`PolynomialDecayScheduler`,
+    without ``power``; a step 0, which never fires, is no update here.
+
+    References:
+        Frankle and Carbin, "The lottery ticket hypothesis", ICLR 2019, https://arxiv.org/abs/1803.03635
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> schedule = GeometricDecayScheduler([100, 200, 300])
+        >>> config = SimpleNamespace(initial_sparsity=0.0, target_sparsity=0.488)
+        >>> [round(schedule.compute_sparsity(step, 0.0, config), 3) for step in (100, 200, 300)]
+        [0.2, 0.36, 0.488]
+    """
+
+    def compute_sparsity(self, step_count: int, prev_sparsity: float, config: SparsityBounds) -> float:
+        """Give the sparsity of an update step; between update steps nothing changes."""
+        index = self._index.get(step_count)
+        if index is None:
+            return prev_sparsity
+        skipped = 1 if 0 in self._index else 0
+        progress = (index + 1 - skipped) / (len(self._index) - skipped)
+        initial, target = config.initial_sparsity, config.target_sparsity
+        if progress in (0.0, 1.0):
+            return target if progress else initial
+        density = float((1.0 - initial) ** (1.0 - progress) * (1.0 - target) ** progress)
+        return min(max(1.0 - density, min(initial, target)), max(initial, target))

@@ -1,9 +1,11 @@
 """Core AI: what is written is sparse, and Apple's own runtime computes with it what the model computes."""
 
 import asyncio
+import hashlib
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 
 from lightning_prune.analysis import inspect_file
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError
-from lightning_prune.export.coreai import CoreAIExport, import_coreai, read_asset
+from lightning_prune.export.coreai import CoreAIExport, import_coreai, read_asset, read_foreign_asset
 from lightning_prune.export.coreai import installed as installed_file
+from lightning_prune.export.coreai.constants import refuse_larger
 from lightning_prune.export.coreai.installed import numbers
 from lightning_prune.export.coreai.silence import silence
 
@@ -279,6 +282,57 @@ def test_inspect_lists_the_weights_by_name_and_as_they_are_stored(tmp_path):
     (tmp_path / "net.aimodel" / "main.mlirb").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read as a Core AI asset"):
         inspect_file(tmp_path / "net.aimodel")
+
+
+@needs_coreai
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda program: b"damaged", id="no program"),
+        pytest.param(lambda program: program[: len(program) // 2], id="half of it"),
+        pytest.param(lambda program: program[:40] + bytes(40) + program[80:], id="zeros in its head"),
+        pytest.param(lambda program: program[:-200] + bytes(range(200)), id="other bytes at its end"),
+    ],
+)
+def test_a_damaged_file_with_the_right_hash_does_not_end_the_process_that_inspects_it(tmp_path, spoil):
+    path = tmp_path / "net.aimodel"
+    CoreAIExport(path, torch.zeros(1, 32)).save(seeded(lambda: nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 16))))
+    program = spoil((path / "main.mlirb").read_bytes())
+    (path / "main.mlirb").write_bytes(program)
+    (path / "main.hash").write_bytes(hashlib.sha256(program).digest())
+    with pytest.raises(CheckpointError, match="cannot be read as a Core AI asset: .+"):
+        inspect_file(path)
+
+
+@needs_coreai
+def test_what_a_process_of_its_own_reads_of_a_file_is_what_is_read_here(tmp_path, coreai):
+    model = seeded(lambda: nn.Sequential(nn.Embedding(40, 32), nn.Linear(32, 32), nn.Linear(32, 16)))
+    path = CoreAIExport(tmp_path / "net.aimodel", torch.zeros(1, 3, dtype=torch.long)).save(model).path
+    here, there = read_asset(coreai, path), read_foreign_asset(path)
+    assert [(one.fingerprint, one.dtype, one.nbytes) for one in here.sparse] == [
+        (one.fingerprint, one.dtype, one.nbytes) for one in there.sparse
+    ]
+    assert len(here.sparse) == 3
+    for one, other in zip(here.dense, there.dense, strict=True):
+        assert (one.dtype, one.nbytes) == (other.dtype, other.nbytes)
+        assert (one.is_zero is None and other.is_zero is None) or (one.is_zero == other.is_zero).all()
+    assert (here.parameters, here.nbytes) == (there.parameters, there.nbytes)
+
+
+@needs_coreai
+def test_a_file_that_takes_too_long_to_be_read_is_given_up(tmp_path, monkeypatch):
+    path = CoreAIExport(tmp_path / "net.aimodel", torch.zeros(1, 32)).save(seeded(lambda: nn.Linear(32, 32))).path
+    monkeypatch.setattr("lightning_prune.export.coreai.asset.PATIENCE", 0.01)
+    with pytest.raises(CheckpointError, match="reading it took more than 0 seconds"):
+        inspect_file(path)
+
+
+def test_constants_larger_than_a_file_can_hold_are_refused_before_memory_is_taken():
+    kind = SimpleNamespace(shape=[2**20, 2**20], element_type=SimpleNamespace(width=32))
+    constant = SimpleNamespace(result=SimpleNamespace(type=kind))
+    with pytest.raises(ValueError, match="would take 4,398,046,511,104 bytes"):
+        refuse_larger([constant], 2**30)
+    refuse_larger([constant], 2**43)
 
 
 @needs_coreai

@@ -334,7 +334,7 @@ def test_a_package_with_states_is_verified_over_two_calls(frontend, target, core
 def test_a_state_that_is_not_written_is_found_in_the_second_call(target, coremltools, monkeypatch):
     import lightning_prune.export.coreml.running as running
 
-    monkeypatch.setattr(running, "run", lambda package, inputs, states: run(package, inputs))
+    monkeypatch.setattr(running, "run", lambda package, inputs, tensors, states: run(package, inputs))
     export, _ = stateful(coremltools, target, frontend="trace")
     with pytest.raises(ExportError, match="output 'output of the second call' differs by"):
         export.save(Adds())

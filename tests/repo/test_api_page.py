@@ -70,7 +70,7 @@ INNER = {
         "split_mask",
         "warn_of_dense",
     },
-    "lightning_prune.pruner": {"MOST_STEPS", "Planner", "Scope", "check_choices", "check_slim"},
+    "lightning_prune.pruner": {"MOST_STEPS", "Planner", "Scope", "check_choices"},
 }
 
 

@@ -10,6 +10,7 @@ from lightning_prune import (
     ConfigError,
     ConstantSparsityScheduler,
     CosineDecayScheduler,
+    GeometricDecayScheduler,
     PolynomialDecayScheduler,
     PruningScheduler,
 )
@@ -44,6 +45,47 @@ def test_power_one_is_linear():
 def test_constant_schedule_is_one_shot():
     assert play(ConstantSparsityScheduler(3), 4, bounds()) == [0, 0, 0.8, 0.8]
     assert play(ConstantSparsityScheduler(0), 2, bounds()) == [0.8, 0.8]
+
+
+def test_a_constant_schedule_with_a_frequency_chooses_masks_anew_without_end():
+    schedule = ConstantSparsityScheduler(3, frequency=2)
+    assert play(schedule, 6, bounds()) == [0, 0, 0.8, 0.8, 0.8, 0.8]
+    assert [step for step in range(1, 10) if schedule.is_due(step)] == [3, 5, 7, 9]
+    assert [step for step in range(1, 10) if schedule.reselects(step)] == [3, 5, 7, 9]
+    for first in range(1, 9):
+        assert list(schedule.due_steps(first, 8)) == [step for step in range(first, 9) if schedule.is_due(step)]
+    assert schedule.last_update_step is None
+    every = ConstantSparsityScheduler(0, frequency=1)
+    assert [step for step in range(5) if every.is_due(step)] == [1, 2, 3, 4]
+    once = ConstantSparsityScheduler(3)
+    assert not any(once.reselects(step) for step in range(9))
+
+
+def test_a_geometric_schedule_prunes_the_same_share_of_what_is_left_at_each_update():
+    config = bounds(target=1 - 0.8**5)
+    asked = play(GeometricDecayScheduler([2, 3, 4, 6, 7]), 8, config)
+    densities = [1 - sparsity for sparsity in asked]
+    assert densities == pytest.approx([1, 0.8, 0.64, 0.512, 0.512, 0.8**4, 0.8**5, 0.8**5], abs=1e-4)
+    assert GeometricDecayScheduler([2]).compute_sparsity(2, 0.0, config) == config.target_sparsity
+
+
+def test_a_geometric_schedule_starts_from_the_initial_sparsity_and_counts_no_step_that_never_fires():
+    config = bounds(target=0.75, initial=0.25)
+    curve = [1 - sparsity for sparsity in play(GeometricDecayScheduler([1, 2]), 2, config)]
+    assert curve == pytest.approx([0.75 * (1 / 3) ** 0.5, 0.25], abs=1e-4)
+    assert play(GeometricDecayScheduler([0, 1, 2]), 2, config) == play(GeometricDecayScheduler([1, 2]), 2, config)
+    assert play(GeometricDecayScheduler([3]), 3, config) == [0.25, 0.25, 0.75]
+    run = TrainingRun(100)
+    assert GeometricDecayScheduler(begin=20, end=0.8, frequency=20).resolve(run).update_steps == (20, 40, 60, 80)
+
+
+def test_a_constant_schedule_with_a_frequency_goes_on_when_the_run_turns_out_otherwise():
+    before, now = ConstantSparsityScheduler(3, frequency=2), ConstantSparsityScheduler(6, frequency=4)
+    assert now.after(before, 0) == now
+    assert now.after(before, 2) == now
+    assert now.after(before, 3) == ConstantSparsityScheduler(3, frequency=4)
+    assert ConstantSparsityScheduler(2, frequency=4).after(ConstantSparsityScheduler(9, frequency=4), 5).begin_step == 6
+    assert ConstantSparsityScheduler(6).after(ConstantSparsityScheduler(3), 4) == ConstantSparsityScheduler(3)
 
 
 def test_cosine_is_symmetric():
@@ -101,6 +143,10 @@ def test_units_of_a_run_become_steps():
     epochs = PolynomialDecayScheduler(begin="1 epoch", end="3 epochs", frequency="1ep")
     assert epochs.resolve(TrainingRun(None, 20)).update_steps == (20, 40, 60)
     assert ConstantSparsityScheduler(0.5).resolve(TrainingRun(100)).begin_step == 50
+    often = ConstantSparsityScheduler("1 epoch", frequency=0.1)
+    assert often.resolve(TrainingRun(100, 20)) == ConstantSparsityScheduler(20, frequency=10)
+    assert ConstantSparsityScheduler(1, frequency=0.1).resolve(TrainingRun(4)).frequency == 1
+    assert ConstantSparsityScheduler(1, frequency="2 epochs").resolve(TrainingRun(100, 20)).frequency == 40
 
 
 def test_updates_are_a_hundred_steps_apart_or_ten_at_least_unless_told_otherwise():
@@ -222,6 +268,10 @@ def test_numbers_of_numpy_are_kept_as_plain_ones():
         (lambda: PolynomialDecayScheduler(begin="0100"), "In YAML a number with a leading 0 is octal: write 100"),
         (lambda: PolynomialDecayScheduler(begin=100.0), "as a float is a fraction .* Write 100 for optimizer steps"),
         (lambda: PolynomialDecayScheduler(begin=float("inf")), "as a float is a fraction .* got inf"),
+        (lambda: ConstantSparsityScheduler(1, frequency=0), "frequency must be at least 1 .* got 0. Write 1"),
+        (lambda: ConstantSparsityScheduler(1, frequency="0 epochs"), "frequency must be at least 1 .* got '0 epochs'"),
+        (lambda: ConstantSparsityScheduler(1, frequency=True), "frequency .* got True"),
+        (lambda: ConstantSparsityScheduler(1, frequency=1.5), "frequency as a float is a fraction"),
         (lambda: ConstantSparsityScheduler(True), "begin_step .* got True. YAML makes True of yes, on and true"),
         (lambda: ConstantSparsityScheduler(None), "begin_step .* got None. YAML makes None of nothing"),
         (lambda: TrainingRun("100"), "total_steps must be a number of optimizer steps above 0, .* got '100'"),

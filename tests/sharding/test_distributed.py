@@ -460,6 +460,41 @@ def test_a_global_ranking_does_not_depend_on_how_weights_are_sharded(tmp_path, w
         assert result["report"] == expected["report"]
 
 
+def straight_through() -> MagnitudePruningCallback:
+    """Masks of single weights and 2:4, chosen anew at every other step; what is pruned is trained."""
+    settings = {
+        "scheduler": {"begin_step": 1, "frequency": 2},
+        "pruned_gradient": "straight_through",
+        "decay": 0.05,
+    }
+    rules = {"global_config": settings, "module_name_configs": {"fc2": {**settings, "n_m_ratio": (2, 4)}}}
+    return MagnitudePruningCallback(rules, show_plan=False)
+
+
+def sharded_straight_through_run(folder, world):
+    return whole(*fsdp(folder, world=world, pruning=straight_through()))
+
+
+def test_gradients_of_shards_pass_straight_through_as_those_of_whole_weights(tmp_path):
+    expected = whole(*single(tmp_path, pruning=straight_through()))
+    results = launch(sharded_straight_through_run, 2, tmp_path, 2)
+    for result in results:
+        assert_same(result, expected, "weights")
+        assert result["report"] == expected["report"]
+    assert_same(results[0], expected)
+
+
+def ddp_straight_through(folder):
+    run = fit(folder, strategy="ddp", devices=2, pruning=straight_through())
+    return outcome(*run)
+
+
+def test_replicas_pass_gradients_straight_through_as_one_process_does(tmp_path):
+    expected = outcome(*fit(tmp_path, pruning=straight_through()))
+    for result in launch(ddp_straight_through, 2, tmp_path):
+        assert_same(result, expected)
+
+
 def rows_of_linear() -> MagnitudePruningCallback:
     rule = {**RULES["global_config"], "granularity": "per_channel"}
     blocks = {**rule, "block_size": 2, "target_sparsity": 0.5}

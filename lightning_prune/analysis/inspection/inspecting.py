@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -71,13 +72,17 @@ def inspect_file(path: str | os.PathLike[str], *, all_tensors: bool = False) -> 
     return Inspection(path, kind, path.stat().st_size, summaries, others, tuple(notes))
 
 
-def report_of(path: str | os.PathLike[str]) -> SparsityReport:
+def report_of(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> SparsityReport:
     """The weights of a checkpoint as a report, which can be drawn.
+
+    Args:
+        source: Where the checkpoint lies, or weights of rank 2 and more by name, as :func:`read_weights` gives them.
 
     Raises:
         CheckpointError: As :func:`read_weights`.
     """
-    return SparsityReport([_as_layer(name, weight) for name, weight in read_weights(path).items()])
+    weights = source if isinstance(source, Mapping) else read_weights(source)
+    return SparsityReport([_as_layer(name, weight) for name, weight in weights.items()])
 
 
 def _as_layer(name: str, tensor: Tensor) -> LayerSparsity:

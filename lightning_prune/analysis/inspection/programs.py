@@ -48,15 +48,15 @@ def inspect_package(path: Path, all_tensors: bool) -> Inspection:
 
 def inspect_asset(path: Path, all_tensors: bool) -> Inspection:
     """The constants of a Core AI asset, as they are stored; names are those that this library left in it."""
-    from lightning_prune.export.coreai import import_coreai, read_asset
+    from lightning_prune.export.coreai import import_coreai, read_foreign_asset
 
     recover(path)
     try:
-        core = import_coreai()
+        import_coreai()
     except ExportError as error:
         raise ImportError(str(error)) from error
     try:
-        asset = read_asset(core, existing(path))
+        asset = read_foreign_asset(existing(path))
     except PruningError as error:
         raise CheckpointError(str(error)) from error
     except Exception as error:  # of Apple's reader, or of what it reads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_prune.export.coreai.asset import Asset, read_asset
+from lightning_prune.export.coreai.asset import Asset, read_asset, read_foreign_asset
 from lightning_prune.export.coreai.export import CoreAIExport
 from lightning_prune.export.coreai.installed import import_coreai
 
@@ -11,4 +11,5 @@ __all__ = [
     "CoreAIExport",
     "import_coreai",
     "read_asset",
+    "read_foreign_asset",
 ]

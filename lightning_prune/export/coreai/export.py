@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lightning_prune.basics import as_flag, put_in_place, writing_to
 from lightning_prune.errors import ExportError, one_line
-from lightning_prune.export.coreai.asset import Asset, folder_size, name_parameters, read_asset
+from lightning_prune.export.coreai.asset import Asset, name_parameters, read_asset
 from lightning_prune.export.coreai.capture import PREFIXES, capture
+from lightning_prune.export.coreai.constants import folder_size
 from lightning_prune.export.coreai.installed import CoreAI, import_coreai
 from lightning_prune.export.coreai.runtime import loaded
 from lightning_prune.export.coreai.silence import silence

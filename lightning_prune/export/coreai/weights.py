@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import ExportError
-from lightning_prune.export.coreai.asset import Asset, fingerprint
+from lightning_prune.export.coreai.asset import Asset
+from lightning_prune.export.coreai.constants import fingerprint
 from lightning_prune.export.coreai.storage import SparseWeight
 from lightning_prune.export.findings import Findings
 from lightning_prune.export.result import ExportedLayer

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.conversion import SPARSE_OPERATIONS
-from lightning_prune.export.coreml.mil import Array, Constant, Package, repeat_to, run
+from lightning_prune.export.coreml.mil import Array, Constant, Package, repeat_to, run, tensors_of
 from lightning_prune.export.coreml.running import outputs_of
 from lightning_prune.export.draws import draw_inputs
 from lightning_prune.export.findings import Findings
@@ -92,7 +92,7 @@ def prove_same_program(
     """Run the plain package with the compressed one's weights: it must give what the compressed one gives."""
     drawn = draw_inputs(inputs, standalone, 0)
     fed = {spec.name: value for spec, value in zip(inputs, drawn.inputs, strict=True)}
-    wired, ran = run(plain, fed, moved).outputs, run(smaller, fed).outputs
+    wired, ran = run(plain, fed, tensors_of(plain, moved)).outputs, run(smaller, fed).outputs
     errors = []
     for name, want in zip(outputs_of(smaller), drawn.expected, strict=True):
         if name in ran and name in wired:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.inputs import ImageInput
-from lightning_prune.export.coreml.mil import Package, run
+from lightning_prune.export.coreml.mil import Package, run, tensors_of
 from lightning_prune.export.draws import draw_inputs
 from lightning_prune.export.findings import Findings, wrong_numbers
 from lightning_prune.export.inputs import ProgramInput
@@ -41,19 +41,21 @@ def program_of(package: Package, precision: str) -> Program:
     """
     calls = 2 if package.states else 1
 
+    tensors = tensors_of(package)
+
     def run_all(inputs: Mapping[str, Tensor]) -> Answers:
-        return run_calls(package, inputs, calls)
+        return run_calls(package, inputs, calls, tensors)
 
     # States are float16, whatever is computed in.
     return Program(outputs_of(package, calls), run_all, "float16" if package.states else precision, calls, "package")
 
 
-def run_calls(package: Package, inputs: Mapping[str, Tensor], calls: int) -> Answers:
+def run_calls(package: Package, inputs: Mapping[str, Tensor], calls: int, tensors: Mapping[str, Any]) -> Answers:
     """Run a program several times with the same inputs, each time with the states that the last call left."""
     outputs, skipped, overflowed = dict[str, Tensor](), list[str](), list[str]()
     states: Mapping[str, Any] = {}
     for at in range(calls):
-        result = run(package, inputs, states=states)
+        result = run(package, inputs, tensors, states=states)
         outputs.update((of_call(name, at), value) for name, value in result.outputs.items())
         skipped.extend(result.skipped)
         overflowed.extend(result.overflowed)

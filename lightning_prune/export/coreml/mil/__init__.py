@@ -10,7 +10,7 @@ from lightning_prune.export.coreml.mil.program import (
     read_functions,
     read_package,
 )
-from lightning_prune.export.coreml.mil.run import Run, run
+from lightning_prune.export.coreml.mil.run import Run, run, tensors_of
 from lightning_prune.export.coreml.mil.values import Array, repeat_to
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "read_package",
     "repeat_to",
     "run",
+    "tensors_of",
 ]

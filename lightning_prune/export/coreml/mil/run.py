@@ -17,7 +17,7 @@ from lightning_prune.export.coreml.mil.kernels import KERNELS, TUPLE_INPUTS
 from lightning_prune.export.coreml.mil.program import Block, Operation, Package
 from lightning_prune.export.coreml.mil.shapes import CannotRun
 
-__all__ = ["Run", "run"]
+__all__ = ["Run", "run", "tensors_of"]
 
 HALF_MAX = 65504.0
 
@@ -54,6 +54,17 @@ def to_torch(array: Any) -> Any:
     return torch.from_numpy(np.array(array, dtype=kind))
 
 
+def tensors_of(package: Package, replaced: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The constants of a package as kernels take them, by name.
+
+    Args:
+        package: As read from disk.
+        replaced: Arrays to use instead of constants of the package, by name.
+    """
+    arrays = {name: constant.values for name, constant in package.constants.items()} | dict(replaced or {})
+    return {name: to_torch(array) for name, array in arrays.items()}
+
+
 def run(
     package: Package,
     inputs: Mapping[str, Tensor],
@@ -65,14 +76,12 @@ def run(
     Args:
         package: As read by :func:`lightning_prune.export.coreml.mil.program.read_package`.
         inputs: One tensor for each input of the program; floating point ones are taken as float32.
-        constants: Arrays to use instead of constants of the package, by name.
+        constants: What :func:`tensors_of` gives, where the program is run more than once. Default: the package's.
         states: What the last call left. Default: zeros, with which Core ML begins.
     """
     result = Run(states={name: torch.zeros(shape) for name, shape in package.states.items()} | dict(states or {}))
     values: dict[str, Any] = dict(inputs)
-    replaced = constants or {}
-    cache = {name: to_torch(replaced.get(name, constant.values)) for name, constant in package.constants.items()}
-    values.update(cache)
+    values.update(tensors_of(package) if constants is None else constants)
     with torch.no_grad():
         run_block(package.main, values, result)
     for name in package.main.outputs:
