@@ -16,7 +16,7 @@ from lightning_prune.errors import ConfigError, shown
 
 __all__ = ["load_config"]
 
-_OURS = ("pruned_gradient", "decay")  # settings of a rule that Core ML Tools does not have
+_OURS = ("pruned_gradient", "decay", "score")  # settings of a rule that Core ML Tools does not have
 
 
 def load_config(source: object) -> MagnitudePrunerConfig:

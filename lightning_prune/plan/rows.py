@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.config import ModuleMagnitudePrunerConfig
+from lightning_prune.config import ModuleMagnitudePrunerConfig, score_name
 from lightning_prune.masks import Channels, Given, Structure, pruned_count
 from lightning_prune.plan.weight_norm import normed_weight
 
@@ -118,8 +118,9 @@ class PrunedParameter:
 
     @property
     def structure(self) -> str:
-        """The structure of its zeros, in words."""
-        return str(self.layout) + (f", set {self.coupled.group + 1}" if self.coupled is not None else "")
+        """The structure of its zeros, in words, and what ranks them if that is not their magnitude."""
+        score = "" if self.config.score is None else f", by {score_name(self.config.score)}"
+        return str(self.layout) + (f", set {self.coupled.group + 1}" if self.coupled is not None else score)
 
     @property
     def layout(self) -> Structure:

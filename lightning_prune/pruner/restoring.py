@@ -77,7 +77,7 @@ def parse_layers(
 
 def require_same_layers(step_count: int, layers: Sequence[Layer]) -> None:
     """Check that all replicas have the same schedules, weights and masks; a collective of a few bytes a layer."""
-    configs = [replace(layer.plan.config, scheduler=layer.schedule).as_dict() for layer in layers]
+    configs = [replace(layer.plan.config, scheduler=layer.schedule).described() for layer in layers]
     rules = json.dumps(configs, default=repr)
     values = {"The schedule": zlib.crc32(f"{step_count} {rules}".encode())}
     for layer in layers:
