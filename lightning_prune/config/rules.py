@@ -12,7 +12,7 @@ from lightning_prune.config.gradients import PrunedGradient, check_gradient
 from lightning_prune.config.keys import check_keys, check_name_pattern
 from lightning_prune.config.ratios import parse_ratio
 from lightning_prune.config.schedulers import build_scheduler, describe_scheduler
-from lightning_prune.config.scores import Score, check_score, score_name
+from lightning_prune.config.scores import check_score, score_name
 from lightning_prune.config.yaml_files import read_yaml
 from lightning_prune.errors import ConfigError, did_you_mean, shown
 from lightning_prune.masks import Granularity, Structure, pruned_count, structure_of
@@ -99,7 +99,7 @@ class ModuleMagnitudePrunerConfig:
     param_name: str = "weight"
     pruned_gradient: PrunedGradient = "zero"
     decay: float = 0.0
-    score: Score | None = None
+    score: Any = None  # a Score or None; of that type, LightningCLI would import what a file names
 
     def __post_init__(self) -> None:
         """Turn the values into plain values of Python and check them; from then on each assignment is checked."""

@@ -13,8 +13,10 @@ from lightning_prune import (
     FixedMasks,
     MagnitudePruner,
     MagnitudePrunerConfig,
+    allocate,
     plan_pruning,
 )
+from lightning_prune.analysis import sensitivity
 
 OPTIMIZERS = {
     "SGD with momentum and weight decay": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01),
@@ -276,6 +278,14 @@ def test_what_ranks_does_not_go_with_given_masks():
         fixed.as_yaml()
     with pytest.raises(ConfigError, match="are not read from a dict of rules"):
         FixedMasks.from_yaml("{}")
+    with pytest.raises(
+        ConfigError, match=r'allocate chooses zeros, but those of 0\.weight are fixed by FixedMasks\["0'
+    ):
+        allocate(make_net(), 0.5, config=fixed)
+    with pytest.raises(ConfigError, match="sensitivity chooses zeros"):
+        sensitivity(make_net(), lambda model: 0.0, [0.5], config=fixed)
+    with pytest.raises(ConfigError, match="Rewind|rewind"):
+        MagnitudePruner(make_net(), fixed, masking="resident", rewind=0).prepare()
     assert fixed != MagnitudePrunerConfig()
 
 
