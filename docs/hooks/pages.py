@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
-__all__ = ["on_files", "on_page_markdown", "place_of", "relinked", "taken"]
+__all__ = ["on_config", "on_files", "on_page_markdown", "place_of", "relinked", "taken"]
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"docs/": "", "benchmarks/results/": "benchmarks/", "examples/": "examples/"}
@@ -93,6 +93,25 @@ def relinked(markdown: str, source: str) -> str:
 
     parts = FENCED.split(markdown)
     return "".join(part if index % 2 else LINK.sub(turned, part) for index, part in enumerate(parts))
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Put all pages of a folder that the nav names with a slash at its end into it."""
+    for entry in config.nav or ():
+        for title, place in entry.items():
+            if isinstance(place, str) and place.endswith("/"):
+                entry[title] = [f"{place}index.md", *_listed(place)]
+
+
+def _listed(folder: str) -> list[dict[str, str]]:
+    """The pages of a folder of the site that are made of files outside of docs/, each by its title."""
+    found = []
+    for path in taken():
+        place = place_of(path.relative_to(ROOT).as_posix()) or ""
+        if place.startswith(folder) and place.endswith(".md"):
+            title = path.read_text().split("\n")[0].removeprefix("# ") if path.suffix == ".md" else path.name
+            found.append({title: place})
+    return sorted(found, key=lambda entry: not next(iter(entry)).endswith(".ipynb"))  # the notebooks first
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

@@ -130,7 +130,7 @@ def new_table(title: str) -> Table:
 
 def as_text(renderable: RenderableType, *, width: int = 160) -> str:
     """Render without colours, in at most ``width`` columns."""
-    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console = Console(width=width, file=io.StringIO(), color_system=None, force_jupyter=False)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get().rstrip()

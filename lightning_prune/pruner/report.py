@@ -348,6 +348,6 @@ class SparsityReport(Mapping[str, dict[str, Any]]):
         """Table for a notebook."""
         from rich.console import Console
 
-        console = Console(width=_WIDE, file=io.StringIO(), record=True)
+        console = Console(width=_WIDE, file=io.StringIO(), record=True, force_jupyter=False)
         console.print(self.__rich__())
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
