@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_prune.basics import lazy_names
-from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
+from lightning_prune.config import FixedMasks, MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
 from lightning_prune.errors import (
     CheckpointError,
     ConfigError,
@@ -53,6 +53,7 @@ __all__ = [
     "CosineDecayScheduler",
     "ExportError",
     "ExportResult",
+    "FixedMasks",
     "GeometricDecayScheduler",
     "LifecycleError",
     "MagnitudePruner",

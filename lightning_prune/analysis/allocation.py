@@ -37,6 +37,7 @@ __all__ = [
     "Method",
     "allocate",
     "module_patterns",
+    "need_magnitudes",
 ]
 
 Method = Literal["uniform", "global", "erdos_renyi_kernel"]
@@ -187,6 +188,7 @@ def _matching(pattern: str, names: Sequence[str], what: str) -> list[str]:
 
 def _check_layers(layers: Iterable[PrunedParameter], method: str) -> None:
     """Refuse rules whose sparsity cannot be moved from layer to layer."""
+    need_magnitudes(layers, "allocate", is_ranking=method == "global")
     for parameter in layers:
         if parameter.config.structure.fixed_sparsity is not None:
             raise ConfigError(
@@ -203,6 +205,19 @@ def _check_layers(layers: Iterable[PrunedParameter], method: str) -> None:
                 f'{parameter.rule} prunes {parameter.name} by {parameter.structure}, but "global" ranks single '
                 'weights. Use granularity "per_scalar" without blocks, or another method.'
             )
+
+
+def need_magnitudes(layers: Iterable[PrunedParameter], what: str, *, is_ranking: bool = True) -> None:
+    """Refuse masks that are given, and, where it ranks weights, scores that only a training can have.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    for parameter in layers:
+        if parameter.given is not None:
+            raise ConfigError(f"{what} chooses zeros, but those of {parameter.name} are fixed by {parameter.rule}.")
+        if is_ranking and parameter.config.score is not None:
+            raise ConfigError(f"{what} ranks magnitudes. Leave {parameter.rule}.score out.")
 
 
 def _weights_per_group(parameter: PrunedParameter) -> int:

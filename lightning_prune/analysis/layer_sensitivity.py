@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor, nn
 
-from lightning_prune.analysis.allocation import module_patterns
+from lightning_prune.analysis.allocation import module_patterns, need_magnitudes
 from lightning_prune.basics import DottedText, as_fraction, as_text, new_table, plain_list, plain_number
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError
@@ -242,6 +242,7 @@ def sensitivity(
     if not asked:
         raise ConfigError(f"sparsities must be fractions in [0, 1], at least one, got {given!r}. Write [0.5, 0.9].")
     plan = plan_pruning(model, load_config(config))
+    need_magnitudes(plan, "sensitivity")
     console = Console(stderr=True) if console is None else console
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))

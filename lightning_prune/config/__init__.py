@@ -6,8 +6,10 @@ Three levels, the nearer wins: ``module_name_configs`` (regular expressions that
 
 from __future__ import annotations
 
+from lightning_prune.config.fixed import FixedMasks
 from lightning_prune.config.levels import MagnitudePrunerConfig
 from lightning_prune.config.loading import load_config
 from lightning_prune.config.rules import ModuleMagnitudePrunerConfig
+from lightning_prune.config.scores import Score, score_name
 
-__all__ = ["MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "load_config"]
+__all__ = ["FixedMasks", "MagnitudePrunerConfig", "ModuleMagnitudePrunerConfig", "Score", "load_config", "score_name"]

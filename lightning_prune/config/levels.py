@@ -134,12 +134,15 @@ class MagnitudePrunerConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Give nested plain values, from which :meth:`from_dict` builds an equal configuration."""
+        rules = {path: _describe_rule(rule, path) for path, rule in self.rules().items()}
+        by_type = {
+            _type_name(key): rules[f'module_type_configs["{_type_name(key)}"]'] for key in self.module_type_configs
+        }
+        by_name = {key: rules[f'module_name_configs["{key}"]'] for key in self.module_name_configs}
         return {
-            "global_config": _describe_rule(self.global_config),
-            "module_type_configs": {
-                _type_name(key): _describe_rule(rule) for key, rule in self.module_type_configs.items()
-            },
-            "module_name_configs": {key: _describe_rule(rule) for key, rule in self.module_name_configs.items()},
+            "global_config": rules["global_config"],
+            "module_type_configs": by_type,
+            "module_name_configs": by_name,
         }
 
     @classmethod
@@ -155,7 +158,12 @@ class MagnitudePrunerConfig:
 
     def __eq__(self, other: object) -> bool:
         """Equal rules; a class and its name are the same rule."""
-        return self.as_dict() == other.as_dict() if isinstance(other, MagnitudePrunerConfig) else NotImplemented
+        return self._compared() == other._compared() if isinstance(other, MagnitudePrunerConfig) else NotImplemented
+
+    def _compared(self) -> dict[str, Any]:
+        """The rules by their paths, each with its score; the order of names tells which rule holds."""
+        rules = {path: rule and (rule.described(), rule.score) for path, rule in self.rules().items()}
+        return {"names": list(self.module_name_configs), **rules}
 
     __hash__ = None  # type: ignore[assignment]  # it can change
 
@@ -201,8 +209,11 @@ def _as_mapping(rules: Any, level: str) -> Mapping[Any, Any]:
     return rules or {}
 
 
-def _describe_rule(rule: Rule) -> dict[str, Any] | None:
-    return None if rule is None else rule.as_dict()
+def _describe_rule(rule: Rule, path: str) -> dict[str, Any] | None:
+    try:
+        return None if rule is None else rule.as_dict()
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error}") from error
 
 
 def _type_name(key: type | str) -> str:

@@ -9,6 +9,8 @@ from dataclasses import fields
 from typing import Any
 
 from lightning_prune.config.coreai_opt import COREAI_OPT_KEY, from_coreai_opt
+from lightning_prune.config.fixed import FixedMasks
+from lightning_prune.config.keys import check_keys
 from lightning_prune.config.levels import MagnitudePrunerConfig, Rule
 from lightning_prune.config.rules import DEFAULT_TARGET, ModuleMagnitudePrunerConfig
 from lightning_prune.config.yaml_files import read_yaml
@@ -16,7 +18,7 @@ from lightning_prune.errors import ConfigError, shown
 
 __all__ = ["load_config"]
 
-_OURS = ("pruned_gradient", "decay")  # settings of a rule that Core ML Tools does not have
+_OURS = ("pruned_gradient", "decay", "score")  # settings of a rule that Core ML Tools does not have
 
 
 def load_config(source: object) -> MagnitudePrunerConfig:
@@ -68,9 +70,17 @@ def load_config(source: object) -> MagnitudePrunerConfig:
 
 def _build_class(class_path: Any, init_args: Mapping[str, Any]) -> object:
     known = {cls.__name__: cls for cls in (MagnitudePrunerConfig, ModuleMagnitudePrunerConfig)}
+    if str(class_path).endswith("FixedMasks"):
+        check_keys(init_args, ("masks",))
+        return FixedMasks(init_args.get("masks", {}))
+    if str(class_path).endswith("FixedMasks.from_zeros"):
+        check_keys(init_args, ())
+        return FixedMasks.from_zeros()
     cls = known.get(str(class_path).rpartition(".")[2])
     if cls is None:
-        raise ConfigError(f"class_path of a configuration must be one of {', '.join(known)}, got {shown(class_path)}.")
+        raise ConfigError(
+            f"class_path of a configuration must be one of {', '.join(known)}, FixedMasks, got {shown(class_path)}."
+        )
     return cls.from_dict(init_args)
 
 

@@ -12,6 +12,7 @@ from lightning_prune.config.gradients import PrunedGradient, check_gradient
 from lightning_prune.config.keys import check_keys, check_name_pattern
 from lightning_prune.config.ratios import parse_ratio
 from lightning_prune.config.schedulers import build_scheduler, describe_scheduler
+from lightning_prune.config.scores import check_score, score_name
 from lightning_prune.config.yaml_files import read_yaml
 from lightning_prune.errors import ConfigError, did_you_mean, shown
 from lightning_prune.masks import Granularity, Structure, pruned_count, structure_of
@@ -50,6 +51,8 @@ class ModuleMagnitudePrunerConfig:
             ``masking="resident"``, and a schedule with more than one update.
         decay: With ``"straight_through"``, draws pruned weights to zero: the optimizer steps with the gradient
             ``g + decay * (1 - m) * w``. At least 0; the authors' code has 0.0002.
+        score: Ranks weights in place of their magnitude: a function ``score(weight, parameter)``, see
+            :class:`~lightning_prune.config.Score`. A configuration that has it is not written to files.
 
     Raises:
         ConfigError: A value, or two values together, cannot work. Raised by a later assignment too.
@@ -96,6 +99,7 @@ class ModuleMagnitudePrunerConfig:
     param_name: str = "weight"
     pruned_gradient: PrunedGradient = "zero"
     decay: float = 0.0
+    score: Any = None  # a Score or None; of that type, LightningCLI would import what a file names
 
     def __post_init__(self) -> None:
         """Turn the values into plain values of Python and check them; from then on each assignment is checked."""
@@ -112,6 +116,7 @@ class ModuleMagnitudePrunerConfig:
             values[name] = plain_text(getattr(self, name))
         self._check_values()
         self._check_together()
+        check_score(self.score, self.initial_sparsity)
         check_gradient(self.pruned_gradient, self.decay, self.schedule, self.initial_sparsity)
         values["decay"] = float(self.decay)
         if self.n_m_ratio is not None:
@@ -215,9 +220,22 @@ class ModuleMagnitudePrunerConfig:
 
         ``pruned_gradient`` and ``decay`` are left out where they are the defaults, as Core ML Tools, which reads the
         rest too, does not know them: it refuses a rule that has them.
+
+        Raises:
+            ConfigError: It has a score, which is a function and no plain value.
         """
+        if self.score is not None:
+            raise ConfigError(
+                f"score is the function {score_name(self.score)}, which is no plain value. Write the rule without it, "
+                "and set rule.score in Python."
+            )
+        return self.described()
+
+    def described(self) -> dict[str, Any]:
+        """The same as :meth:`as_dict`, with a score by its name, which :meth:`from_dict` does not take."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        for name in ("pruned_gradient", "decay"):
+        values["score"] = None if self.score is None else score_name(self.score)
+        for name in ("pruned_gradient", "decay", "score"):
             if values[name] == self.__dataclass_fields__[name].default:
                 del values[name]
         values["scheduler"] = describe_scheduler(self.schedule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_prune.masks.compute import Granularity, magnitude_mask
 from lightning_prune.masks.coupled import along_axis, keep_coupled
+from lightning_prune.masks.given import Given
 from lightning_prune.masks.n_m import n_m_mask
 from lightning_prune.masks.selection import FORMATS, GOLDEN, holds_nan, pruned_count
 from lightning_prune.masks.shards import gather_state, whole_rows
@@ -23,6 +24,7 @@ __all__ = [
     "Channels",
     "FORMATS",
     "GOLDEN",
+    "Given",
     "Granularity",
     "Structure",
     "along_axis",

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_prune.basics import fullmatch, uncompiled_name
-from lightning_prune.config import MagnitudePrunerConfig, load_config
+from lightning_prune.config import FixedMasks, MagnitudePrunerConfig, load_config
 from lightning_prune.errors import ConfigError, did_you_mean, shown
 from lightning_prune.plan.choosing import Choice, MisfitError, UnfitError, check_prunable, choose, unfit_kind
+from lightning_prune.plan.given import find_given
 from lightning_prune.plan.names import (
     SUPPORTED_NAMES,
     is_inner,
@@ -48,6 +49,13 @@ def plan_pruning(model: nn.Module, config: object = None) -> PruningPlan:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"The model must be a torch.nn.Module, got {shown(model)}.")
     rules = load_config(config)
+    if isinstance(rules, FixedMasks):
+        given = find_given(model, rules)
+        return given.applied(_plan_rules(model, given.rules))
+    return _plan_rules(model, rules)
+
+
+def _plan_rules(model: nn.Module, rules: MagnitudePrunerConfig) -> PruningPlan:
     modules = {uncompiled_name(name): module for name, module in model.named_modules() if not is_inner(name)}
     _check_rules_match(modules, rules)
     found: dict[int, PrunedParameter] = {}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.config import ModuleMagnitudePrunerConfig
-from lightning_prune.masks import Channels, Structure, pruned_count
+from lightning_prune.config import ModuleMagnitudePrunerConfig, score_name
+from lightning_prune.masks import Channels, Given, Structure, pruned_count
 from lightning_prune.plan.weight_norm import normed_weight
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class PrunedParameter:
         is_named: Whether the rule is for this one module, by its whole name.
         gain: Where the ``g`` of a weight norm hangs, if the parameter is its ``v``.
         coupled: With which channels of other parameters its own go, if they do.
+        given: Its mask, if that was not chosen here.
     """
 
     name: str
@@ -77,6 +78,7 @@ class PrunedParameter:
     is_named: bool = False
     gain: Owner | None = None
     coupled: Coupled | None = field(default=None, compare=False, repr=False)
+    given: Given | None = field(default=None, compare=False, repr=False)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -116,12 +118,15 @@ class PrunedParameter:
 
     @property
     def structure(self) -> str:
-        """The structure of its zeros, in words."""
-        return str(self.layout) + (f", set {self.coupled.group + 1}" if self.coupled is not None else "")
+        """The structure of its zeros, in words, and what ranks them if that is not their magnitude."""
+        score = "" if self.config.score is None else f", by {score_name(self.config.score)}"
+        return str(self.layout) + (f", set {self.coupled.group + 1}" if self.coupled is not None else score)
 
     @property
     def layout(self) -> Structure:
         """Which weights are zeroed together."""
+        if self.given is not None:
+            return self.given
         return self.config.structure if self.coupled is None else Channels(self.coupled.axis)
 
 

@@ -26,6 +26,7 @@ def check_choices(config: MagnitudePrunerConfig, slim: object, masking: Masking,
     if settings is not None and scope != "layer":
         raise ConfigError(f'slim needs scope="layer", got {shown(scope)}: it ranks channels, not single weights.')
     _check_gradients(config, masking, settings)
+    _check_scores(config, settings)
     return settings
 
 
@@ -44,4 +45,14 @@ def _check_gradients(config: MagnitudePrunerConfig, masking: Masking, slim: Slim
             raise ConfigError(
                 f"{asked} to go without slim: where filter, bias and norm of a channel are all zero, no gradient comes "
                 'through. Write pruned_gradient="zero" in this rule, or leave slim out.'
+            )
+
+
+def _check_scores(config: MagnitudePrunerConfig, slim: Slim | None) -> None:
+    """Refuse scores of channels that can only go together with what the score was not written for."""
+    for path, rule in config.rules().items():
+        if slim is not None and rule is not None and rule.score is not None and rule.granularity == "per_channel":
+            raise ConfigError(
+                f"{path}.score must be left out with slim, which ranks a channel by all that goes with it: biases, "
+                "norms, and columns of other layers. Leave score out of this rule, or leave slim out."
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lightning_prune.config import MagnitudePrunerConfig
+from lightning_prune.config import FixedMasks, MagnitudePrunerConfig
 from lightning_prune.errors import ConfigError, SlimError
 from lightning_prune.plan import PruningPlan, couple_plan, plan_pruning
 from lightning_prune.sharding import is_sharded
@@ -39,6 +39,11 @@ class Planner:
         plan = plan_pruning(model, self._config)
         if self._slim is None:
             return plan
+        if isinstance(self._config, FixedMasks):
+            raise ConfigError(
+                "slim must be left out with FixedMasks: it chooses channels, and masks from elsewhere leave nothing to "
+                "choose. Train without it, and cut out what is dead with lightning_prune.slim.slim."
+            )
         if any(is_sharded(planned.parameter) for planned in plan):
             raise ConfigError(
                 "slim ranks channels of several parameters together, and needs all of them in one process, but the "

@@ -82,8 +82,10 @@ class Progress:
         of_layers = {id(layer): start for layer, start in zip(self.layers, starts, strict=True)}
         trained = [(layer, of_layers[id(layer)]) for layer in self.training.trained_among(self.layers)]
         sparse = [(layer, start) for layer, start in trained if start.sparsity or start.kept]
-        kept = [start.kept for _, start in sparse if start.kept is not None]  # of all of them, or of none
-        self._update([(layer, start.sparsity) for layer, start in sparse], kept or None)
+        zeros = [start.kept for _, start in sparse if start.kept is not None]  # of all of them, or of none
+        asked = [(layer, start.sparsity) for layer, start in sparse]
+        by_layer = [sparsity for _, sparsity in asked] if self._scope == "layer" else None
+        self._update(asked, zeros or by_layer)
         measure_sharded(self.layers)
         if self._rewind is not None:
             self._rewinding = Rewinding(self._rewind, self._model, self.layers)

@@ -36,7 +36,9 @@ class Restored:
         self._states = states
         pairs = list(zip(self.timeline.layers, states, strict=True))
         changed = [layer for layer, saved in pairs if saved.is_other_rule]
-        self.behind: Asked = self.timeline.behind(changed, 1, step_count)
+        ranked = [layer for layer in changed if layer.plan.given is None]
+        self.behind: Asked = self.timeline.behind(ranked, 1, step_count)
+        self.behind += [(layer, layer.target_sparsity) for layer in changed if layer.plan.given is not None]
         late = {id(layer) for layer, _ in self.behind}
         for layer, saved in pairs:
             if id(layer) in late:
@@ -75,7 +77,7 @@ def parse_layers(
 
 def require_same_layers(step_count: int, layers: Sequence[Layer]) -> None:
     """Check that all replicas have the same schedules, weights and masks; a collective of a few bytes a layer."""
-    configs = [replace(layer.plan.config, scheduler=layer.schedule).as_dict() for layer in layers]
+    configs = [replace(layer.plan.config, scheduler=layer.schedule).described() for layer in layers]
     rules = json.dumps(configs, default=repr)
     values = {"The schedule": zlib.crc32(f"{step_count} {rules}".encode())}
     for layer in layers:

@@ -15,6 +15,7 @@ from lightning_prune.masking import MaskingWay
 from lightning_prune.plan import PrunedParameter, PruningPlan
 from lightning_prune.pruner.choices import Scope
 from lightning_prune.pruner.layer import Layer
+from lightning_prune.pruner.scoring import need_scorable
 from lightning_prune.sharding import Rounds, Sharding, find_shardings, local_part, run_together
 
 __all__ = ["Start", "attach_layers", "find_starts"]
@@ -47,8 +48,11 @@ def find_starts(plan: PruningPlan, scope: Scope, *, keep_zeros: bool) -> list[St
     Raises:
         ConfigError: A rule cannot be ranked with those of other layers, as ``scope="global"`` asks for.
     """
+    for planned in plan:
+        need_scorable(planned)
     if scope == "global":
         _need_single_weights(plan)
+        _need_one_score(plan)
     shardings = find_shardings([planned.parameter for planned in plan])
     initial = [planned.config.initial_sparsity for planned in plan]
     zeros = [0.0] * len(shardings)
@@ -113,6 +117,17 @@ def _need_single_weights(plan: PruningPlan) -> None:
                 f'{planned.rule}: scope="global" ranks the single weights of all layers together, but {planned.name} '
                 f'is pruned as {planned.structure}. Write scope="layer", or granularity per_scalar without block_size '
                 "and n_m_ratio."
+            )
+
+
+def _need_one_score(plan: PruningPlan) -> None:
+    """Refuse to rank magnitudes and scores, or scores of different sorts, in one row."""
+    first = next(iter(plan))
+    for planned in plan:
+        if planned.config.score != first.config.score:
+            raise ConfigError(
+                f'scope="global" ranks all layers together, so {first.rule} and {planned.rule} must have the same '
+                'score, or both none. Write scope="layer", or one score for all.'
             )
 
 

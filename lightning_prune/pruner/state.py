@@ -252,7 +252,9 @@ def _value(value: object) -> str:
 
 def _rule_text(planned: PrunedParameter) -> str:
     """The rule as the user wrote it: a run that is resumed for longer has the same rule."""
-    return json.dumps(planned.config.as_dict(), default=repr)
+    if planned.given is not None:
+        return json.dumps({"fixed_masks": planned.given.key})
+    return json.dumps(planned.config.described(), default=repr)
 
 
 def _schedule_text(planned: PrunedParameter, state: ParameterState) -> str | None:
@@ -263,7 +265,7 @@ def _schedule_text(planned: PrunedParameter, state: ParameterState) -> str | Non
 
 
 def _steps_text(planned: PrunedParameter, schedule: PruningScheduler) -> str:
-    return json.dumps(replace(planned.config, scheduler=schedule).as_dict()["scheduler"], default=repr)
+    return json.dumps(replace(planned.config, scheduler=schedule).described()["scheduler"], default=repr)
 
 
 def _read_schedule(planned: PrunedParameter, entry: StateValues) -> PruningScheduler | None:

@@ -8,7 +8,7 @@ channels can only go together, it is chosen beforehand which of these stay.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -19,6 +19,7 @@ from lightning_prune.masks import along_axis, count_zeros, holds_nan, keep_coupl
 from lightning_prune.plan import Coupled
 from lightning_prune.pruner.choices import Scope
 from lightning_prune.pruner.layer import Layer
+from lightning_prune.pruner.scoring import ranked_values
 from lightning_prune.pruner.timeline import Asked
 from lightning_prune.sharding import Rounds, add_up, run_together
 
@@ -28,12 +29,13 @@ __all__ = ["update_layers"]
 def update_layers(
     asked: Asked, scope: Scope, *, zeros: Sequence[float] | None = None, track_changes: bool = False
 ) -> tuple[int, int]:
-    """Compute the masks of layers anew from their dense weights, in place.
+    """Compute the masks of layers anew, in place, from their dense weights or the scores that their rules name.
 
     Args:
         asked: The layers, and what their schedules ask for.
         scope: What is ranked together.
-        zeros: Fraction of zeros that each mask gets, where the scope is not to say it.
+        zeros: Fraction of zeros that each mask gets at the start, where magnitudes alone are ranked; else the scope
+            says it.
         track_changes: Whether to count what changes.
 
     Returns:
@@ -42,12 +44,14 @@ def update_layers(
     Raises:
         PruningError: A weight holds NaN; its mask is unchanged, and every weight agrees with its mask.
     """
+    ranked: dict[int, Tensor] = {}  # what is known of it, by the layer
+    read = ranked_values if zeros is None else _magnitudes
     try:
         if zeros is None:
-            zeros = _rank_globally(asked) if scope == "global" else [sparsity for _, sparsity in asked]
+            zeros = _rank_globally(asked, ranked) if scope == "global" else [sparsity for _, sparsity in asked]
         kept = _keep_coupled(asked, zeros)
         tasks = [
-            (layer.sharding, _update_layer(layer, sparsity, own, kept, track_changes))
+            (layer.sharding, _update_layer(layer, sparsity, own, kept, track_changes, ranked, read))
             for (layer, sparsity), own in zip(asked, zeros, strict=True)
         ]
         changes = run_together(tasks)
@@ -58,12 +62,24 @@ def update_layers(
     return sum(pruned for pruned, _ in changes), sum(returned for _, returned in changes)
 
 
-def _rank_globally(asked: Asked) -> list[float]:
-    """Move zeros between layers to where one ranking of all dense weights finds the smallest."""
+def _magnitudes(layer: Layer) -> Tensor:
+    return layer.held.dense()
+
+
+def _named_values(layer: Layer) -> Tensor:
+    try:
+        return ranked_values(layer)
+    except PruningError as error:
+        raise type(error)(f"{layer.plan.name} cannot be pruned: {error}") from error
+
+
+def _rank_globally(asked: Asked, ranked: dict[int, Tensor]) -> list[float]:
+    """Move zeros between layers to where one ranking finds the smallest; what was ranked is left in ``ranked``."""
     if not asked:
         return []
     layers = [layer for layer, _ in asked]
-    dense = [layer.held.dense() for layer in layers]
+    dense = [_named_values(layer) for layer in layers]
+    ranked |= {id(layer): values for layer, values in zip(layers, dense, strict=True)}
     try:
         return rank_together(dense, [sparsity for _, sparsity in asked], [layer.sharding for layer in layers])
     except PruningError as error:
@@ -90,16 +106,23 @@ def _keep_coupled(asked: Asked, zeros: Sequence[float]) -> dict[int, Tensor]:
 
 
 def _update_layer(
-    layer: Layer, asked: float, zeros: float, kept: Mapping[int, Tensor], track_changes: bool
+    layer: Layer,
+    asked: float,
+    zeros: float,
+    kept: Mapping[int, Tensor],
+    track_changes: bool,
+    ranked: dict[int, Tensor],
+    read: Callable[[Layer], Tensor],
 ) -> Rounds[tuple[int, int]]:
     """Compute the mask of a layer, by itself or as one of a set; arguments and result as for :func:`update_layers`."""
     held, structure = layer.held, layer.plan.layout
     out = held.mask.view(torch.bool)
     before = out.clone() if track_changes else out
+    coupled = layer.plan.coupled
+    values = ranked.pop(id(layer), None)
     try:
-        coupled = layer.plan.coupled
         if coupled is None:
-            yield from structure.compute(held.dense(), zeros, out, layer.sharding)
+            yield from structure.compute(read(layer) if values is None else values, zeros, out, layer.sharding)
         else:  # which shows its dense weight since the choice was made
             keep = kept[coupled.group][coupled.classes.clamp(min=0)] | (coupled.classes < 0)
             out.copy_(along_axis(keep, coupled.axis, out.shape))

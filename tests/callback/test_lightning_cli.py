@@ -1,11 +1,14 @@
 """What LightningCLI makes of the callback: rules in YAML, and changed on the command line."""
 
+import sys
+
 import pytest
+import torch
 import yaml
 from conftest import ToyModule
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_prune import ConfigError, CoreMLExport, MagnitudePruningCallback
+from lightning_prune import ConfigError, CoreMLExport, FixedMasks, MagnitudePruningCallback
 
 RULES = {
     "global_config": {"scheduler": {"begin": 0.1, "end": 0.6}, "target_sparsity": 0.75},
@@ -49,6 +52,25 @@ def test_a_wrong_value_on_the_command_line_is_named(tmp_path):
         parse(tmp_path, "--trainer.callbacks.config.global_config.target_sparsity=75")
     with pytest.raises(ValueError, match="global_config.target_sparsity is 0.5 by n_m_ratio"):
         parse(tmp_path, "--trainer.callbacks.config.global_config.n_m_ratio=[2,4]")
+
+
+def test_the_name_of_a_score_is_refused_and_nothing_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "harmful_score.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    rules = {"global_config": {"score": "harmful_score.taylor"}}
+    for config in (rules, {"class_path": "lightning_prune.MagnitudePrunerConfig", "init_args": rules}):
+        with pytest.raises(ConfigError, match=r"global_config\.score must be a function .* No file names a function"):
+            parse(tmp_path, config=config)
+    assert "harmful_score" not in sys.modules
+
+
+def test_masks_from_elsewhere_stand_in_yaml_by_their_file(tmp_path):
+    masks = {"fc1.weight": torch.rand(32, 128) < 0.5}
+    torch.save(masks, tmp_path / "masks.pt")
+    given = {"class_path": "lightning_prune.FixedMasks", "init_args": {"masks": str(tmp_path / "masks.pt")}}
+    assert parse(tmp_path, config=given).config == FixedMasks(masks)
+    found = {"class_path": "lightning_prune.FixedMasks.from_zeros"}
+    assert parse(tmp_path, config=found).config == FixedMasks.from_zeros()
 
 
 class Named(MagnitudePruningCallback):

@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 INNER = {
     "lightning_prune.analysis": {"Method", "module_patterns", "read_checkpoint", "read_tensors"},
     "lightning_prune.cli": {"build_parser", "main"},
+    "lightning_prune.config": {"load_config", "score_name"},
     "lightning_prune.masking": {
         "ForeignWeights",
         "HeldMask",
@@ -33,6 +34,7 @@ INNER = {
         "Channels",
         "FORMATS",
         "GOLDEN",
+        "Given",
         "Granularity",
         "Structure",
         "along_axis",
