@@ -85,18 +85,21 @@ def run(network: str, exports: list[str], work: Path, limit: float) -> None:
 
 def page(found: dict[tuple[str, str], Row]) -> None:
     """Write what was measured."""
-    networks = [name for name in NETWORKS if (name, EXPORTS[-1]) in found]
+    networks = [name for name in NETWORKS if all((name, kind) in found for kind in EXPORTS)]
+    left = [name for name in NETWORKS if name not in networks]
     rows = {kind: [found[name, kind] for name in networks] for kind in EXPORTS}
     by_itself = [bool(row.get("ways")) for row in rows["bare"]]
     ours = [row["outcome"] == "proven" for row in rows["coreml"]]
     more = sum(mine and not bare for mine, bare in zip(ours, by_itself, strict=True))
     less = sum(bare and not mine for mine, bare in zip(ours, by_itself, strict=True))
+    but = f"all that it converts but {less}" if less else "each that it converts"
     beside = (
         f"Core ML Tools by itself, given what `torch.export` or `torch.jit.trace` captures, converts {sum(by_itself)} "
         f"of the {len(networks)} networks, without any proof. The Core ML export proves {sum(ours)}: {more} that it "
-        f"does not convert, and all that it does but {less}."
+        f"does not convert, and {but}."
     )
     parts = [table(SUMMARY, [summary(kind, rows[kind]) for kind in TITLES]), beside]
+    parts += [f"Not measured in this run: {', '.join(left)}."] if left else []
     for kind, title in TITLES.items():
         bare = rows["bare"] if kind == "coreml" else [None] * len(networks)
         headings = [*HEADINGS, *(["Core ML Tools by itself"] if kind == "coreml" else [])]
@@ -115,7 +118,7 @@ NOTE = (
     "Random weights, three quarters of those of convolutions and Linear layers pruned; small variants, small inputs. "
     "Proven: the saved file was read back, the zeros of the pruned weights were found in it, and its program, run on "
     "five fresh inputs, gave the model's outputs; of a sparse file, every bit came back. Smaller: than the same file "
-    "with dense weights. Errors: the largest of an output as a fraction of its largest value, on inputs like the "
+    "with dense weights (tables of embeddings are not pruned, and stay dense). Errors: the largest of an output as a fraction of its largest value, on inputs like the "
     "example, and on inputs far from it, for which the network is not made. Conversion: seconds of the processor, on "
     "one thread, to capture, convert and save, in the attempt that was proven; proof: all that follows."
 )
