@@ -361,7 +361,7 @@ class MagnitudePruningCallback(Callback):
         """Forget what belongs to this run of the Trainer."""
         self._finish()
         self._fit.forget()
-        self._is_fitting = False
+        self._is_fitting, self._figures = False, None
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a checkpoint must hold beside the pruned weights for a bit-exact resume."""

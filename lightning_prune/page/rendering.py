@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from lightning_prune.basics import printable
@@ -13,7 +14,7 @@ from lightning_prune.page.contents import Curve, MaskPicture, RunPage
 __all__ = ["SIGN", "render_page"]
 
 SIGN = '<meta name="generator" content="lightning-prune page">'
-MOST_ROWS = 1000  # of a table
+MOST_ROWS = 500  # of a table
 _PICTURE_WIDTH = 216  # pixels of a screen
 
 
@@ -68,7 +69,7 @@ def _charts(page: RunPage) -> list[Chart]:
     )
     logged = [
         chart_of(name, {name: curve}, last_step=last, mark=None if mark is None else (mark, "target reached"))
-        for name, curve in page.metrics.items()
+        for name, curve in sorted(page.metrics.items(), key=lambda metric: not _is_score(metric[0]))
     ]
     return [chart for chart in (sparsity, *logged) if chart is not None]
 
@@ -92,8 +93,8 @@ def _picture(mask: MaskPicture) -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> Any:
-    """Texts without what steers a browser's direction of writing, or what cannot be shown."""
-    return printable(value) if type(value) is str else value
+    """Texts without what steers a browser's direction of writing, or what cannot be shown or written."""
+    return printable(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -58,6 +58,7 @@ def fit(tmp_path, logger, steps=(2, 4), **settings):
     callback = MagnitudePruningCallback({"global_config": rule}, show_plan=False, log_figures=True)
     trainer = make_trainer(tmp_path, callbacks=[callback], logger=logger, log_every_n_steps=1, **settings)
     trainer.fit(model, make_loader())
+    assert callback._figures is None, "a callback that holds a logger could not be pickled"
     return model
 
 
@@ -78,9 +79,9 @@ def test_tensorboard_has_the_pictures_of_every_update(tmp_path):
 def test_a_logger_like_that_of_weights_and_biases_gets_images(tmp_path):
     pytest.importorskip("matplotlib")
     logger = LikeWandb()
-    fit(tmp_path, [CSVLogger(tmp_path), logger])  # one that takes pictures is enough
+    fit(tmp_path, [CSVLogger(tmp_path), logger], steps=(4,))  # one that takes pictures is enough
     assert sorted({key for key, _, _ in logger.seen}) == [f"sparsity_figures/{name}" for name in NAMES]
-    assert sorted({step for _, step, _ in logger.seen}) == UPDATES
+    assert {step for _, step, _ in logger.seen} == {4}
     for _, _, (image,) in logger.seen:
         assert image.size[0] > 300
         assert image.convert("RGB").getcolors(2**24) is not None

@@ -171,3 +171,10 @@ def test_a_configuration_may_be_a_path_a_text_or_a_class(tmp_path):
     assert parse(tmp_path, config=rule).config.as_dict() == {**expected.as_dict(), "module_name_configs": {}}
     with pytest.raises((ConfigError, ValueError), match="class_path of a configuration must be one of"):
         parse(tmp_path, config={"class_path": "no.such.Thing", "init_args": {}})
+
+
+def test_the_page_and_the_pictures_are_arguments_of_the_command_line(tmp_path):
+    page = tmp_path / "run.html"
+    callback = parse(tmp_path, f"--trainer.callbacks.page={page}", "--trainer.callbacks.log_figures=true")
+    assert callback.page == page
+    assert callback.log_figures is True

@@ -12,7 +12,7 @@ from page_parts import HOSTILE, browse, make_export, make_page, make_slim
 
 from lightning_prune.page import LayerRow, RunPage, render_page
 
-ROWS = (("b", 30, 0.5), ("a10", 4, 0.25), ("a9", 200, 0.75))
+ROWS = (("b", 1_200, 0.5), ("a10", 4, 0.25), ("a9", 200_000, 0.75))
 LAYERS = tuple(
     LayerRow(name, (weights,), "per_scalar", None, int(s * weights), weights, 1, 0) for name, weights, s in ROWS
 )

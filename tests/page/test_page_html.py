@@ -155,6 +155,12 @@ def test_letters_that_turn_the_direction_of_writing_are_shown_as_escapes():
     assert chr(7) not in html
 
 
+def test_a_path_that_is_no_text_is_shown_as_an_escape(tmp_path):
+    odd = Path(f"net{chr(0xDC80)}.mlpackage")  # a byte that is no UTF-8, as Python reads it
+    path = write_page(RunPage("Net", "", exports=(make_export(path=odd),)), tmp_path / "run.html")
+    assert r"net\udc80.mlpackage" in path.read_text()
+
+
 def many_rows(page: RunPage, count: int) -> RunPage:
     """A page with so many rows in every table, and a mask of random zeros for each layer."""
     names = [f"encoder.layers.{at}.feed_forward.linear.weight" for at in range(count)]
@@ -187,7 +193,7 @@ def test_a_page_of_1500_layers_says_what_it_leaves_out_and_is_under_2_megabytes(
     assert len(html.encode()) < 2_000_000
     assert 200 < len(page.masks) == 1500 - page.more_masks
     assert f"{page.more_masks} more masks are not drawn." in html
-    assert html.count("500 more rows are not shown.") == 4
+    assert html.count("1,000 more rows are not shown.") == 4
 
 
 def test_a_page_replaces_a_page_and_nothing_else(tmp_path):

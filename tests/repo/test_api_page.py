@@ -53,6 +53,7 @@ INNER = {
         "zero_counts",
         "zero_kernels",
     },
+    "lightning_prune.page": {"History", "check_page_path", "gather_page", "now", "page_path", "planned_curve"},
     "lightning_prune.plan": {
         "Coupled",
         "Owner",

@@ -13,6 +13,7 @@ EXAMPLES = {
     "callback.py": (["--epochs", "2", "--out", "{out}"], "The best network at the target"),
     "plain_loop.py": (["--steps", "60"], "accuracy on held-out digits"),
     "export_alone.py": ([], "verified"),
+    "page.py": (["--epochs", "2", "--out", "{out}"], "Open this page in a browser: file://"),
     "slim.py": (["--epochs", "2", "--out", "{out}"], "after, loaded from"),
     "cli/train.py": (
         ["fit", "--config", "examples/cli/prune.yaml", "--trainer.max_epochs=2", "--trainer.default_root_dir={out}"],

@@ -2,6 +2,7 @@
 for (const table of document.querySelectorAll("table.sorts")) {
   const heads = [...table.tHead.rows[0].cells];
   const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const number = (text) => { const found = parseFloat(text.replaceAll(",", "")); return isNaN(found) ? -1 : found; };
   heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
     const isText = head.classList.contains("text");
     const next = isText ? ["ascending", "descending"] : ["descending", "ascending"];
@@ -10,7 +11,7 @@ for (const table of document.querySelectorAll("table.sorts")) {
     const rows = [...table.tBodies[0].rows];
     rows.sort((one, other) => {
       const [a, b] = [value(one, column), value(other, column)];
-      return sign * (isText ? a.localeCompare(b, "en", { numeric: true }) : parseFloat(a) - parseFloat(b));
+      return sign * (isText ? a.localeCompare(b, "en", { numeric: true }) : number(a) - number(b));
     });
     table.tBodies[0].append(...rows);
     heads.forEach((each) => each.removeAttribute("aria-sort"));
