@@ -7,13 +7,14 @@ that size from scratch.
 python -m benchmarks bench_mnist --seeds 3
 """
 
+import statistics
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import methods
-from benchmarks.common import table
+from benchmarks.common import RESULTS, table
 from benchmarks.curves import DENSE, Curves, write_curves
 from benchmarks.ledger import Job, Ledger, arguments, need
 from benchmarks.methods import Way
@@ -42,6 +43,8 @@ CHANNELS: dict[str, Way] = {
     "the narrow network from scratch, twice the steps": partial(methods.narrow, times=2),
 }
 SHARES = (0.5, 0.75)  # of the channels of every layer that are cut out
+CHANNELS_PICTURE = "mnist-channels.png"
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#999999")
 
 
 def data() -> tuple[Pair, Pair]:
@@ -120,6 +123,40 @@ def channels_table(curves: Curves, networks: list[str]) -> str:
     return table([*headings, "seeds"], rows)
 
 
+def draw_channels(curves: Curves, networks: list[str]) -> None:
+    """Accuracy over the number of parameters that are left; dashed what takes twice the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    figure, panels = plt.subplots(1, len(networks), figsize=(5 * len(networks), 5), squeeze=False, layout="constrained")
+    for axes, network in zip(panels[0], networks, strict=True):
+        dense = statistics.mean(curves.scores(network, DENSE, 0.0))
+        axes.axhline(dense, color="0.5", linestyle="--", label=DENSE)
+        for color, mark, way in zip(COLORS, "os^vs^x", [*CHANNELS, "gradual, per layer"], strict=False):
+            cuts = [cut for cut in SHARES if curves.scores(network, way, cut)]
+            if not cuts:
+                continue
+            places = [float(curves.kept(network, way, cut).replace(",", "")) for cut in cuts]
+            means = [statistics.mean(curves.scores(network, way, cut)) for cut in cuts]
+            name = f"{way} (single weights)" if way not in CHANNELS else way
+            line = "--" if "twice" in way else "-"
+            axes.plot(places, means, color=color, marker=mark, linestyle=line, label=name)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(title=network, xlabel="parameters left")
+        axes.grid(alpha=0.3, which="both")
+    panels[0][0].set_ylabel(curves.unit)
+    handles, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8)
+    figure.savefig(RESULTS / CHANNELS_PICTURE, dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
     networks = ("LeNet-300-100", "LeNet-5")
     args = arguments(__doc__.splitlines()[0], networks, seeds=3)
@@ -137,6 +174,7 @@ def main() -> None:
 
     def page() -> None:
         curves = Curves(ledger.of(list(known.values())), SPARSITIES, "accuracy on held-out images, %", limits=(70, 99))
+        shown = [name for name in networks if curves.scores(name, DENSE, 0.0)]
         write_curves(
             curves,
             list(known.values()),
@@ -150,8 +188,10 @@ def main() -> None:
             "layer dense where it does not fit, which is the first convolution of LeNet-5.",
             more="## Channels that are cut out\n\nThe same budget and window. Accuracy is that of the network that was "
             "cut out, whose outputs are proven to be those of the trained one; parameters are counted in it.\n\n"
-            + channels_table(curves, [name for name in networks if curves.scores(name, DENSE, 0.0)]),
+            + channels_table(curves, shown)
+            + f"\n\n![Channels that are cut out]({CHANNELS_PICTURE})",
         )
+        draw_channels(curves, shown)
 
     ledger.run(jobs, page)
     page()
