@@ -44,7 +44,7 @@ def pages_with(*languages):
 def runs_here(block):
     kind, _, what = (block["limit"] or "").partition(": ")
     assert kind in ("", "needs", "read only"), f"{block['limit']} says neither what the block needs nor why it is read"
-    return not kind or (kind == "needs" and importlib.util.find_spec(what) is not None)
+    return not kind or (kind == "needs" and all(map(importlib.util.find_spec, what.split(", "))))
 
 
 def run_session(code, names, page):
