@@ -19,6 +19,7 @@ ALL = {
     "bench_mnist": ["--seeds", "5"],
     "bench_pitch": ["--seeds", "1"],
     "bench_text": ["--seeds", "1"],
+    "bench_rewind": ["--seeds", "5"],
     "bench_networks": [],
 }
 NEEDED = {"bench_networks": ("timm", "transformers", "coreai_torch")}  # large, and installed by who asks for them

@@ -37,6 +37,7 @@ CHANNELS: dict[str, Way] = {
     "coupled, gradual": methods.coupled,
     "coupled, cut once amid the run": methods.coupled_at_once,
     "the narrow network from scratch": methods.narrow,
+    "coupled, gradual, twice the steps": partial(methods.coupled, times=2),
     "trained dense, cut once, trained again: twice the steps": methods.coupled_and_retrained,
     "the narrow network from scratch, twice the steps": partial(methods.narrow, times=2),
 }
@@ -135,7 +136,7 @@ def main() -> None:
     ledger = Ledger("mnist", args.work)
 
     def page() -> None:
-        curves = Curves(ledger.of(list(known.values())), SPARSITIES, "accuracy on held-out images, %")
+        curves = Curves(ledger.of(list(known.values())), SPARSITIES, "accuracy on held-out images, %", limits=(70, 99))
         write_curves(
             curves,
             list(known.values()),

@@ -107,7 +107,7 @@ def main() -> None:
             (DENSE, methods.dense, 0.0),
             *((way, run, sparsity) for way, run in WAYS.items() for sparsity in SPARSITIES),
             *(
-                (RECURRENT, partial(methods.gradual, types={"GRU": {}}), sparsity)
+                (RECURRENT, partial(methods.gradual, types={"GRU": {"param_name": "weight_.*"}}), sparsity)
                 for sparsity in SPARSITIES
                 if network == "GRU"
             ),

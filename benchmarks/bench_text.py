@@ -36,6 +36,7 @@ WAYS: dict[str, Way] = {  # a further way to prune is one more entry
     "Core ML Tools, per layer": methods.by_coremltools,
     "small dense network": methods.small_dense,
 }
+AT_HALF = ("gradual, per layer", "gradual, ranked globally", "gradual, ERK", "at once, after training")
 
 
 def data() -> tuple[Pair, Pair, int]:
@@ -121,7 +122,12 @@ def main() -> None:
         rate=3e-3,
     )
     todo = [(DENSE, methods.dense, 0.0)]
-    todo += [(way, run, sparsity) for sparsity in SPARSITIES[::-1] for way, run in WAYS.items()]
+    todo += [
+        (way, run, sparsity)
+        for sparsity in SPARSITIES[::-1]
+        for way, run in WAYS.items()
+        if sparsity > 0.5 or way in AT_HALF
+    ]
     jobs = [Job(recipe, *what, seed) for seed in range(args.seeds) for what in todo]
     ledger = Ledger("text", args.work)
 

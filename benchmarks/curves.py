@@ -10,20 +10,28 @@ from benchmarks.ledger import Record
 from benchmarks.recipes import Recipe
 
 DENSE = "dense"
-STYLES = [  # colours that differ for the colour-blind; hollow marks show what they cover
-    {"color": color, "marker": marker, "linestyle": line, "linewidth": 1.4, "markersize": size, "markerfacecolor": face}
-    for color, marker, line, size, face in (
-        ("#0072B2", "o", "-", 5, None),
-        ("#E69F00", "s", "-", 5, None),
-        ("#009E73", "^", "-", 6, None),
-        ("#56B4E9", "v", "-", 6, None),
-        ("#999999", "x", "-", 6, None),
-        ("#000000", "o", ":", 9, "none"),
-        ("#CC79A7", "D", "--", 5, "none"),
-        ("#D55E00", "*", "--", 9, "none"),
-        ("#A0522D", "P", "--", 6, "none"),
+STYLES = {  # colours that differ for the colour-blind; hollow marks show what they cover
+    way: {
+        "color": color,
+        "marker": mark,
+        "linestyle": line,
+        "markersize": size,
+        "markerfacecolor": face,
+        "linewidth": 1.4,
+    }
+    for way, color, mark, line, size, face in (
+        ("gradual, per layer", "#0072B2", "o", "-", 5, None),
+        ("gradual, ranked globally", "#E69F00", "s", "-", 5, None),
+        ("gradual, ERK", "#009E73", "^", "-", 6, None),
+        ("at once, and trained on", "#56B4E9", "v", "-", 6, None),
+        ("at once, after training", "#999999", "x", "-", 6, None),
+        ("Core ML Tools, per layer", "#000000", "o", ":", 9, "none"),
+        ("Lightning's ModelPruning", "#CC79A7", "D", "--", 5, "none"),
+        ("small dense network", "#D55E00", "*", "--", 9, "none"),
+        ("gradual, blocks of 4", "#8C564B", "P", "-", 6, "none"),
+        ("gradual, per layer, recurrent weights too", "#6A3D9A", "h", "-", 6, "none"),
     )
-]
+}
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,14 @@ class Curves:
         sparsities: Columns of the table.
         unit: What is measured, as an axis shows it.
         digits: After the decimal point.
+        limits: Of the vertical axis, or None for all that there is.
     """
 
     records: Sequence[Record]
     sparsities: Sequence[float]
     unit: str
     digits: int = 2
+    limits: tuple[float, float] | None = None
 
     def scores(self, network: str, way: str, sparsity: float) -> list[float]:
         """Of all seeds."""
@@ -117,7 +127,7 @@ def write_curves(
     shown = [recipe for recipe in recipes if curves.scores(recipe.name, DENSE, 0.0)]
     parts = []
     for recipe in shown:
-        dense = f"Dense: {curves.entry(recipe.name, DENSE, 0.0)} ({curves.seeds(recipe.name, DENSE)} seeds, "
+        dense = f"Dense: {curves.entry(recipe.name, DENSE, 0.0)} (seeds: {curves.seeds(recipe.name, DENSE)}, "
         dense += f"{curves.kept(recipe.name, DENSE, 0.0)} parameters). {recipe.described()}."
         parts += [f"## {recipe.name}", dense, curves.table(recipe.name, ways)]
         missing = curves.missing(recipe.name)
@@ -148,16 +158,19 @@ def draw(curves: Curves, networks: Sequence[str], ways: Sequence[str], name: str
     for axes, network in zip(panels[0], networks, strict=True):
         dense = statistics.mean(curves.scores(network, DENSE, 0.0))
         handles[DENSE] = axes.axhline(dense, color="0.5", linestyle="--")
-        for style, way in zip(STYLES, ways, strict=False):
+        for way in ways:
             scores = [curves.scores(network, way, sparsity) for sparsity in curves.sparsities]
             found = [(place, values) for place, values in zip(places, scores, strict=True) if values]
             if len(found) < 2:
                 continue
             means = [statistics.mean(values) for _, values in found]
             spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found]
-            handles[way] = axes.errorbar([place for place, _ in found], means, spreads, capsize=2, **style)
+            handles[way] = axes.errorbar(
+                [place for place, _ in found], means, spreads, capsize=2, **STYLES.get(way, {})
+            )
         axes.set_xticks(places, [f"{sparsity:.0%}" for sparsity in curves.sparsities])
         axes.set(title=network, xlabel="sparsity")
+        axes.set_ylim(*(curves.limits or (None, None)))
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel(curves.unit)
     figure.suptitle(title)

@@ -22,7 +22,7 @@ from lightning_prune.slim import Slim
 FIRST, LAST, UPDATES = 0.1, 0.6, 40  # share of the steps at which masks first change, and are final; number of updates
 WINDOW = f"at most {UPDATES} updates from {FIRST:.0%} to {LAST:.0%} of the steps, along a cubic curve"
 
-Way = Callable[[Training, float], nn.Module | None]
+Way = Callable[[Training, float], nn.Module]
 
 
 class NotApplicable(Exception):
@@ -183,21 +183,26 @@ def narrow(training: Training, sparsity: float, *, times: int = 1) -> nn.Module:
 
     ``times`` as many epochs as the recipe has.
     """
-    longer = replace(training, recipe=replace(training.recipe, epochs=times * training.recipe.epochs))
-    return longer.fit(longer.task(1 - sparsity))
+    training = longer(training, times)
+    return training.fit(training.task(1 - sparsity))
 
 
-def coupled(training: Training, sparsity: float) -> nn.Module | None:
+def longer(training: Training, times: int) -> Training:
+    return replace(training, recipe=replace(training.recipe, epochs=times * training.recipe.epochs))
+
+
+def coupled(training: Training, sparsity: float, *, times: int = 1) -> nn.Module:
     """Prune channels that can only go together while training, and cut them out at the end."""
+    training = longer(training, times)
     return _cut(training, training.task(), rule(training, sparsity))
 
 
-def coupled_at_once(training: Training, sparsity: float) -> nn.Module | None:
+def coupled_at_once(training: Training, sparsity: float) -> nn.Module:
     """The same channels by a single mask amid the run."""
     return _cut(training, training.task(), {"scheduler": {"begin_step": LAST}, "target_sparsity": sparsity})
 
 
-def coupled_and_retrained(training: Training, sparsity: float) -> nn.Module | None:
+def coupled_and_retrained(training: Training, sparsity: float) -> nn.Module:
     """Cut the trained dense network once, then the whole recipe again: twice the steps."""
     once = {"scheduler": {"begin_step": 1}, "target_sparsity": sparsity}
     return _cut(training, copied(training.dense()), once)

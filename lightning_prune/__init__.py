@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from lightning_prune.basics import lazy_names
 from lightning_prune.config import MagnitudePrunerConfig, ModuleMagnitudePrunerConfig
-from lightning_prune.errors import CheckpointError, ConfigError, ExportError, LifecycleError, PruningError, SlimError
+from lightning_prune.errors import (
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    LifecycleError,
+    PageError,
+    PruningError,
+    SlimError,
+)
 from lightning_prune.masking import convert_checkpoint
 from lightning_prune.plan import PruningPlan, plan_pruning
 from lightning_prune.pruner import MagnitudePruner, Rewind, SparsityReport
@@ -52,6 +60,7 @@ __all__ = [
     "MagnitudePruningCallback",
     "ModuleMagnitudePrunerConfig",
     "ONNXExport",
+    "PageError",
     "PolynomialDecayScheduler",
     "PruningError",
     "PruningPlan",

@@ -54,6 +54,7 @@ class Fit:
         self._may_be_written = False  # the weights, by the module's own hooks before the first batch
         self._restored: dict[str, Any] | None = None  # a state that came before training starts
         self._saved: dict[str, Any] = {}  # the state, once the masks are gone
+        self._logged_at: int | None = None  # the last update that was logged, of a schedule without end
 
     def need_pruner(self) -> MagnitudePruner:
         """Give the pruner.
@@ -140,7 +141,8 @@ class Fit:
         """Count the optimizer steps of a batch, and update the masks that are due.
 
         Returns:
-            Whether masks were updated.
+            Whether masks were updated, and that is to be logged: where they are updated at the target without end,
+            every ``log_every_n_steps`` steps, since logging takes longer than most updates.
         """
         pruner = self.need_pruner()
         if self._last_layer is not None:
@@ -152,7 +154,17 @@ class Fit:
         is_updated = pruner.update_count != updates
         if is_updated:
             self._spread_masks(trainer)
-        return is_updated
+        return is_updated and self._is_to_log(trainer)
+
+    def _is_to_log(self, trainer: Trainer) -> bool:
+        pruner = self.need_pruner()
+        if pruner.last_update_step is not None or not pruner.is_at_target:
+            return True
+        step, every = pruner.step_count, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._logged_at is not None and step - self._logged_at < every:
+            return False
+        self._logged_at = step
+        return True
 
     def end_batch(self, trainer: Trainer) -> None:
         """Zero what something else wrote in this batch, and hold the monitors until the target is reached."""

@@ -19,6 +19,7 @@ from lightning_prune.cli.convert import add_convert
 from lightning_prune.cli.export import add_export
 from lightning_prune.cli.init import add_init
 from lightning_prune.cli.inspect import add_inspect
+from lightning_prune.cli.page import add_page
 from lightning_prune.cli.plan import add_plan
 from lightning_prune.cli.plot import add_plot
 from lightning_prune.cli.slim import add_slim
@@ -87,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lightning-prune {lightning_prune.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_init, add_plan, add_inspect, add_export, add_slim, add_convert, add_plot):
+    for add in (add_init, add_plan, add_inspect, add_export, add_slim, add_convert, add_plot, add_page):
         add(commands)
     return parser
 

@@ -128,4 +128,6 @@ def round_numbers(low: float, high: float, *, most: int = 6) -> list[float]:
 
 def _short(value: float, digits: int) -> str:
     """A number at an axis, in few letters."""
+    if value == 0:
+        return "0"
     return f"{value:.{digits}f}" if abs(value) < 1e5 and digits < 5 else f"{value:.1e}"

@@ -48,6 +48,7 @@ def render_page(page: RunPage) -> str:
         style=Markup(style),
         digest=digest,
         charts=_charts(page),
+        scores=[(name, curve) for name, curve in page.metrics.items() if curve.steps and _is_score(name)][:2],
         pictures=[_picture(mask) for mask in page.masks],
         most=MOST_ROWS,
     )
@@ -70,6 +71,11 @@ def _charts(page: RunPage) -> list[Chart]:
         for name, curve in page.metrics.items()
     ]
     return [chart for chart in (sparsity, *logged) if chart is not None]
+
+
+def _is_score(name: str) -> bool:
+    """Whether a metric belongs to the first things that a reader looks for: no loss, no learning rate."""
+    return not any(part in name.lower() for part in ("loss", "lr", "learning"))
 
 
 def _target_step(planned: Curve) -> int | None:

@@ -15,18 +15,18 @@ __all__ = ["check_page_path", "page_path", "write_page"]
 _HEAD = 2000  # bytes of a file in which the sign of a page lies
 
 
-def page_path(path: object) -> Path:
-    """The path of a page as the user wrote it, in full.
+def page_path(path: object, *, name: str = "page") -> Path:
+    """The path of a page as the user wrote it, in full; ``name`` is what the user calls it.
 
     Raises:
         ConfigError: It is no path, or does not end in ``.html``.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise ConfigError(f"page must be a path that ends in .html, or None, got {shown(path)}.")
+        raise ConfigError(f"{name} must be a path that ends in .html, got {shown(path)}.")
     place = home(os.fspath(path))
     if place.suffix.lower() not in (".html", ".htm"):
         better = str(place.with_suffix(".html")) if place.name else str(place / "run.html")
-        raise ConfigError(f"page must end in .html, got {os.fspath(path)!r}. Write {better!r}.")
+        raise ConfigError(f"{name} must end in .html, got {os.fspath(path)!r}. Write {better!r}.")
     return place.absolute()
 
 

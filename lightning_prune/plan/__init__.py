@@ -9,6 +9,7 @@ from lightning_prune.plan.planning import plan_pruning
 from lightning_prune.plan.reach import warn_of_dense
 from lightning_prune.plan.rows import Coupled, Owner, PrunedParameter, PruningPlan, SkippedModule
 from lightning_prune.plan.weight_norm import (
+    computed_weight,
     computed_weights,
     copy_module,
     fill_zero_rows,
@@ -27,6 +28,7 @@ __all__ = [
     "PruningPlan",
     "SUPPORTED_MODULES",
     "SkippedModule",
+    "computed_weight",
     "computed_weights",
     "copy_module",
     "couple_plan",

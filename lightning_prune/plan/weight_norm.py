@@ -21,6 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = [
+    "computed_weight",
     "computed_weights",
     "copy_module",
     "fill_zero_rows",
@@ -123,6 +124,21 @@ def normed_names(module: nn.Module) -> dict[str, tuple[str, str]]:
     """Of each weight that ``torch.nn.utils.weight_norm`` (the old style) computes, the names of ``g`` and ``v``."""
     hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))
     return {hook.name: (f"{hook.name}_g", f"{hook.name}_v") for hook in hooks}
+
+
+def computed_weight(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor of a name; of the ``v`` of a weight norm, in either style, the weight that the network computes.
+
+    Example:
+        >>> tensors = {"weight_g": torch.tensor([[2.0], [0.0]]), "weight_v": torch.ones(2, 1)}
+        >>> computed_weight("weight_v", tensors)
+        tensor([[2.],
+                [0.]])
+    """
+    found = _find_norm(name, tensors)
+    if found is None or name != found[2]:
+        return tensors[name]
+    return normed_weight(tensors[name], tensors[found[1]])
 
 
 def computed_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -185,6 +185,7 @@ def test_parameters_of_one_module_share_the_rule_that_all_of_them_tolerate():
 
 
 def test_the_result_prints_and_exports_and_plots():
+    pytest.importorskip("matplotlib")
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(RESULT)
     text = console.file.getvalue()
@@ -242,6 +243,7 @@ def test_a_model_that_has_no_score_is_refused():
 
 
 def test_many_layers_are_drawn_as_a_table():
+    pytest.importorskip("matplotlib")
     scores = {f"layer {i}": [0.9, float("nan")] for i in range(12)}
     figure = plot_sensitivity([0.5, 0.9], scores, baseline=0.9)
     figure.savefig(io.BytesIO())

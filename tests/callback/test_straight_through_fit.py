@@ -145,3 +145,27 @@ def test_a_mixed_precision_fit_trains_what_is_pruned(tmp_path):
     theirs = reference("sgd", zeroes_two_of_four, decay=0.05)
     for one, other in zip(ours[:4], theirs[:4], strict=True):
         torch.testing.assert_close(one, other, rtol=0.1, atol=0.05)
+
+
+class CountingPruner(MagnitudePruningCallback):
+    """Notes at which steps an update was logged."""
+
+    def __init__(self, *args, **arguments):
+        super().__init__(*args, **arguments)
+        self.logged = []
+
+    def _log(self, trainer, pl_module, *, with_changes=False):
+        if with_changes:
+            self.logged.append(trainer.global_step)
+        super()._log(trainer, pl_module, with_changes=with_changes)
+
+
+def test_updates_at_every_step_are_logged_as_often_as_the_trainer_logs(tmp_path):
+    pruning = CountingPruner({"global_config": {**RULE, "scheduler": {"begin_step": 2, "frequency": 1}}})
+    fit(tmp_path, pruning=pruning, log_every_n_steps=4)
+    assert pruning.logged == [2, 6, 10]
+    ending = CountingPruner({"global_config": {**RULE, "scheduler": {"update_steps": [1, 2, 3, 4, 5]}}})
+    make_trainer(tmp_path, callbacks=[ending], max_epochs=1, log_every_n_steps=4).fit(
+        Module(), ResumableLoader(batches(STEPS))
+    )
+    assert ending.logged == [1, 2, 3, 4, 5]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from coreml_nets import Decoder, Small, Tagger, UNet, ViT
 from torch import nn
 
-from lightning_prune.export.coreml.dataflow import watch
+from lightning_prune.export.dataflow import watch
 from lightning_prune.export.standalone import Standalone
 
 

@@ -285,3 +285,24 @@ def test_weights_are_found_turned_scaled_and_in_other_rows():
 
 def test_the_module_says_that_zeros_bring_nothing():
     assert "neither smaller nor faster" in module.NO_GAIN
+
+
+class Queries(nn.Module):
+    """Learned queries through a layer of their own, which sees no input: a converter computes it once and for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(4, 8))
+        self.own, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.own(self.queries)) + x)
+
+
+def test_a_layer_that_sees_no_input_is_said_to_be_folded_away(path):
+    has_packages()
+    model = zeroed(Queries())
+    result = ONNXExport(path, torch.randn(4, 8)).save(model, masks={"own.weight": model.own.weight != 0})
+    assert result.not_checked == ()
+    assert [note for note in result.notes if note.startswith("own.weight meets only parameters and buffers, no input")]
+    assert result.layers == ()

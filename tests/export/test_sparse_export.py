@@ -1,6 +1,7 @@
 """Sparse files as an export of the callback, as checkpoints and back, and on the command line."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from lightning_prune import MagnitudePruningCallback, SparseExport, load_sparse, save_sparse
+from lightning_prune import MagnitudePruner, MagnitudePruningCallback, SparseExport, load_sparse, save_sparse
 from lightning_prune.analysis import inspect_file
 from lightning_prune.cli import main
 from lightning_prune.errors import ConfigError, ExportError
@@ -214,3 +215,27 @@ def test_what_would_fail_is_found_before_training(tmp_path, monkeypatch):
         SparseExport(tmp_path / "b.safetensors").check()
     assert path.read_text() == "a text"
     assert Path(SparseExport("~/a.safetensors").path).is_absolute()
+
+
+@pytest.mark.parametrize("style", ["old", "new"])
+def test_rows_of_which_a_weight_norm_keeps_nothing_are_zeros_though_its_v_is_not(tmp_path, style):
+    def make():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the old style is deprecated
+            norm = nn.utils.weight_norm if style == "old" else nn.utils.parametrizations.weight_norm
+            return nn.Sequential(norm(nn.Linear(16, 16)))
+
+    torch.manual_seed(0)
+    rule = {"scheduler": {"update_steps": [1]}, "target_sparsity": 0.75, "granularity": "per_channel"}
+    pruner = MagnitudePruner(make(), {"global_config": rule}, masking="resident")
+    pruner.attach_optimizers(torch.optim.SGD(pruner.prepare(inplace=True).parameters(), 0.1))
+    pruner.step()
+    masks = {name: mask.clone() for name, mask in pruner.masks().items()}
+    model = pruner.finalize(inplace=True)
+    result = SparseExport(tmp_path / "net.safetensors").save(model, masks=masks)
+    assert [layer.zeros for layer in result.layers] == [192]
+    load_sparse(result.path, into=(fresh := make()))
+    assert same(fresh.state_dict(), model.state_dict())
+    (name,) = masks
+    with pytest.raises(ExportError, match="prunes 64 values that are not zero in the model"):
+        SparseExport(result.path).save(model, masks={name: torch.zeros_like(masks[name])})

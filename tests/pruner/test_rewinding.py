@@ -180,6 +180,38 @@ def test_a_run_resumes_bit_exactly_at_any_moment(moment, masking):
     assert_same(model.state_dict(), theirs)
 
 
+@pytest.mark.parametrize("masking", ["resident", "hook", "weight norm"])
+def test_the_values_are_dense_and_to_take_them_disturbs_no_training(masking):
+    rules = {
+        "global_config": {"scheduler": {"update_steps": [1, 3, 5, 12]}, "initial_sparsity": 0.3, "target_sparsity": 0.6}
+    }
+
+    def run(rewind):
+        model = network()
+        if masking == "weight norm":
+            model[0] = weight_norm(model[0])
+        way = "resident" if masking == "weight norm" else masking
+        model, pruner, made = start(rewind, masking=way, rules=rules, model=model)
+        train(model, pruner, made, batches()[:4])
+        taken = pruner.state_dict().get("rewind")
+        train(model, pruner, made, batches()[4:11])
+        return model.state_dict(), taken
+
+    with_rewind, taken = run(Rewind(4, at="target"))
+    without, _ = run(None)
+    assert_same(with_rewind, without)
+    assert taken["values"]["3.weight"].count_nonzero() == 40, "no zero of a mask is among them"
+
+
+def test_straight_through_weights_are_trained_from_zero_after_a_round():
+    rule = {"scheduler": {"update_steps": [2, 5, 9]}, "pruned_gradient": "straight_through", "decay": 0.01}
+    model, pruner, made = start(1, rules={"global_config": rule})
+    train(model, pruner, made, batches()[:5])
+    assert pruner.state_dict()["parameters"]["3.weight"]["pruned_values"] is None
+    train(model, pruner, made, batches()[5:7])
+    assert pruner.state_dict()["parameters"]["3.weight"]["pruned_values"].all()
+
+
 def test_a_weight_norm_goes_back_with_its_zeros():
     model = nn.Sequential(weight_norm(nn.Linear(12, 10)), nn.Tanh(), nn.Linear(10, 4))
     first = [one.detach().clone() for one in model[0].parameters()]

@@ -4,6 +4,7 @@ import io
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ def words(line):
 
 
 def test_its_code_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks("python"):

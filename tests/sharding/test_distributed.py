@@ -27,7 +27,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import lightning_prune.masks.structure
-from lightning_prune import ConfigError, MagnitudePruner, MagnitudePruningCallback, PruningError
+from lightning_prune import (
+    ConfigError,
+    GeometricDecayScheduler,
+    MagnitudePruner,
+    MagnitudePruningCallback,
+    PruningError,
+)
 from lightning_prune.analysis.allocation import allocate
 from lightning_prune.callback.strategies import check_strategy
 from lightning_prune.masking.guards import ProjectFirst
@@ -495,6 +501,22 @@ def test_replicas_pass_gradients_straight_through_as_one_process_does(tmp_path):
         assert_same(result, expected)
 
 
+def rewinding() -> MagnitudePruningCallback:
+    """Rounds from which everything goes back to the values of the second step."""
+    scheduler = GeometricDecayScheduler([4, 8, 12])
+    return MagnitudePruningCallback({"global_config": {"scheduler": scheduler}}, show_plan=False, rewind=2)
+
+
+def ddp_rewinds(folder):
+    return outcome(*fit(folder, strategy="ddp", devices=2, pruning=rewinding()))
+
+
+def test_replicas_go_back_to_the_same_early_values(tmp_path):
+    expected = outcome(*fit(tmp_path, pruning=rewinding()))
+    for result in launch(ddp_rewinds, 2, tmp_path):
+        assert_same(result, expected)
+
+
 def rows_of_linear() -> MagnitudePruningCallback:
     rule = {**RULES["global_config"], "granularity": "per_channel"}
     blocks = {**rule, "block_size": 2, "target_sparsity": 0.5}
@@ -693,6 +715,7 @@ def sharded_export_and_hook(folder):
         (ShardedToy, {"export": folder / "model.mlpackage"}),
         (ShardedToy, {"masking": "hook"}),
         (ShardedNorm, {}),
+        (ShardedToy, {"rewind": 1}),
     ):
         callback = MagnitudePruningCallback(RULES, show_plan=False, **arguments)
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
@@ -707,10 +730,11 @@ def sharded_export_and_hook(folder):
 
 def test_what_cannot_be_done_with_shards_is_refused_or_left_dense(tmp_path):
     pytest.importorskip("coremltools")
-    for export, hook, norm in launch(sharded_export_and_hook, 2, tmp_path):
+    for export, hook, norm, rewind in launch(sharded_export_and_hook, 2, tmp_path):
         assert export.startswith("export needs the whole model in one process")
         assert 'Write masking="resident"' in hook
         assert "rows of a weight norm that is sharded over processes" in norm
+        assert "rewind needs the whole of each parameter in one process" in rewind
 
 
 # Odd moments

@@ -179,6 +179,7 @@ class _Code:
 
 
 def test_what_is_no_recipe_is_refused_and_no_code_in_it_runs(tmp_path):
+    pytest.importorskip("safetensors")
     for name in ("none.pt", "none.safetensors"):
         _unchanged(make(), tmp_path / name, "does not exist")
     for content in ({"weight": torch.ones(2)}, [1, 2], "text", {"format": "lightning_prune.slim"}, _Code()):
@@ -196,6 +197,8 @@ def test_a_recipe_keeps_its_dtype_and_goes_to_the_device_of_the_model(result, tm
 
 
 def test_the_files_of_a_tied_network_load_tied(tmp_path):
+    pytest.importorskip("safetensors")
+
     def tied():
         net = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False))
         net[2].weight = net[0].weight

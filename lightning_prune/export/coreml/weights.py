@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lightning_prune.errors import ExportError
 from lightning_prune.export.buffers import kept_buffers
 from lightning_prune.export.coreml.conversion import SPARSE_OPERATIONS
-from lightning_prune.export.coreml.dataflow import Meetings, watch
 from lightning_prune.export.coreml.match import Match, find
 from lightning_prune.export.coreml.mil import Array, Constant, Package
+from lightning_prune.export.dataflow import FOLDED, Meetings, watch
 from lightning_prune.export.findings import Findings
 from lightning_prune.export.pruned import BREAK_EVEN
 from lightning_prune.export.result import ExportedLayer
@@ -30,11 +30,6 @@ __all__ = ["prove_weights"]
 
 # Fewer values than this lie in the program's text; so few that no storage makes them smaller.
 INLINE_BELOW = 10
-# Of what a converter computes once and for all.
-FOLDED = (
-    "meets only parameters and buffers, no input: what is computed from that is folded into a constant, and the zeros "
-    "are folded away"
-)
 
 
 def prove_weights(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lightning_prune.errors import ExportError
+from lightning_prune.export.dataflow import FOLDED, watch
 from lightning_prune.export.findings import Findings
 from lightning_prune.export.onnx.model import Initializer
 from lightning_prune.export.result import ExportedLayer
@@ -28,13 +29,15 @@ def prove_zeros(
     """Find every pruned parameter among the initializers of a file, with its zeros; findings are added to.
 
     A parameter lies there under its name, turned or not, and times a factor for each channel where a batch norm was
-    folded in; or under another name with its rows (those of a recurrent layer in another order) or its columns.
+    folded in; or under another name with its rows (those of a recurrent layer in another order) or its columns. The
+    weight of a layer that sees no input may be folded away with all that the layer computes.
 
     Raises:
         ExportError: An initializer of its name has other zeros or values.
     """
     parameters = dict(standalone.model.named_parameters(remove_duplicate=False))
     by_name = {initializer.name: initializer for initializer in initializers}
+    missing: list[str] = []
     for name, keep in pruned.items():
         weight, mask = parameters[name].detach().numpy(), keep.numpy()
         found, scaled = by_name.get(f"model.{name}"), False
@@ -45,10 +48,7 @@ def prove_zeros(
         else:
             scaled = factors
         if found is None:
-            findings.not_checked.append(
-                f"the zeros of {name}: no initializer of the file holds its rows or columns; the outputs alone tell "
-                "that it is right"
-            )
+            missing.append(name)
             continue
         zeros, nbytes = int((~mask).sum()), weight.nbytes
         findings.layers.append(
@@ -56,6 +56,15 @@ def prove_zeros(
                 name, weight.shape, zeros, weight.size, "dense", nbytes, nbytes, scaled, constants=(found.name,)
             )
         )
+    meetings = watch(standalone, {name: parameters[name] for name in missing}) if missing else {}
+    for name in missing:
+        if meetings[name].live.any():
+            findings.not_checked.append(
+                f"the zeros of {name}: no initializer of the file holds its rows or columns; the outputs alone tell "
+                "that it is right"
+            )
+        else:
+            findings.notes.append(f"{name} {FOLDED}")
     if findings.layers:
         number = len(findings.layers)
         findings.checks.append(

@@ -27,6 +27,7 @@ from lightning_prune.export.sparse.files import (
 )
 from lightning_prune.export.sparse.manifest import StoredTensor
 from lightning_prune.export.targets import check_choice, check_path, target_path
+from lightning_prune.plan import computed_weight
 
 __all__ = ["SparseExport"]
 
@@ -133,7 +134,8 @@ def pruned_zeros(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[s
     if masks is None:
         return {name: int((~keep).sum()) for name, keep in masks_of_zeros(parameters).items()}
     named = {uncompiled_name(name): mask for name, mask in masks.items()}
-    cpu = {name: parameters[name].detach().cpu() if name in parameters else None for name in named}
+    # Of a row of which a weight norm keeps nothing, g is zero, and not v.
+    cpu = {name: computed_weight(name, parameters).detach().cpu() if name in parameters else None for name in named}
     return {name: int((~expand_mask(name, mask, cpu[name])).sum()) for name, mask in named.items()}
 
 

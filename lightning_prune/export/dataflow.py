@@ -21,7 +21,13 @@ from torch.utils._pytree import tree_leaves
 from lightning_prune.export.buffers import kept_buffers
 from lightning_prune.export.standalone import Standalone
 
-__all__ = ["Meetings", "watch"]
+__all__ = ["FOLDED", "Meetings", "watch"]
+
+# Of what a converter computes once and for all.
+FOLDED = (
+    "meets only parameters and buffers, no input: what is computed from that is folded into a constant, and the zeros "
+    "are folded away"
+)
 
 aten = torch.ops.aten
 # Operations that give the same values in another place.
