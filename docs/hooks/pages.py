@@ -100,15 +100,17 @@ def on_config(config: MkDocsConfig) -> None:
     for entry in config.nav or ():
         for title, place in entry.items():
             if isinstance(place, str) and place.endswith("/"):
-                entry[title] = [f"{place}index.md", *_listed(place)]
+                first = [] if place == "/" else [f"{place}index.md"]
+                entry[title] = [*first, *_listed(place)]
 
 
 def _listed(folder: str) -> list[dict[str, str]]:
-    """The pages of a folder of the site that are made of files outside of docs/, each by its title."""
+    """The pages of a folder of the site that are made of files outside of docs/, by their titles; "/" is the top."""
     found = []
     for path in taken():
         place = place_of(path.relative_to(ROOT).as_posix()) or ""
-        if place.startswith(folder) and place.endswith(".md"):
+        is_in_it = place.startswith(folder) if folder != "/" else "/" not in place and place != "index.md"
+        if is_in_it and place.endswith(".md"):
             title = path.read_text().split("\n")[0].removeprefix("# ") if path.suffix == ".md" else path.name
             found.append({title: place})
     return sorted(found, key=lambda entry: not next(iter(entry)).endswith(".ipynb"))  # the notebooks first

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from page_world import world_of
 
-from lightning_prune import MagnitudePrunerConfig
+from lightning_prune import MagnitudePrunerConfig, MagnitudePruningCallback
 from lightning_prune.cli.commands import build_parser
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,10 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", pages_with("yaml"))
 def test_the_yaml_of_a_page_is_a_configuration(page):
     for block in blocks_of(page, "yaml"):
-        if runs_here(block):
+        values = yaml.safe_load(block["code"]) if runs_here(block) else {}
+        if "config" in values:  # arguments of the callback, as LightningCLI gives them
+            assert MagnitudePruningCallback(**values).config.as_dict()
+        elif values:
             assert MagnitudePrunerConfig.from_yaml(block["code"]).as_dict()
 
 
