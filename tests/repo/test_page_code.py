@@ -109,6 +109,14 @@ def test_the_commands_of_a_page_exist(page):
                 assert words[0] in ("pip", "python", "cd", ".venv/bin/python"), f"{line}: is that a command?"
 
 
+def test_accuracies_of_the_questions_are_those_of_the_benchmark():
+    answer = (ROOT / "docs" / "faq.md").read_text().split("### Why did accuracy collapse?")[1].split("\n### ")[0]
+    figures = re.findall(r"\d+\.\d+", answer)
+    results = (ROOT / "benchmarks" / "results" / "accuracy.md").read_text()
+    assert len(figures) == 3
+    assert [figure for figure in figures if figure not in results] == []
+
+
 def test_pages_that_are_run_elsewhere_are_run_there():
     for page, test in ELSEWHERE.items():
         assert page.rpartition("/")[2] in (ROOT / test).read_text()
