@@ -100,15 +100,17 @@ def on_config(config: MkDocsConfig) -> None:
     for entry in config.nav or ():
         for title, place in entry.items():
             if isinstance(place, str) and place.endswith("/"):
-                entry[title] = [f"{place}index.md", *_listed(place)]
+                first = [] if place == "/" else [f"{place}index.md"]
+                entry[title] = [*first, *_listed(place)]
 
 
 def _listed(folder: str) -> list[dict[str, str]]:
-    """The pages of a folder of the site that are made of files outside of docs/, each by its title."""
+    """The pages of a folder of the site that are made of files outside of docs/, by their titles; "/" is the top."""
     found = []
     for path in taken():
         place = place_of(path.relative_to(ROOT).as_posix()) or ""
-        if place.startswith(folder) and place.endswith(".md"):
+        is_in_it = place.startswith(folder) if folder != "/" else "/" not in place and place != "index.md"
+        if is_in_it and place.endswith(".md"):
             title = path.read_text().split("\n")[0].removeprefix("# ") if path.suffix == ".md" else path.name
             found.append({title: place})
     return sorted(found, key=lambda entry: not next(iter(entry)).endswith(".ipynb"))  # the notebooks first
@@ -143,16 +145,19 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 def _measured() -> str:
     lines = ["# Measured", "", "What the benchmarks wrote, each with the command that made it.", ""]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
-        title, command = path.read_text().split("\n")[0:3:2]
-        lines.append(f"- [{title.removeprefix('# ')}]({path.name}): {command}")
+        text = path.read_text()
+        command = re.search(r"^`python -m [^`]*`$", text, re.MULTILINE)
+        title = text.split("\n")[0].removeprefix("# ")
+        lines.append(f"- [{title}]({path.name})" + (f": {command[0]}" if command else ""))
     return "\n".join(lines)
 
 
 def _examples() -> str:
     lines = ["# Examples", "", "Each file runs from a clone, as its first lines say.", ""]
-    for suffix, name in ((".ipynb", "notebook"), (".py", ""), (".yaml", "")):
-        for path in (path for path in taken() if path.suffix == suffix):
-            place = (place_of(path.relative_to(ROOT).as_posix()) or "").removeprefix("examples/")
-            first = path.read_text().split("\n")[0].strip('"# ') if suffix != ".ipynb" else f"the {name} of that page"
-            lines.append(f"- [{path.relative_to(ROOT / 'examples')}]({place}): {first}")
+    for entry in _listed("examples/"):
+        for name, place in entry.items():
+            (path,) = (path for path in taken() if place_of(path.relative_to(ROOT).as_posix()) == place)
+            text = notebook_page(path.read_text()) if path.suffix == ".ipynb" else path.read_text()
+            first = text.split("\n")[0].strip('"# ')
+            lines.append(f"- [{name}]({place.removeprefix('examples/')}): {first}")
     return "\n".join(lines)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from page_world import world_of
 
-from lightning_prune import MagnitudePrunerConfig
+from lightning_prune import MagnitudePrunerConfig, MagnitudePruningCallback
 from lightning_prune.cli.commands import build_parser
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def pages_with(*languages):
 def runs_here(block):
     kind, _, what = (block["limit"] or "").partition(": ")
     assert kind in ("", "needs", "read only"), f"{block['limit']} says neither what the block needs nor why it is read"
-    return not kind or (kind == "needs" and importlib.util.find_spec(what) is not None)
+    return not kind or (kind == "needs" and all(map(importlib.util.find_spec, what.split(", "))))
 
 
 def run_session(code, names, page):
@@ -87,7 +88,10 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", pages_with("yaml"))
 def test_the_yaml_of_a_page_is_a_configuration(page):
     for block in blocks_of(page, "yaml"):
-        if runs_here(block):
+        values = yaml.safe_load(block["code"]) if runs_here(block) else {}
+        if "config" in values:  # arguments of the callback, as LightningCLI gives them
+            assert MagnitudePruningCallback(**values).config.as_dict()
+        elif values:
             assert MagnitudePrunerConfig.from_yaml(block["code"]).as_dict()
 
 
@@ -103,6 +107,14 @@ def test_the_commands_of_a_page_exist(page):
                 build_parser().parse_args(words[1:])
             else:
                 assert words[0] in ("pip", "python", "cd", ".venv/bin/python"), f"{line}: is that a command?"
+
+
+def test_accuracies_of_the_questions_are_those_of_the_benchmark():
+    answer = (ROOT / "docs" / "faq.md").read_text().split("### Why did accuracy collapse?")[1].split("\n### ")[0]
+    figures = re.findall(r"\d+\.\d+", answer)
+    results = (ROOT / "benchmarks" / "results" / "accuracy.md").read_text()
+    assert len(figures) == 3
+    assert [figure for figure in figures if figure not in results] == []
 
 
 def test_pages_that_are_run_elsewhere_are_run_there():
