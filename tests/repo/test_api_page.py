@@ -57,6 +57,7 @@ INNER = {
     "lightning_prune.plan": {
         "Coupled",
         "Owner",
+        "computed_weight",
         "computed_weights",
         "copy_module",
         "couple_plan",
