@@ -61,7 +61,6 @@ INNER = {
         "computed_weights",
         "copy_module",
         "couple_plan",
-        "computed_weight",
         "dense_advice",
         "exact_pattern",
         "fill_zero_rows",
