@@ -114,6 +114,9 @@ class MagnitudePruningCallback(Callback):
     Raises:
         ConfigError: A value of the configuration cannot work. What needs the model is checked at fit start.
 
+    References:
+        Zhu and Gupta, "To prune, or not to prune", 2017, https://arxiv.org/abs/1710.01878
+
     Example:
         >>> callback = MagnitudePruningCallback({
         ...     "global_config": {"scheduler": {"begin": 0.1, "end": 0.6}, "target_sparsity": 0.75},
