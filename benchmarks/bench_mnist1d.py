@@ -129,8 +129,9 @@ def main() -> None:
             f"{methods.WINDOW}; Core ML Tools by the same steps; ModelPruning by the same curve at the ends of epochs, "
             "ranked globally, its taking back of weights to their first values switched off; at once, and trained on: "
             f"a single mask at {methods.LAST:.0%} of the steps. A small dense network has as many parameters as "
-            "pruning leaves, biases counted, and is trained by the same recipe. Core ML Tools and ModelPruning do not "
-            "prune recurrent layers, so those of the GRU stay dense, except where the table says otherwise.",
+            "pruning leaves, biases counted, and is trained by the same recipe. Core ML Tools has no rule for "
+            "recurrent layers, so that of the GRU stays dense, except where the table says otherwise: a single layer "
+            "is left to prune there, and nothing to spread.",
         )
 
     ledger.run(jobs, page)

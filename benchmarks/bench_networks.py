@@ -118,9 +118,11 @@ NOTE = (
     "Random weights, three quarters of those of convolutions and Linear layers pruned; small variants, small inputs. "
     "Proven: the saved file was read back, the zeros of the pruned weights were found in it, and its program, run on "
     "five fresh inputs, gave the model's outputs; of a sparse file, every bit came back. Smaller: than the same file "
-    "with dense weights (tables of embeddings are not pruned, and stay dense). Errors: the largest of an output as a fraction of its largest value, on inputs like the "
-    "example, and on inputs far from it, for which the network is not made. Conversion: seconds of the processor, on "
-    "one thread, to capture, convert and save, in the attempt that was proven; proof: all that follows."
+    "with dense weights (tables of embeddings are not pruned, and stay dense). Errors: the largest of an output as a "
+    "fraction of its largest value, on inputs like the example, and on inputs far from it, for which the network is "
+    "not made. Conversion: seconds of the processor, on one thread, to capture, convert and save, in the attempt that "
+    "was proven; proof: all that follows. By export_needed, by trace: how the Core ML export captured the network "
+    "where torch.export alone does not do."
 )
 HEADINGS = ["network", "outcome", "smaller", "error", "far from the example", "conversion", "proof"]
 SUMMARY = [

@@ -217,7 +217,7 @@ def main() -> None:
 
     def page() -> None:
         records = ledger.of(list(known.values()))
-        curves = Curves(records, SPARSITIES, "raw pitch accuracy, %")
+        curves = Curves(records, SPARSITIES, "raw pitch accuracy, %", limits=(40, 100))
         write_curves(
             curves,
             list(known.values()),

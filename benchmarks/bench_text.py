@@ -133,7 +133,13 @@ def main() -> None:
 
     def page() -> None:
         write_curves(
-            Curves(ledger.of([recipe]), SPARSITIES, "bits per character on held-out text", digits=3),
+            Curves(
+                ledger.of([recipe]),
+                SPARSITIES,
+                "bits per character on held-out text (fewer are better)",
+                digits=3,
+                limits=(2.5, 3.8),
+            ),
             [recipe],
             list(WAYS),
             name="text",

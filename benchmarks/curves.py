@@ -29,6 +29,8 @@ STYLES = {  # colours that differ for the colour-blind; hollow marks show what t
         ("Lightning's ModelPruning", "#CC79A7", "D", "--", 5, "none"),
         ("small dense network", "#D55E00", "*", "--", 9, "none"),
         ("gradual, blocks of 4", "#8C564B", "P", "-", 6, "none"),
+        ("gradual, 2:4", "#8C564B", ".", "-", 10, None),
+        ("coupled channels, cut out", "#8C564B", "P", "-", 7, None),
         ("gradual, per layer, recurrent weights too", "#6A3D9A", "h", "-", 6, "none"),
     )
 }
@@ -161,7 +163,7 @@ def draw(curves: Curves, networks: Sequence[str], ways: Sequence[str], name: str
         for way in ways:
             scores = [curves.scores(network, way, sparsity) for sparsity in curves.sparsities]
             found = [(place, values) for place, values in zip(places, scores, strict=True) if values]
-            if len(found) < 2:
+            if not found:
                 continue
             means = [statistics.mean(values) for _, values in found]
             spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found]
@@ -170,6 +172,7 @@ def draw(curves: Curves, networks: Sequence[str], ways: Sequence[str], name: str
             )
         axes.set_xticks(places, [f"{sparsity:.0%}" for sparsity in curves.sparsities])
         axes.set(title=network, xlabel="sparsity")
+        axes.set_xlim(places[0] - 0.2, places[-1] + 0.2)
         axes.set_ylim(*(curves.limits or (None, None)))
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel(curves.unit)

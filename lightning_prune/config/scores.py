@@ -74,4 +74,4 @@ def check_score(score: Any, initial_sparsity: float) -> None:
 
 def score_name(score: Score) -> str:
     """What a plan and a checkpoint call a score: the name of the function, or of the class of an object."""
-    return str(getattr(score, "__qualname__", type(score).__qualname__))
+    return str(getattr(score, "__name__", type(score).__name__))

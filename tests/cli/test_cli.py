@@ -269,6 +269,7 @@ def test_nothing_in_a_file_is_executed(folder, capsys):
         ("export", "cli_nets:Net", "--checkpoint", "evil.ckpt", "-o", "a.mlpackage"),
         ("slim", "cli_nets:Net", "--checkpoint", "evil.ckpt", "-o", "a.safetensors"),
         ("plot", "layers", "evil.ckpt", "-o", "a.png"),
+        ("page", "evil.ckpt", "-o", "a.html"),
     ):
         code, _, error = run(capsys, *command)
         assert code == 1
@@ -392,7 +393,7 @@ def test_convert_into_a_missing_folder_is_one_line(folder, capsys):
 # Help
 
 
-@pytest.mark.parametrize("command", ["", "init", "plan", "inspect", "export", "slim", "convert", "plot"])
+@pytest.mark.parametrize("command", ["", "init", "plan", "inspect", "export", "slim", "convert", "plot", "page"])
 @pytest.mark.parametrize("columns", ["40", "200"])
 def test_every_help_fits_80_columns(monkeypatch, capsys, command, columns):
     monkeypatch.setenv("COLUMNS", columns)
@@ -538,7 +539,7 @@ def test_what_is_not_a_command_exits_with_two(arguments, capsys):
 
 def test_every_command_has_help_with_examples(capsys):
     commands = next(action for action in build_parser()._actions if action.choices and "init" in action.choices).choices
-    assert list(commands) == ["init", "plan", "inspect", "export", "slim", "convert", "plot"]
+    assert list(commands) == ["init", "plan", "inspect", "export", "slim", "convert", "plot", "page"]
     for name, parser in commands.items():
         text = parser.format_help()
         assert f"examples:\n  lightning-prune {name} " in text

@@ -57,10 +57,10 @@ INNER = {
     "lightning_prune.plan": {
         "Coupled",
         "Owner",
+        "computed_weight",
         "computed_weights",
         "copy_module",
         "couple_plan",
-        "computed_weight",
         "dense_advice",
         "exact_pattern",
         "fill_zero_rows",
