@@ -29,8 +29,10 @@ def as_markdown(docstring: str, owner: str, names: dict[str, str]) -> str:
         names: As ``referenced`` gives them.
 
     Example:
-        >>> as_markdown("See :class:`~house.room.Door` and :meth:`open`.", "Door", {"Door": "house.Door"})
-        'See [`Door`][house.Door] and [`open`][house.Door.open].'
+        >>> as_markdown("See :class:`~house.room.Door`.", "Room", {"Door": "house.Door"})
+        'See [`Door`][house.Door].'
+        >>> print(as_markdown("See :meth:`open`.", "Door", {"Door": "house.Door"}))
+        See <autoref optional identifier="house.Door.open"><code>open</code></autoref>.
     """
 
     def linked(match: re.Match[str]) -> str:
@@ -39,8 +41,10 @@ def as_markdown(docstring: str, owner: str, names: dict[str, str]) -> str:
         if path[-1] in names:
             return f"[`{text}`][{names[path[-1]]}]"
         parent = path[-2] if len(path) > 1 else owner
-        is_member = parent in names and match[0].startswith(":meth:")
-        return f"[`{text}`][{names[parent]}.{path[-1]}]" if is_member else f"`{text}`"
+        if parent not in names or not match[0].startswith(":meth:"):
+            return f"`{text}`"
+        # no link where the class inherits it
+        return f'<autoref optional identifier="{names[parent]}.{path[-1]}"><code>{text}</code></autoref>'
 
     return ROLE.sub(linked, re.sub(r"^Example:$", "Examples:", docstring, flags=re.MULTILINE))
 

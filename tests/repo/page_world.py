@@ -61,24 +61,34 @@ def world_of(page: str) -> dict[str, Any]:
     if page == "docs/tutorial.md":
         return _tutorial()
     torch.manual_seed(0)
+    masks = {"fc1.weight": torch.rand(32, 64) > 0.5}
+    torch.save(masks, "masks.pt")
     net = PlainNet if page == "docs/exports.md" else Net
-    model = net()
+    model, finished = net(), net().eval()
     pruner = MagnitudePruner(net(), STEPS)
     pruner.prepare(inplace=True)
     return {
         "Net": net,
+        "batches": [batch[0] for batch in make_loader()],
         "config": CONFIG,
         "data": make_loader(),
         "example": torch.randn(2, 64),
         "example_inputs": torch.zeros(2, 64),
-        "finished": net().eval(),
+        "finished": finished,
+        "inputs": torch.randn(2, 64),
         "loader": make_loader(),
         "loss_of": lambda net, batch: nn.functional.cross_entropy(net(batch[0]), batch[1]),
+        "masks": masks,
         "model": model,
         "nn": nn,
         "optimizer": torch.optim.SGD(model.parameters(), 0.1),
         "pruner": pruner,
+        "scale": 2.0,
         "torch": torch,
+        "up": torch.randn(32, 2),
+        "down": torch.randn(2, 64),
+        "weight": finished.fc1.weight.detach().clone(),
+        "weight_mask": masks["fc1.weight"],
     }
 
 
