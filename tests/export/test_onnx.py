@@ -180,9 +180,9 @@ def test_a_network_that_cannot_be_captured_says_why_and_leaves_no_file(path, cap
         def forward(self, x):
             return x + 1 if x.sum() > 0 else x - 1
 
-    with pytest.raises(
-        ExportError, match=r"No ONNX model could be made of Branches.*\n.*torch\.onnx\.export: \w+: .*data-dependent"
-    ):
+    # torch 2.8 falls back to a trace, of which the proof says what is wrong
+    captured = r"No ONNX model could be made of Branches.*\n.*torch\.onnx\.export: \w+: .*data-dependent"
+    with pytest.raises(ExportError, match=f"{captured}|capturing fixed a branch on the values of a tensor"):
         ONNXExport(path, torch.ones(2, 2)).save(Branches())
     assert capsys.readouterr() == ("", "")
     assert list(path.parent.iterdir()) == []
