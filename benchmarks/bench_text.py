@@ -29,6 +29,7 @@ MOST_WINDOWS = 400  # to judge a network by
 
 WAYS: dict[str, Way] = {  # a further way to prune is one more entry
     "gradual, per layer": methods.gradual,
+    "gradual, straight-through": methods.straight_through,
     "gradual, ranked globally": methods.globally,
     "gradual, ERK": methods.erk,
     "at once, and trained on": methods.at_once,
@@ -36,7 +37,14 @@ WAYS: dict[str, Way] = {  # a further way to prune is one more entry
     "Core ML Tools, per layer": methods.by_coremltools,
     "small dense network": methods.small_dense,
 }
-AT_HALF = ("gradual, per layer", "gradual, ranked globally", "gradual, ERK", "at once, after training")
+AT_HALF = (
+    *("gradual, per layer", "gradual, straight-through", "gradual, ranked globally", "gradual, ERK"),
+    "at once, after training",
+)
+TWO_OF_FOUR: dict[str, Way] = {
+    "gradual, 2:4": partial(methods.gradual, n_m_ratio=(2, 4)),
+    "2:4, straight-through at every step": methods.sr_ste,
+}
 
 
 def data() -> tuple[Pair, Pair, int]:
@@ -128,6 +136,7 @@ def main() -> None:
         for way, run in WAYS.items()
         if sparsity > 0.5 or way in AT_HALF
     ]
+    todo += [(way, run, 0.5) for way, run in TWO_OF_FOUR.items()]
     jobs = [Job(recipe, *what, seed) for seed in range(args.seeds) for what in todo]
     ledger = Ledger("text", args.work)
 
@@ -141,7 +150,7 @@ def main() -> None:
                 limits=(2.5, 3.8),
             ),
             [recipe],
-            list(WAYS),
+            [*WAYS, *TWO_OF_FOUR],
             name="text",
             title="English text by characters",
             note=f"Bits per character, fewer are better, on {held_out[0].numel():,} held-out characters of the "

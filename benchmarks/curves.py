@@ -21,6 +21,7 @@ STYLES = {  # colours that differ for the colour-blind; hollow marks show what t
     }
     for way, color, mark, line, size, face in (
         ("gradual, per layer", "#0072B2", "o", "-", 5, None),
+        ("gradual, straight-through", "#6A3D9A", "d", "--", 6, "none"),
         ("gradual, ranked globally", "#E69F00", "s", "-", 5, None),
         ("gradual, ERK", "#009E73", "^", "-", 6, None),
         ("at once, and trained on", "#56B4E9", "v", "-", 6, None),
@@ -30,6 +31,7 @@ STYLES = {  # colours that differ for the colour-blind; hollow marks show what t
         ("small dense network", "#D55E00", "*", "--", 9, "none"),
         ("gradual, blocks of 4", "#8C564B", "P", "-", 6, "none"),
         ("gradual, 2:4", "#8C564B", ".", "-", 10, None),
+        ("2:4, straight-through at every step", "#6A3D9A", ".", "-", 10, None),
         ("coupled channels, cut out", "#8C564B", "P", "-", 7, None),
         ("gradual, per layer, recurrent weights too", "#6A3D9A", "h", "-", 6, "none"),
     )

@@ -76,6 +76,18 @@ def globally(training: Training, sparsity: float) -> nn.Module:
     return gradual(training, sparsity, scope="global")
 
 
+def straight_through(training: Training, sparsity: float) -> nn.Module:
+    """Prune while training, and train on what is pruned by the gradient of the pruned network."""
+    return gradual(training, sparsity, pruned_gradient="straight_through")
+
+
+def sr_ste(training: Training, sparsity: float) -> nn.Module:
+    """2:4 chosen anew at every step, with straight-through gradients and their decay (SR-STE)."""
+    every_step = {"scheduler": {"begin_step": 1, "frequency": 1}, "n_m_ratio": (2, 4), "target_sparsity": sparsity}
+    config = {"global_config": {**every_step, "pruned_gradient": "straight_through", "decay": 2e-4}}
+    return pruned(training, training.task(), config)
+
+
 def erk(training: Training, sparsity: float) -> nn.Module:
     """Prune while training, with a sparsity of its own for each layer: large layers become sparser."""
     task = training.task()

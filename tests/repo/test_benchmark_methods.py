@@ -43,12 +43,21 @@ def zeros(net):
 
 
 @pytest.mark.parametrize(
-    "way", [methods.gradual, methods.at_once, methods.after_training, methods.retrained, methods.by_coremltools]
+    "way",
+    [
+        *(methods.gradual, methods.straight_through, methods.at_once, methods.after_training),
+        *(methods.retrained, methods.by_coremltools),
+    ],
 )
 def test_ways_that_rank_by_layer_prune_each_layer_as_far_as_was_asked(way, training):
     if way is methods.by_coremltools:
         pytest.importorskip("coremltools")
     assert zeros(way(training, SPARSITY)) == [384, 768, 96]
+
+
+def test_2_to_4_chosen_anew_at_every_step_ends_with_two_zeros_of_each_four(training):
+    net = methods.sr_ste(training, 0.5)
+    assert {int((group == 0).sum()) for group in net.second.weight.detach().reshape(-1, 4)} == {2}
 
 
 @pytest.mark.parametrize("way", [methods.globally, methods.erk, methods.by_model_pruning])
