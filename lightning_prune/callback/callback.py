@@ -339,9 +339,8 @@ class MagnitudePruningCallback(Callback):
         self._finish()
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             warn_if_missed(self._fit.need_pruner())
-        report = self.report()  # of a sharded model all processes count together
         if self.show_plan:
-            show(report)
+            show(self.report())
         if trainer.is_global_zero:
             outcome = hand_over(trainer, pl_module, self._fit.need_pruner(), self.slim, in_a_list(self.export))
             self.slim_result, self.slim_error, self.export_results, self.export_errors = outcome

@@ -43,16 +43,6 @@ class Given(Structure):
         return "from_zeros" if self.is_found else f"{zlib.crc32(self.values.contiguous().numpy().tobytes()):08x}"
 
     @property
-    def ranks_single_weights(self) -> bool:
-        """False: nothing is ranked."""
-        return False
-
-    @property
-    def empties_channels(self) -> bool:
-        """False: what was given is meant so."""
-        return False
-
-    @property
     def fixed_sparsity(self) -> float:
         """The fraction of zeros of the mask."""
         return count_zeros(self.values) / max(self.values.numel(), 1)
@@ -60,14 +50,6 @@ class Given(Structure):
     def misfit(self, shape: tuple[int, ...], *, is_named: bool) -> str | None:
         """None: shapes are compared when the mask is read."""
         return None
-
-    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the weight."""
-        return shape
-
-    def weights_per_choice(self, shape: tuple[int, ...]) -> int:
-        """One."""
-        return 1
 
     def zeros(self, shape: tuple[int, ...], sparsity: float) -> int:
         """Those of the mask."""

@@ -1,7 +1,8 @@
 """Structures: which weights are zeroed together, as one value that answers every question about them.
 
-A structure is :class:`Groups` (single weights, kernels or channels, and blocks of these along the output channels) or
-:class:`NofM` (so many of every so many neighbours).
+A structure is :class:`Groups` (single weights, kernels or channels, and blocks of these along the output channels),
+:class:`NofM` (so many of every so many neighbours), :class:`Channels` (those that can only go together with others), or
+:class:`~lightning_prune.masks.given.Given` (a mask from elsewhere).
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class Structure(ABC):
     """Which weights of one tensor are zeroed together."""
 
     @property
-    @abstractmethod
     def ranks_single_weights(self) -> bool:
         """Whether single weights are ranked by their magnitudes alone, so that those of several tensors may be."""
+        return False
 
     @property
-    @abstractmethod
     def empties_channels(self) -> bool:
         """Whether whole output channels are zeroed."""
+        return False
 
     @property
     @abstractmethod
@@ -56,13 +57,13 @@ class Structure(ABC):
             The reason, with the name of the setting in front; None where it fits.
         """
 
-    @abstractmethod
     def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The smallest shape of a mask that broadcasts over a weight of some shape."""
+        return shape
 
-    @abstractmethod
     def weights_per_choice(self, shape: tuple[int, ...]) -> int:
         """Number of weights that are kept or pruned by one choice."""
+        return 1
 
     @abstractmethod
     def zeros(self, shape: tuple[int, ...], sparsity: float) -> int:
@@ -191,16 +192,6 @@ class NofM(Structure):
         return f"{self.num_zeros}:{self.group_size} zeros, dim {self.dim}"
 
     @property
-    def ranks_single_weights(self) -> bool:
-        """False: they are ranked within their groups."""
-        return False
-
-    @property
-    def empties_channels(self) -> bool:
-        """False."""
-        return False
-
-    @property
     def fixed_sparsity(self) -> float | None:
         """``n / m``."""
         return self.num_zeros / self.group_size
@@ -217,14 +208,6 @@ class NofM(Structure):
                 f"n_m_ratio: {ratio} zeros need at least {needed} channels along dim {self.dim}, got {shape[self.dim]}"
             )
         return None
-
-    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the weight."""
-        return shape
-
-    def weights_per_choice(self, shape: tuple[int, ...]) -> int:
-        """One."""
-        return 1
 
     def zeros(self, shape: tuple[int, ...], sparsity: float) -> int:
         """So many in each whole group; in a short group what it lacks goes first."""
@@ -265,11 +248,6 @@ class Channels(Structure):
 
     def __str__(self) -> str:
         return "coupled channels" + (f", dim {self.axis}" if self.axis else "")
-
-    @property
-    def ranks_single_weights(self) -> bool:
-        """False."""
-        return False
 
     @property
     def empties_channels(self) -> bool:

@@ -50,8 +50,7 @@ class MagnitudePruner:
         slim: With ``True`` or :class:`~lightning_prune.slim.Slim`, rules ``per_channel`` prune channels that can be cut
             out: those that can only go together as one, ranked by the norm of all their weights, with biases and norms.
             What cannot go stays dense, and the plan says why. Needs ``masking="resident"``.
-        rewind: Set weights back to their values of an early step when masks were chosen, and train on: the step, or
-            :class:`~lightning_prune.Rewind`. Needs the optimizers, whatever the masking.
+        rewind: :class:`~lightning_prune.Rewind`, or its step: kept weights go back to early values. Needs optimizers.
 
     Raises:
         ConfigError: The configuration does not hold together, or ``masking`` or ``scope`` is unknown.
@@ -78,8 +77,7 @@ class MagnitudePruner:
         slim: Slim | dict[str, Any] | bool | None = None,
         rewind: Rewind | dict[str, Any] | int | None = None,
     ) -> None:
-        self._model = self._unprepared = model
-        self._config = load_config(config)
+        self._model, self._config = model, load_config(config)
         settings, self._rewind = check_choices(self._config, slim, masking, scope), Rewind.of(rewind)
         self._planner = Planner(self._config, settings)
         self._way, self._scope, self._track_changes = way_of(masking), scope, track_changes
@@ -238,7 +236,10 @@ class MagnitudePruner:
         self._progress.guard_state_dicts()
 
     def undo(self) -> None:
-        """Take the masks off and put back what they pruned away; resident masks forget it at the last update."""
+        """Take the masks off and put back what they pruned away: as if :meth:`prepare` had not been called.
+
+        With ``masking="resident"`` that is forgotten at the last update of a schedule, and stays zero then.
+        """
         self._need_prepared("undo")
         self._take_off()
         self._model = self._unprepared
@@ -389,12 +390,11 @@ class MagnitudePruner:
         progress, self._progress, self._plan = self._progress, Progress(self._model, Training(self._way)), None
         progress.take_off()
 
-    def _need_layers(self, method: str) -> None:
+    def _need_layers(self, name: str) -> None:
         if not self._layers:
-            raise LifecycleError(f"{method}() needs a prepared model. Call prepare() first.")
+            raise LifecycleError(f"{name}() needs a prepared model. Call prepare() first.")
 
-    def _need_prepared(self, method: str) -> None:
+    def _need_prepared(self, name: str) -> None:
         if self.is_finalized:
-            what = "a prepared model, but it was finalized. Make a new MagnitudePruner."
-            raise LifecycleError(f"{method}() needs {what}")
-        self._need_layers(method)
+            raise LifecycleError(f"{name}() needs a prepared model, but it was finalized. Make a new MagnitudePruner.")
+        self._need_layers(name)
