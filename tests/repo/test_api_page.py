@@ -144,7 +144,7 @@ def test_no_public_name_is_left_out(module):
 def test_every_member_of_the_pruner_is_told_of():
     section = PAGE.split("## Members of MagnitudePruner")[1].split("\n## ")[0]
     told = set(re.findall(r"`\.(\w+)", section))
-    assert told == {name for name in vars(MagnitudePruner) if not name.startswith("_")}
+    assert told == {name for name in dir(MagnitudePruner) if not name.startswith("_")}
 
 
 def test_every_field_of_a_result_is_told_of():
