@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +39,9 @@ from lightning_prune.export.targets import check_choice, check_path, target_path
 __all__ = ["CoreAIExport"]
 
 FORMAT = "Core AI asset"
-# Seconds that all runs of a file may take: the runtime is a reference, twenty times slower than torch on some networks.
-PATIENCE = 60.0
+# Seconds that all runs of a file may take, if making it did not take longer: then they may take as long as that. The
+# runtime is a reference, twenty times slower than torch on some networks.
+PATIENCE = 5.0
 # How the converter names operations that it does not know.
 UNKNOWN = re.compile(r"(?:unsupported ATen|non-decomposed) ops: ((?:[\w.]+(?:, )?)+)")
 
@@ -152,6 +154,7 @@ class CoreAIExport:
     ) -> ExportResult:
         """Convert, write to ``place``, and verify what was written."""
         prefix, dtype = PREFIXES[self.compute_precision], getattr(torch, self.compute_precision)
+        began = time.monotonic()
         program = capture(standalone, core.torch.get_decomp_table(), precision=self.compute_precision)
         weights = sparse_weights(standalone.model, pruned, dtype)
         named = {prefix + name: weight for name, weight in weights.items()}
@@ -165,6 +168,7 @@ class CoreAIExport:
             if id(weight) in kept:  # under all the names of a tied weight
                 names.setdefault(weight_fingerprint(weight), []).append(name)
         name_parameters(core, place, names)
+        patience = max(PATIENCE, time.monotonic() - began)
         findings = Findings()
         asset = read_back(core, place, findings)
         prove_weights(asset, standalone.model, pruned, weights, written, findings, dtype=dtype)
@@ -174,7 +178,7 @@ class CoreAIExport:
                 lambda given: Answers(function(given)),
                 self.compute_precision,
                 noun="asset",
-                patience=PATIENCE,
+                patience=patience,
             )
             prove_numbers(run, standalone, inputs, findings)
         findings.checks.append("Apple's own runtime compiled and ran it")
