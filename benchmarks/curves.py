@@ -1,9 +1,12 @@
 """Tables and pictures of recorded runs: what a network is worth over its sparsity, by the way it was pruned."""
 
+import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.common import RESULTS, table, write_page
 from benchmarks.ledger import Record
@@ -103,6 +106,13 @@ class Curves:
         }
         return sorted(found)
 
+    def minutes(self) -> float:
+        """What the runs of a seed took, of one processor core; the median over the seeds."""
+        seconds = Counter[int]()
+        for record in self.records:
+            seconds[record["seed"]] += record["seconds"]
+        return statistics.median(seconds.values()) / 60
+
     def commands(self, bench: str, networks: Sequence[str]) -> str:
         """That make these records from nothing: of one number of seeds if all networks have as many."""
         seeds = {network: len(self.scores(network, DENSE, 0.0)) for network in networks}
@@ -117,7 +127,7 @@ class Curves:
 def write_curves(
     curves: Curves, recipes: Sequence[Recipe], ways: Sequence[str], *, name: str, title: str, note: str, more: str = ""
 ) -> None:
-    """Write the page of a benchmark, with its picture.
+    """Write the page of a benchmark, with its picture, and the recorded runs as lines of JSON.
 
     Args:
         curves: The recorded runs.
@@ -137,6 +147,10 @@ def write_curves(
         missing = curves.missing(recipe.name)
         parts += ["Not run: " + "; ".join(missing) + "."] if missing else []
     draw(curves, [recipe.name for recipe in shown], ways, name, title)
+    write_records(curves.records, RESULTS / f"{name}.jsonl")
+    note += (
+        f" One seed of all rows: {curves.minutes():.0f} minutes of one core. Every run: [{name}.jsonl]({name}.jsonl)."
+    )
     write_page(
         f"{name}.md",
         title,
@@ -146,6 +160,12 @@ def write_curves(
         note=note,
         picture=f"{name}.png",
     )
+
+
+def write_records(records: Sequence[Record], path: Path) -> None:
+    """Write what was recorded, in the order of the tables; a ledger in this folder goes on from it."""
+    ordered = sorted(records, key=lambda record: [str(record[key]) for key in ("network", "way", "sparsity", "seed")])
+    path.write_text("".join(json.dumps(record) + "\n" for record in ordered), encoding="utf-8")
 
 
 def draw(curves: Curves, networks: Sequence[str], ways: Sequence[str], name: str, title: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks import methods
-from benchmarks.curves import Curves
+from benchmarks.curves import Curves, write_records
 from benchmarks.ledger import Job, Ledger, need
 from benchmarks.recipes import Recipe, Training, nonzero_parameters, parameters
 
@@ -131,6 +131,19 @@ def test_records_of_another_recipe_are_not_taken(recipe, tmp_path):
     longer = Recipe(**{**recipe.__dict__, "epochs": 11})
     assert len(ledger.of([recipe])) == 1
     assert ledger.of([longer]) == []
+
+
+def test_a_ledger_goes_on_from_the_records_that_lie_beside_a_table(recipe, tmp_path):
+    ledger = Ledger("bench", tmp_path / "runs")
+    jobs = [Job(recipe, "gradual", methods.gradual, 0.5, seed) for seed in (1, 0)]
+    for job, seconds in zip(jobs, (60.0, 180.0), strict=True):
+        ledger.add(job.key | {"score": float(job.seed), "seconds": seconds})
+    curves = Curves(ledger.of([recipe]), (0.5,), "accuracy")
+    assert curves.minutes() == 2.0
+    write_records(curves.records, tmp_path / "bench.jsonl")
+    published = Ledger("bench", tmp_path)
+    assert [record["seed"] for record in published.records] == [0, 1]
+    assert [published.find(job.key)["score"] for job in jobs] == [1.0, 0.0]
 
 
 def test_a_benchmark_without_its_data_stops_with_the_line_that_installs_it():
