@@ -67,8 +67,6 @@ def _write(
     path: Path, module: LightningModule, fit: Fit, outcome: Outcome | None, exception: BaseException | None
 ) -> None:
     pruner = fit.need_pruner()
-    if exception is not None and pruner.is_sharded:
-        raise PageError("The zeros of a sharded model cannot be counted after a failure: other processes may be gone.")
     fit.plan_curve()
     failures = []
     if outcome is not None:
@@ -88,7 +86,7 @@ def _write(
         status=status,
         is_finished=exception is None,
         plan=pruner.plan,
-        report=pruner.report(),
+        report=pruner.report(),  # of a sharded model counted at its last update: other processes may be gone
         masks={} if pruner.is_sharded else pruner.masks(),
         history=fit.history,
         slim=None if outcome is None else outcome.slim_result,

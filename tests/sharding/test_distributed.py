@@ -18,7 +18,7 @@ from coupled_nets import rule as channel_rule
 from distributed_runs import WorkerError, join_group, launch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -442,6 +442,44 @@ def test_fsdp2_trains_the_network_of_one_process(tmp_path, world):
         assert_same(result, expected, "weights")
         assert result["report"] == expected["report"]
     assert sum(local["fc1.weight"] for _, local in results) == 32 * 128, "each process has its part of the mask alone"
+
+
+class FailEverywhere(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 7:
+            raise RuntimeError("the disk is full")
+
+
+def sharded_pages(folder):
+    found = {}
+    for name, others in {"whole": [], "failed": [FailEverywhere()]}.items():
+        place = Path(folder) / f"{name}.html"
+        pruning = MagnitudePruningCallback(RULES, show_plan=False, page=place, log_figures=True)
+        logger = TensorBoardLogger(folder, name=name, version=0)
+        try:
+            fsdp(folder, *others, world=2, pruning=pruning, logger=logger)
+        except RuntimeError as error:
+            assert "the disk is full" in str(error)  # noqa: PT017 — some of the processes of a run that fails in all
+        found[name] = (pruning.page_error, pruning.report().sparsity)
+    return found
+
+
+def test_the_first_of_the_processes_that_share_a_model_writes_its_page_also_after_a_failure(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pytest.importorskip("matplotlib")
+    first, second = launch(sharded_pages, 2, tmp_path)
+    assert first == second
+    for name, updates in (("whole", 4), ("failed", 3)):
+        error, sparsity = first[name]
+        assert error is None
+        page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        assert f"{sparsity:.1%}" in page
+        assert "The masks of a sharded model are not drawn." in page
+        assert ("Interrupted after 7 optimizer steps by RuntimeError: the disk is full" in page) == (name == "failed")
+        events = accumulators.EventAccumulator(str(tmp_path / name / "version_0"), {accumulators.IMAGES: 0}).Reload()
+        figures = events.Tags()["images"]
+        assert figures
+        assert all(len(events.Images(tag)) >= updates for tag in figures)
 
 
 def ranked_together() -> MagnitudePruningCallback:
