@@ -118,9 +118,15 @@ class PrunedParameter:
 
     @property
     def structure(self) -> str:
-        """The structure of its zeros, in words, and what ranks them if that is not their magnitude."""
-        score = "" if self.config.score is None else f", by {score_name(self.config.score)}"
-        return str(self.layout) + (f", set {self.coupled.group + 1}" if self.coupled is not None else score)
+        """The structure of its zeros, in words; what ranks and trains them, if that is not their magnitude and nothing."""
+        words = [str(self.layout)]
+        if self.coupled is not None:
+            words.append(f"set {self.coupled.group + 1}")
+        elif self.config.score is not None:
+            words.append(f"by {score_name(self.config.score)}")
+        if self.config.pruned_gradient != "zero":
+            words.append(self.config.pruned_gradient.replace("_", "-"))
+        return ", ".join(words)
 
     @property
     def layout(self) -> Structure:

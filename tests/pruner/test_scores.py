@@ -279,6 +279,13 @@ def test_the_plan_says_what_ranks():
     assert [row["structure"] for row in pruner.plan.records()] == ["per_scalar, by Taylor"] * 2
 
 
+def test_the_plan_says_what_trains_pruned_weights():
+    ours = {"n_m_ratio": (2, 4), "target_sparsity": 0.5, "pruned_gradient": "straight_through", "decay": 1e-4}
+    rule = {**STEPS, "score": Taylor(), **ours}
+    pruner = MagnitudePruner(make_net(), {"global_config": rule}, masking="resident")
+    assert {row["structure"] for row in pruner.plan.records()} == {"2:4 zeros, dim 1, by Taylor, straight-through"}
+
+
 @pytest.mark.parametrize(
     ("score", "message"),
     [
