@@ -118,7 +118,7 @@ class PrunedParameter:
 
     @property
     def structure(self) -> str:
-        """The structure of its zeros, in words; what ranks and trains them, if that is not their magnitude and nothing."""
+        """The structure of its zeros, in words; what ranks and what trains them, where that is said."""
         words = [str(self.layout)]
         if self.coupled is not None:
             words.append(f"set {self.coupled.group + 1}")

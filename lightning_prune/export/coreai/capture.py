@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from torch.fx import Graph, Node
 from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.errors import ExportError
 from lightning_prune.export.buffers import kept_buffers
+from lightning_prune.export.coreai.gaps import decompose
+from lightning_prune.export.coreai.installed import CoreAI
 from lightning_prune.export.standalone import Standalone
 
 __all__ = ["PREFIXES", "capture"]
@@ -29,12 +30,12 @@ RESHAPING = (
 )
 
 
-def capture(standalone: Standalone, table: dict[Any, Any], *, precision: str) -> torch.export.ExportedProgram:
-    """Capture the computation as core operations.
+def capture(standalone: Standalone, core: CoreAI, *, precision: str) -> torch.export.ExportedProgram:
+    """Capture the computation as operations that the converter knows, as far as they can be broken into such.
 
     Args:
         standalone: What to capture; not changed.
-        table: The converter's own decompositions.
+        core: The converter.
         precision: ``"float32"``, or ``"float16"`` for a network that computes in it, between inputs and outputs that
             are float32.
 
@@ -45,8 +46,7 @@ def capture(standalone: Standalone, table: dict[Any, Any], *, precision: str) ->
     with warnings.catch_warnings(), torch.no_grad(), quiet_torch(), kept_buffers(standalone):
         warnings.simplefilter("ignore")
         exported = torch.export.export(module.eval(), standalone.inputs, strict=False)
-        table = {**table, aten.avg_pool2d.default: average_within}
-        program: torch.export.ExportedProgram = exported.run_decompositions(table)
+        program = decompose(core, exported)
     if changed := program.graph_signature.buffers_to_mutate.values():
         raise ExportError(
             f"The model must leave its buffers as they are in eval mode, but its forward changes {', '.join(changed)}. "
@@ -58,25 +58,6 @@ def capture(standalone: Standalone, table: dict[Any, Any], *, precision: str) ->
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
-
-
-def average_within(
-    x: Tensor,
-    kernel_size: list[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    """Averages that leave the padding out, as a quotient of averages that do not: coreai-torch 0.4.3 counts it in."""
-    if count_include_pad or not any(padding) or divisor_override is not None:
-        kept: Tensor = NotImplemented  # which tells torch to leave the operation as it is
-        return kept
-    rest = kernel_size, list(stride), list(padding), ceil_mode
-    averages: Tensor = aten.avg_pool2d.default(x, *rest)
-    shares: Tensor = aten.avg_pool2d.default(torch.ones(1, 1, *x.shape[-2:], dtype=x.dtype), *rest)
-    return averages / shares
 
 
 class Halved(nn.Module):

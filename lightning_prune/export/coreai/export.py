@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from lightning_prune.errors import ExportError, one_line
 from lightning_prune.export.coreai.asset import Asset, name_parameters, read_asset
 from lightning_prune.export.coreai.capture import PREFIXES, capture
 from lightning_prune.export.coreai.constants import folder_size
+from lightning_prune.export.coreai.gaps import unknown_in
 from lightning_prune.export.coreai.installed import CoreAI, import_coreai
 from lightning_prune.export.coreai.runtime import loaded
 from lightning_prune.export.coreai.silence import silence
@@ -42,8 +42,6 @@ FORMAT = "Core AI asset"
 # Seconds that all runs of a file may take, if making it did not take longer: then they may take as long as that. The
 # runtime is a reference, twenty times slower than torch on some networks.
 PATIENCE = 5.0
-# How the converter names operations that it does not know.
-UNKNOWN = re.compile(r"(?:unsupported ATen|non-decomposed) ops: ((?:[\w.]+(?:, )?)+)")
 
 
 @dataclass
@@ -155,7 +153,7 @@ class CoreAIExport:
         """Convert, write to ``place``, and verify what was written."""
         prefix, dtype = PREFIXES[self.compute_precision], getattr(torch, self.compute_precision)
         began = time.monotonic()
-        program = capture(standalone, core.torch.get_decomp_table(), precision=self.compute_precision)
+        program = capture(standalone, core, precision=self.compute_precision)
         weights = sparse_weights(standalone.model, pruned, dtype)
         named = {prefix + name: weight for name, weight in weights.items()}
         targets = store_sparse(program, named, core.compression.inject_subbyte_tensors)
@@ -225,11 +223,11 @@ def saying_what_is_unknown() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if (found := UNKNOWN.search(str(error))) is None:
+        if not (names := unknown_in(error)):
             raise
         raise ExportError(
-            f"Core AI's converter does not know these operations of the model: {found.group(1)}. Write that part with "
-            "others, or export the part before or behind it with submodule=."
+            f"Core AI's converter does not know these operations of the model: {', '.join(names)}. Write that part "
+            "with others, or export the part before or behind it with submodule=."
         ) from error
 
 

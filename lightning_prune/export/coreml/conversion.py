@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.export.buffers import kept_buffers
-from lightning_prune.export.coreml.gaps import decompose_unknown, drop_aliases, whole_numbers
+from lightning_prune.export.coreml.gaps import decompose_needed, drop_aliases, whole_numbers
+from lightning_prune.export.decompositions import SIMPLER
 from lightning_prune.export.pruned import BREAK_EVEN
 from lightning_prune.export.standalone import Standalone
 
@@ -111,7 +112,7 @@ def capture(frontend: str, standalone: Standalone, dynamic: Sequence[frozenset[i
             program = exported.run_decompositions(decompositions() if frontend == "export_full" else {})
             drop_aliases(program)
             if frontend == "export_needed":
-                program = decompose_unknown(program, decompositions())
+                program = decompose_needed(program, decompositions())
             spell_out_strides(program)
     return program, traced_decisions(caught)
 
@@ -159,7 +160,7 @@ def decompositions() -> dict[Any, Any]:
     Not those of matrix products, which it knows: broken up, a weight is expanded to the batch and stored once for every
     sample.
     """
-    table = dict(torch.export.default_decompositions())
+    table = {**torch.export.default_decompositions(), **SIMPLER}
     for operation in (torch.ops.aten.linear.default, torch.ops.aten.matmul.default):
         table.pop(operation, None)
     return table

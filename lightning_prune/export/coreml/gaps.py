@@ -11,11 +11,9 @@ import torch
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.mil import import_coremltools
+from lightning_prune.export.decompositions import decompose_unknown
 
-__all__ = ["decompose_unknown", "drop_aliases", "whole_numbers"]
-
-# An operation is broken into others, which may be unknown too; so often at most.
-MOST_ROUNDS = 8
+__all__ = ["decompose_needed", "drop_aliases", "whole_numbers"]
 
 
 def drop_aliases(program: Any) -> None:
@@ -35,7 +33,7 @@ def drop_aliases(program: Any) -> None:
     program.graph_module.recompile()
 
 
-def decompose_unknown(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
+def decompose_needed(program: Any, table: Mapping[Any, Callable[..., Any]]) -> Any:
     """An exported program in which the operations without a converter are broken into others, and no others are.
 
     Args:
@@ -47,13 +45,12 @@ def decompose_unknown(program: Any, table: Mapping[Any, Callable[..., Any]]) -> 
     """
     if not unknown_operations(program):
         raise ExportError('the converter knows every operation, so none is broken up. Write frontend="export".')
-    for _ in range(MOST_ROUNDS):
-        known_ways = {operation: table[operation] for operation in unknown_operations(program) if operation in table}
-        if not known_ways:
-            break
-        program = program.run_decompositions(known_ways)
+
+    def find_unknown(program: Any) -> list[Any]:
         drop_aliases(program)
-    return program
+        return unknown_operations(program)
+
+    return decompose_unknown(program, find_unknown, table)
 
 
 def unknown_operations(program: Any) -> list[Any]:
