@@ -155,8 +155,16 @@ def wrong_numbers(noun: str, output: str, error: float, allowed: float, what: st
     )
 
 
-def advice(inputs: Sequence[ProgramInput], standalone: Standalone) -> str:
-    """What to try where an input was given values that it may never have."""
+def advice(inputs: Sequence[ProgramInput], standalone: Standalone, *, overflows: bool = False) -> str:
+    """What to try where float16 ends too early, or an input was given values that it may never have."""
+    wider = (
+        " Its numbers are not finite where those of the model are, as float16 ends at 65,504: write compute_precision="
+        '"float32".'
+    )
+    return (wider if overflows else "") + _advice_on_values(inputs, standalone)
+
+
+def _advice_on_values(inputs: Sequence[ProgramInput], standalone: Standalone) -> str:
     whole = [
         spec.name
         for spec, example in zip(inputs, standalone.inputs, strict=True)

@@ -129,7 +129,10 @@ def prove_numbers(program: Program, standalone: Standalone, inputs: Sequence[Pro
                 error, allowed = unexplained(found.outputs[name], want, reach, error, allowed)
             if error > allowed:
                 other = "another shape" if variant else "another mean and scale" if is_far else "other values"
-                raise ExportError(wrong_numbers(program.noun, name, error, allowed, other) + advice(inputs, standalone))
+                raise ExportError(
+                    wrong_numbers(program.noun, name, error, allowed, other)
+                    + advice(inputs, standalone, overflows=precision == "float16" and error == torch.inf)
+                )
             tally.add(name, error, allowed)
             if want.is_floating_point():
                 apart = (found.outputs[name].reshape(want.shape) - want).nan_to_num(0.0, 0.0, 0.0)

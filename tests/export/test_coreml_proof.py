@@ -605,3 +605,24 @@ def test_a_weight_stored_once_for_every_sample_is_found(target, monkeypatch):
     model = Sequence()
     with pytest.raises(ExportError, match=r"fc\.weight: stored 3 times over, as"):
         CoreMLExport(target, torch.rand(2, 3, 16), frontend="export_full").save(model, masks=prune(model))
+
+
+class Padded(nn.Module):
+    """Attention in which a token that is padding may see none."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Linear(8, 8)
+
+    def forward(self, tokens, mask):
+        seen = mask[:, None] * mask[:, :, None]
+        scores = self.queries(tokens) @ tokens.transpose(1, 2)
+        return scores.masked_fill(seen == 0, torch.finfo(torch.float32).min).softmax(-1) @ tokens
+
+
+def test_numbers_beyond_float16_are_named_with_the_precision_that_holds_them(target):
+    torch.manual_seed(0)
+    example = torch.randn(1, 5, 8), torch.ones(1, 5, dtype=torch.int64)
+    with pytest.raises(ExportError, match='float16 ends at 65,504: write compute_precision="float32"'):
+        CoreMLExport(target, example).save(Padded())
+    assert CoreMLExport(target, example, compute_precision="float32").save(Padded()).near_error < 1e-4

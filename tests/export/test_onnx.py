@@ -306,3 +306,29 @@ def test_a_layer_that_sees_no_input_is_said_to_be_folded_away(path):
     assert result.not_checked == ()
     assert [note for note in result.notes if note.startswith("own.weight meets only parameters and buffers, no input")]
     assert result.layers == ()
+
+
+class Relative(nn.Module):
+    """Attention with a bias by the distance of two tokens, which lies in memory by tokens first."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection, self.out = nn.Linear(24, 72), nn.Linear(24, 4)
+        self.biases = nn.Parameter(torch.randn(9, 3))
+        places = torch.arange(5)
+        self.register_buffer("apart", places[:, None] - places + 4)
+
+    def forward(self, tokens):
+        batch, number, size = tokens.shape
+        queries, keys, values = self.projection(tokens).reshape(batch, number, 3, 3, 8).permute(2, 0, 3, 1, 4)
+        bias = self.biases[self.apart.view(-1)].view(5, 5, 3).permute(2, 0, 1)[None]
+        attended = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+        return self.out(attended.transpose(1, 2).reshape(batch, number, size))
+
+
+def test_attention_whose_result_lies_otherwise_in_memory_is_put_in_order(path):
+    has_packages()
+    model = zeroed(Relative())
+    example = torch.randn(2, 5, 24)
+    assert ONNXExport(path, example).save(model).near_error < 1e-5
+    torch.testing.assert_close(run(path, example)[0], model(example))

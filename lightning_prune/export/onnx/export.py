@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ __all__ = ["ONNXExport"]
 
 FORMAT = "ONNX model"
 # A file is one message of protobuf, which has less than 2 GiB; the rest is left to the graph.
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 MOST_BYTES = 2**31 - 2**27
 OLDEST_OPSET = 18
 NO_GAIN = (
@@ -143,20 +145,24 @@ class ONNXExport:
         inputs, outputs = self.input_names or standalone.input_names, self.output_names or standalone.output_names
         same_number("input_names", inputs, standalone.inputs)
         same_number("output_names", outputs, standalone.outputs)
-        row = tuple(self.row(standalone))
+        shapes = None if self.dynamic_shapes is None else (tuple(self.row(standalone)),)
+        convert = partial(
+            torch.onnx.export,
+            dynamo=True,
+            verbose=False,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=self.opset_version,
+        )
         try:
             with warnings.catch_warnings(), quiet_torch():
                 warnings.simplefilter("ignore")  # of the exporter, about itself
-                program = torch.onnx.export(
-                    standalone,
-                    standalone.inputs,
-                    dynamo=True,
-                    verbose=False,
-                    input_names=list(inputs),
-                    output_names=list(outputs),
-                    opset_version=self.opset_version,
-                    dynamic_shapes=None if self.dynamic_shapes is None else (row,),
-                )
+                try:
+                    program = convert(standalone, standalone.inputs, dynamic_shapes=shapes)
+                except Exception:
+                    if (captured := captured_in_order(standalone, shapes)) is None:
+                        raise
+                    program = convert(captured)
                 if program is None:
                     raise ExportError("torch.onnx.export gave nothing.")
                 program.save(place, external_data=False)
@@ -195,6 +201,27 @@ class ONNXExport:
         prove_numbers(program_of(place), standalone, inputs, findings)
         nbytes = place.stat().st_size
         return findings.result(FORMAT, place, nbytes, nbytes, frontend="torch.onnx")
+
+
+def captured_in_order(standalone: Standalone, shapes: Any) -> torch.export.ExportedProgram | None:
+    """The captured model, with what attention gives put in order in memory; None where that cannot be, or need not.
+
+    The exporter breaks up attention into operations whose result may lie otherwise, after it has made a view of it.
+    """
+    try:
+        with torch.no_grad():
+            captured = torch.export.export(standalone, standalone.inputs, dynamic_shapes=shapes, strict=False)
+    except Exception:  # that of the exporter itself is shown
+        return None
+    attended = [node for node in captured.graph.nodes if node.target is ATTENTION]
+    for node in attended:
+        with captured.graph.inserting_after(node):
+            ordered = captured.graph.call_function(torch.ops.aten.clone.default)
+        node.replace_all_uses_with(ordered)
+        ordered.args, ordered.kwargs = (node,), {"memory_format": torch.contiguous_format}
+        ordered.meta["val"] = node.meta["val"].contiguous()
+    captured.graph_module.recompile()
+    return captured if attended else None
 
 
 def check_size(model: nn.Module) -> None:
