@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -245,9 +245,10 @@ def sensitivity(
     need_magnitudes(plan, "sensitivity")
     console = Console(stderr=True) if console is None else console
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
+    bar = Progress(*columns, console=console, transient=True)
+    is_shown = progress and console.is_terminal
     layers = []
-    with bar, _kept(model) as restore:
+    with bar if is_shown else nullcontext(), _kept(model) as restore:
         task = bar.add_task("unpruned", total=1 + len(plan) * len(asked))
 
         def score() -> float:

@@ -48,9 +48,9 @@ def nest(levels=9, width=9):
 
 @pytest.fixture
 def quick():
-    start = time.monotonic()
+    start = time.process_time()
     yield
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 # values in errors

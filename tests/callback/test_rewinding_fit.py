@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -9,6 +10,7 @@ from conftest import ResumableLoader, ToyModule, make_loader, make_trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 from lightning.pytorch.cli import LightningCLI
+from packaging.version import Version
 from torch import nn
 
 from lightning_prune import ConfigError, GeometricDecayScheduler, MagnitudePruner, MagnitudePruningCallback, Rewind
@@ -156,4 +158,4 @@ def test_model_pruning_of_lightning_goes_back_only_once():
         peer.apply_pruning(0.2)
         peer.apply_lottery_ticket_hypothesis()
         is_back.append(torch.equal(layer.weight_orig, first))
-    assert is_back == [True, False]
+    assert is_back == [Version(lightning.__version__) >= Version("2.6"), False]  # before, not even once

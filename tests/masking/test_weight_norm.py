@@ -6,7 +6,7 @@ from math import prod
 
 import pytest
 import torch
-from conftest import ResumableLoader, make_trainer
+from conftest import WEIGHTS_ONLY, ResumableLoader, make_trainer
 from lightning.pytorch import LightningModule
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -313,7 +313,7 @@ def fit(tmp_path, style: str, *, steps: int, ckpt_path=None, optimizer=None, **m
         max_steps=steps,
         enable_checkpointing=bool(saves),
     )
-    trainer.fit(net, ResumableLoader(BATCHES), ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(net, ResumableLoader(BATCHES), ckpt_path=ckpt_path, **WEIGHTS_ONLY)
     return net, callback
 
 

@@ -151,6 +151,7 @@ def test_core_ml_tools_takes_another_mask_where_it_misses_the_initial_sparsity_b
     assert not torch.equal(first, prepared)
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")  # by LBFGS of torch 2.8
 @pytest.mark.parametrize("closure", [False, True])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
