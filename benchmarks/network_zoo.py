@@ -71,6 +71,34 @@ def image(size: int) -> Callable[[], Any]:
     return lambda: {"pixel_values": torch.rand(1, 3, size, size)}
 
 
+class UNet(nn.Module):
+    """Convolutions down and up again, and what is seen on the way down is added to what is seen on the way up."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+        self.first, self.second, self.third = (
+            block(3, channels),
+            block(channels, 2 * channels),
+            block(2 * channels, 4 * channels),
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.up_third = nn.ConvTranspose2d(4 * channels, 2 * channels, 2, stride=2)
+        self.up_second = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
+        self.fourth, self.fifth = block(4 * channels, 2 * channels), block(2 * channels, channels)
+        self.head = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        first = self.first(images)
+        second = self.second(self.pool(first))
+        up = self.up_third(self.third(self.pool(second)))
+        up = self.up_second(self.fourth(torch.cat([up, second], 1)))
+        return self.head(self.fifth(torch.cat([up, first], 1)))
+
+
 BERT = {
     "vocab_size": 1000,
     "hidden_size": 128,
@@ -165,5 +193,89 @@ NETWORKS: dict[str, Network] = {
         num_attention_heads=4,
         intermediate_size=512,
         conv_dim=(64,) * 7,
+    ),
+    "U-Net": Network(UNet, lambda: torch.rand(1, 3, 64, 64)),
+    "MobileNetV4": timm_network("mobilenetv4_conv_small", 96),
+    "FastViT": timm_network("fastvit_t8", 128),
+    "CoAtNet": timm_network("coatnet_pico_rw_224", 224),
+    "NF-RegNet": timm_network("nf_regnet_b0", 64),
+    "EfficientFormerV2": timm_network("efficientformerv2_s0", 224),
+    "TinyViT": timm_network("tiny_vit_5m_224", 224),
+    "BEiT": timm_network("beit_base_patch16_224", 96, img_size=96, embed_dim=96, depth=4, num_heads=3),
+    "DINOv2": hugging(
+        "Dinov2Model",
+        "Dinov2Config",
+        image(56),
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=56,
+        patch_size=14,
+    ),
+    "CLIP": hugging(
+        "CLIPModel",
+        "CLIPConfig",
+        lambda: words_alone(16)() | {"pixel_values": torch.rand(1, 3, 64, 64)},
+        text_config=BERT | {"max_position_embeddings": 32},
+        vision_config={key: BERT[key] for key in BERT if key != "vocab_size"} | {"image_size": 64, "patch_size": 16},
+    ),
+    "Whisper": hugging(
+        "WhisperModel",
+        "WhisperConfig",
+        lambda: {"input_features": torch.randn(1, 80, 200), "decoder_input_ids": torch.randint(0, 1000, (1, 8))},
+        vocab_size=1000,
+        d_model=128,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=512,
+        decoder_ffn_dim=512,
+        max_source_positions=100,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        use_cache=False,
+    ),
+    "BART": hugging(
+        "BartModel",
+        "BartConfig",
+        words_alone(),
+        vocab_size=1000,
+        d_model=128,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=512,
+        decoder_ffn_dim=512,
+        use_cache=False,
+    ),
+    "DeBERTa": hugging(
+        "DebertaV2Model", "DebertaV2Config", tokens(), **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"]
+    ),
+    "ModernBERT": hugging("ModernBertModel", "ModernBertConfig", tokens(), **BERT, pad_token_id=0),
+    "Gemma": hugging("Gemma2ForCausalLM", "Gemma2Config", words_alone(), **LLAMA, head_dim=32),
+    "Mamba": hugging(
+        "MambaForCausalLM",
+        "MambaConfig",
+        words_alone(),
+        vocab_size=1000,
+        hidden_size=64,
+        num_hidden_layers=2,
+        use_cache=False,
+    ),
+    "YOLOS": hugging(
+        "YolosForObjectDetection",
+        "YolosConfig",
+        image(64),
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=384,
+        image_size=[64, 64],
+        num_detection_tokens=10,
+        num_labels=10,
     ),
 }

@@ -60,8 +60,9 @@ class Recipe:
 
     def described(self) -> str:
         """For a note under a table."""
+        epochs = f"{self.epochs} epochs" if self.epochs > 1 else "1 epoch"
         return (
-            f"{self.name}: {self.epochs} epochs ({self.steps:,} steps) of {self.optimizer.__name__}, batches of "
+            f"{self.name}: {epochs} ({self.steps:,} steps) of {self.optimizer.__name__}, batches of "
             f"{self.batch}, learning rate {self.rate:g} falling to 0 along a cosine"
         )
 
