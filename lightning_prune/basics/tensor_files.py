@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,7 +40,9 @@ def load_tensors(path: Path) -> Any:
         raise CheckpointError("it is no file" if path.exists() else "it does not exist")
     try:
         _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Validating sparse tensor")  # what it does is what is wanted here
+            return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints

@@ -275,6 +275,7 @@ def test_numbers_that_are_stored_with_another_sign_are_read_as_they_are_meant(tm
     assert weight.numpy().tolist() == [[-2.0, 0.0], [-4.0, 0.0]]
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")  # where the test itself loads it
 def test_convert_leaves_what_is_odd_as_it_is(tmp_path):
     layer = torch.nn.utils.prune.l1_unstructured(nn.Linear(8, 4), "weight", 0.5)
     torch.save({**ODD, **layer.state_dict()}, tmp_path / "odd.pt")

@@ -404,7 +404,7 @@ def with_weight(weight: torch.Tensor) -> nn.Linear:
     ],
     ids=["int8", "complex", "float8", "sparse", "subclass", "scripted", "traced"],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit.* (is|are) deprecated.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* (is|are) deprecated.*")
 def test_what_is_no_plain_weight_is_refused_with_a_setting_that_works(make, what):
     model = nn.ModuleDict({"base": nn.Sequential(make(), make()), "odd": make(), "head": nn.Linear(8, 8)})
     for masking in ("hook", "resident"):
