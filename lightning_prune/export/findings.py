@@ -14,7 +14,7 @@ from lightning_prune.export.numbers import SAYS_LITTLE
 from lightning_prune.export.result import ExportedLayer, ExportResult
 from lightning_prune.export.standalone import Standalone
 
-__all__ = ["Findings", "Tally", "advice", "report_inputs", "report_numbers", "wrong_numbers"]
+__all__ = ["OVERFLOWS", "Findings", "Tally", "advice", "report_inputs", "report_numbers", "wrong_numbers"]
 
 
 @dataclass
@@ -144,6 +144,12 @@ def report_inputs(
                 findings.not_checked.append(f"other values of {spec.name} than {top}: none is known to be taken")
 
 
+OVERFLOWS = (
+    " Its numbers are not finite where those of the model are, as float16 ends at 65,504: write "
+    'compute_precision="float32".'
+)
+
+
 def wrong_numbers(noun: str, output: str, error: float, allowed: float, what: str, whose: str = "its") -> str:
     """The message for an output that is not the model's."""
     return (
@@ -155,16 +161,8 @@ def wrong_numbers(noun: str, output: str, error: float, allowed: float, what: st
     )
 
 
-def advice(inputs: Sequence[ProgramInput], standalone: Standalone, *, overflows: bool = False) -> str:
-    """What to try where float16 ends too early, or an input was given values that it may never have."""
-    wider = (
-        " Its numbers are not finite where those of the model are, as float16 ends at 65,504: write compute_precision="
-        '"float32".'
-    )
-    return (wider if overflows else "") + _advice_on_values(inputs, standalone)
-
-
-def _advice_on_values(inputs: Sequence[ProgramInput], standalone: Standalone) -> str:
+def advice(inputs: Sequence[ProgramInput], standalone: Standalone) -> str:
+    """What to try where an input was given values that it may never have."""
     whole = [
         spec.name
         for spec, example in zip(inputs, standalone.inputs, strict=True)

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.draws import DRAWS, FAR, call, draw_inputs, fresh_inputs, goes_far
-from lightning_prune.export.findings import Findings, Tally, advice, report_inputs, report_numbers, wrong_numbers
+from lightning_prune.export.findings import (
+    OVERFLOWS,
+    Findings,
+    Tally,
+    advice,
+    report_inputs,
+    report_numbers,
+    wrong_numbers,
+)
 from lightning_prune.export.inputs import ProgramInput
 from lightning_prune.export.numbers import (
     SLICE_FLOOR,
@@ -129,10 +137,9 @@ def prove_numbers(program: Program, standalone: Standalone, inputs: Sequence[Pro
                 error, allowed = unexplained(found.outputs[name], want, reach, error, allowed)
             if error > allowed:
                 other = "another shape" if variant else "another mean and scale" if is_far else "other values"
-                raise ExportError(
-                    wrong_numbers(program.noun, name, error, allowed, other)
-                    + advice(inputs, standalone, overflows=precision == "float16" and error == torch.inf)
-                )
+                wider = OVERFLOWS if precision == "float16" and error == torch.inf else ""
+                wrong = wrong_numbers(program.noun, name, error, allowed, other)
+                raise ExportError(wrong + wider + advice(inputs, standalone))
             tally.add(name, error, allowed)
             if want.is_floating_point():
                 apart = (found.outputs[name].reshape(want.shape) - want).nan_to_num(0.0, 0.0, 0.0)

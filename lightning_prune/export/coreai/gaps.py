@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ def decompose(core: CoreAI, exported: torch.export.ExportedProgram) -> torch.exp
 
     Its own table leaves core operations whole, of which it lacks some: torch can break up most of them too.
     """
+    from torch._decomp import decomposition_table  # of core operations too
+
     program = exported.run_decompositions({**core.torch.get_decomp_table(), **OTHERWISE})
-    return decompose_unknown(program, lambda program: unknown_operations(core, program), {**of_torch(), **SIMPLER})
+    return decompose_unknown(program, partial(unknown_operations, core), {**decomposition_table, **SIMPLER})
 
 
 def unknown_operations(core: CoreAI, program: torch.export.ExportedProgram) -> list[Any]:
@@ -45,13 +48,6 @@ def unknown_in(error: ValueError) -> list[str]:
     """The names of the operations that an error of the converter is about."""
     found = UNKNOWN.search(str(error))
     return [] if found is None else [name.strip(".") for name in found.group(1).split(", ")]
-
-
-def of_torch() -> dict[Any, Any]:
-    """How torch breaks up operations, core ones too."""
-    from torch._decomp import decomposition_table
-
-    return decomposition_table
 
 
 def average_within(

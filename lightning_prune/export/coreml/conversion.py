@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lightning_prune.basics.quiet import quiet_torch
 from lightning_prune.export.buffers import kept_buffers
 from lightning_prune.export.coreml.gaps import decompose_needed, drop_aliases, whole_numbers
-from lightning_prune.export.decompositions import SIMPLER
 from lightning_prune.export.pruned import BREAK_EVEN
 from lightning_prune.export.standalone import Standalone
 
@@ -160,7 +159,7 @@ def decompositions() -> dict[Any, Any]:
     Not those of matrix products, which it knows: broken up, a weight is expanded to the batch and stored once for every
     sample.
     """
-    table = {**torch.export.default_decompositions(), **SIMPLER}
+    table = dict(torch.export.default_decompositions())
     for operation in (torch.ops.aten.linear.default, torch.ops.aten.matmul.default):
         table.pop(operation, None)
     return table

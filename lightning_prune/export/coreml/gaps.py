@@ -11,7 +11,7 @@ import torch
 
 from lightning_prune.errors import ExportError
 from lightning_prune.export.coreml.mil import import_coremltools
-from lightning_prune.export.decompositions import decompose_unknown
+from lightning_prune.export.decompositions import SIMPLER, decompose_unknown
 
 __all__ = ["decompose_needed", "drop_aliases", "whole_numbers"]
 
@@ -38,7 +38,7 @@ def decompose_needed(program: Any, table: Mapping[Any, Callable[..., Any]]) -> A
 
     Args:
         program: An exported program, as ``run_decompositions({})`` gives it.
-        table: How operations can be broken up.
+        table: How operations can be broken up, where there is no simpler way.
 
     Raises:
         ExportError: There is a converter for every operation.
@@ -50,7 +50,7 @@ def decompose_needed(program: Any, table: Mapping[Any, Callable[..., Any]]) -> A
         drop_aliases(program)
         return unknown_operations(program)
 
-    return decompose_unknown(program, find_unknown, table)
+    return decompose_unknown(program, find_unknown, {**table, **SIMPLER})
 
 
 def unknown_operations(program: Any) -> list[Any]:

@@ -35,7 +35,6 @@ __all__ = ["ONNXExport"]
 
 FORMAT = "ONNX model"
 # A file is one message of protobuf, which has less than 2 GiB; the rest is left to the graph.
-ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 MOST_BYTES = 2**31 - 2**27
 OLDEST_OPSET = 18
 NO_GAIN = (
@@ -213,7 +212,8 @@ def captured_in_order(standalone: Standalone, shapes: Any) -> torch.export.Expor
             captured = torch.export.export(standalone, standalone.inputs, dynamic_shapes=shapes, strict=False)
     except Exception:  # that of the exporter itself is shown
         return None
-    attended = [node for node in captured.graph.nodes if node.target is ATTENTION]
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    attended = [node for node in captured.graph.nodes if node.target is attention]
     for node in attended:
         with captured.graph.inserting_after(node):
             ordered = captured.graph.call_function(torch.ops.aten.clone.default)
