@@ -51,7 +51,7 @@ WAYS: dict[str, Way] = {
 }
 RUNS: dict[str, list[tuple[str, float]]] = {
     SHORT: [
-        *((way, sparsity) for sparsity in (0.75, 0.9, 0.5) for way in ("gradual, per layer", "gradual, ERK")),
+        *((way, sparsity) for sparsity in SPARSITIES for way in ("gradual, per layer", "gradual, ERK")),
         *(("gradual, ranked globally", sparsity) for sparsity in (0.75, 0.9)),
         *(("at once, after training", sparsity) for sparsity in SPARSITIES),
         ("Core ML Tools, per layer", 0.75),

@@ -107,6 +107,17 @@ BERT = {
     "intermediate_size": 512,
 }
 LLAMA = BERT | {"num_key_value_heads": 2, "use_cache": False}
+BART = {  # an encoder and a decoder
+    "vocab_size": 1000,
+    "d_model": 128,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 512,
+    "decoder_ffn_dim": 512,
+    "use_cache": False,
+}
 
 NETWORKS: dict[str, Network] = {
     "ResNet-18": timm_network("resnet18", 64),
@@ -223,35 +234,14 @@ NETWORKS: dict[str, Network] = {
         "WhisperModel",
         "WhisperConfig",
         lambda: {"input_features": torch.randn(1, 80, 200), "decoder_input_ids": torch.randint(0, 1000, (1, 8))},
-        vocab_size=1000,
-        d_model=128,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=512,
-        decoder_ffn_dim=512,
+        **BART,
         max_source_positions=100,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
         decoder_start_token_id=1,
-        use_cache=False,
     ),
-    "BART": hugging(
-        "BartModel",
-        "BartConfig",
-        words_alone(),
-        vocab_size=1000,
-        d_model=128,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=512,
-        decoder_ffn_dim=512,
-        use_cache=False,
-    ),
+    "BART": hugging("BartModel", "BartConfig", words_alone(), **BART),
     "DeBERTa": hugging(
         "DebertaV2Model", "DebertaV2Config", tokens(), **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"]
     ),
