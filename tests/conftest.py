@@ -15,7 +15,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-# Of a Trainer since Lightning 2.6, where it is needed: a checkpoint's path may be one of the reader's own.
+from lightning_prune.export.coreai import import_coreai
+
+# An argument of a Trainer's methods that Lightning 2.5 does not have yet.
 WEIGHTS_ONLY = {"weights_only": True} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
 
 torch.set_num_threads(1)  # the tests run in several processes on few cores
@@ -35,6 +37,13 @@ def coremltools() -> Any:
         module = pytest.importorskip("coremltools")
         import coremltools.optimize.torch.pruning  # noqa: F401
     return module
+
+
+@pytest.fixture(scope="session")
+def coreai() -> Any:
+    """Apple's converter to Core AI and its runtime."""
+    pytest.importorskip("coreai.runtime", reason="coreai-torch is not installed: Python 3.11, lightning-prune[coreai]")
+    return import_coreai()
 
 
 class ToyModule(LightningModule):

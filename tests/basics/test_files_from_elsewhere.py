@@ -48,9 +48,10 @@ def nest(levels=9, width=9):
 
 @pytest.fixture
 def quick():
-    start = time.process_time()
+    start, of_processor = time.monotonic(), time.process_time()
     yield
-    assert time.process_time() - start < 10
+    assert time.process_time() - of_processor < 10
+    assert time.monotonic() - start < 60  # on a machine that does much else
 
 
 # values in errors

@@ -549,8 +549,8 @@ def test_every_command_has_help_with_examples(capsys):
     assert capsys.readouterr().out.strip() == f"lightning-prune {lightning_prune.__version__}"
 
 
-def test_it_runs_as_a_module_of_its_own(checkpoint):
-    warn = ["-W", "error", "-W", "ignore::DeprecationWarning"]  # old packages warn of each other's
+def test_it_runs_as_a_module_of_its_own(checkpoint, request):
+    warn = [f"-W{rule}" for rule in ("error", *(request.config.getoption("pythonwarnings") or ()))]  # as pytest does
     command = [sys.executable, *warn, "-m", "lightning_prune", "inspect", str(checkpoint), "--at-least", "0.9"]
     root = str(Path(lightning_prune.__file__).parents[1])
     done = subprocess.run(

@@ -14,19 +14,13 @@ from torch import Tensor, nn
 
 from lightning_prune.analysis import inspect_file
 from lightning_prune.errors import CheckpointError, ConfigError, ExportError
-from lightning_prune.export.coreai import CoreAIExport, import_coreai, read_asset, read_foreign_asset
+from lightning_prune.export.coreai import CoreAIExport, read_asset, read_foreign_asset
 from lightning_prune.export.coreai import installed as installed_file
 from lightning_prune.export.coreai.constants import refuse_larger
 from lightning_prune.export.coreai.installed import numbers
 from lightning_prune.export.coreai.silence import silence
 
 needs_coreai = pytest.mark.usefixtures("coreai")
-
-
-@pytest.fixture(scope="module")
-def coreai():
-    pytest.importorskip("coreai.runtime", reason="coreai-torch is not installed: Python 3.11, lightning-prune[coreai]")
-    return import_coreai()
 
 
 def pruned(model: nn.Module, sparsity: float = 0.75) -> nn.Module:

@@ -123,8 +123,7 @@ BETWEEN = {
 
 
 @pytest.mark.parametrize("name", [*BETWEEN, "folded", "log of a sum"])
-def test_core_ai_runs_what_its_converter_does_not_know(tmp_path, name):
-    pytest.importorskip("coreai.runtime", reason="coreai-torch is not installed: Python 3.11, lightning-prune[coreai]")
+def test_core_ai_runs_what_its_converter_does_not_know(tmp_path, coreai, name):
     more = {"folded": folded, "log of a sum": lambda features: torch.logaddexp(features, features.flip(1))}
     model = Between((BETWEEN | more)[name])
     result = CoreAIExport(tmp_path / "net.aimodel", numbers(1, 3, 8, 8)).save(model)
@@ -132,15 +131,13 @@ def test_core_ai_runs_what_its_converter_does_not_know(tmp_path, name):
     assert result.near_error < 1e-4
 
 
-def test_core_ai_runs_a_pooling_of_volumes(tmp_path):
-    pytest.importorskip("coreai.runtime", reason="coreai-torch is not installed: Python 3.11, lightning-prune[coreai]")
+def test_core_ai_runs_a_pooling_of_volumes(tmp_path, coreai):
     model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.MaxPool3d(2), nn.Conv3d(4, 2, 3))
     assert CoreAIExport(tmp_path / "net.aimodel", numbers(1, 1, 10, 10, 10)).save(model).near_error < 1e-4
 
 
 @pytest.mark.parametrize("name", ["nearest rows", "variances", "remainders"])
-def test_core_ml_computes_what_its_converter_does_not_know(tmp_path, name):
-    pytest.importorskip("coremltools")
+def test_core_ml_computes_what_its_converter_does_not_know(tmp_path, coremltools, name):
     result = CoreMLExport(tmp_path / "net.mlpackage", numbers(1, 3, 8, 8)).save(Between(BETWEEN[name]))
     assert result.frontend == "export_needed"
     assert not result.not_checked

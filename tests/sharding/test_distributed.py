@@ -688,9 +688,9 @@ def test_a_run_resumes_bit_exactly_in_any_world_and_strategy(tmp_path):
     if not IS_EXACT:
         return
     for path in (tmp_path / "full2").glob("*.ckpt"):
-        assert_as_whole(whole(*single(tmp_path, ckpt_path=path)), expected)
+        assert_same(whole(*single(tmp_path, ckpt_path=path)), expected)
     for result in launch(ddp_resume, 2, tmp_path, full):
-        assert_as_whole(result, expected)
+        assert_same(result, expected)
 
 
 @pytest.mark.slow
@@ -706,7 +706,7 @@ def test_a_distributed_checkpoint_resumes_in_another_world(tmp_path):
         return
     for results in launch(fsdp_checkpoints, 4, tmp_path, 4, True, [saved]):
         for result in results:
-            assert_as_whole(result, expected, "weights")
+            assert_same(result, expected, "weights")
 
 
 class ReplicatedToy(ShardedToy):
