@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ __all__ = [
 
 _MOST_CLAIMED = 2**28  # bytes that the tensors of a small file may stand for
 _MOST_SHARED = 4  # tensors that may share each byte of a large tensor
+_NEEDED = re.compile(r"GLOBAL ([\w.]+)")  # the function or class that torch would have had to import
 
 
 def load_tensors(path: Path) -> Any:
@@ -46,8 +48,7 @@ def load_tensors(path: Path) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
-        first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(one_line(first_line)) from error
+        raise CheckpointError(_why_not(path, error)) from error
 
 
 def check_claims(tensors: Iterable[Any], path: Path) -> None:
@@ -147,10 +148,32 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is; torch compresses nothing."""
+    """Refuse an archive that unpacks to more than it is, torch compresses nothing; and one of something else."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
+        files = {name.rpartition("/")[2] for name in archive.namelist()}
     if unpacked > path.stat().st_size:
         raise CheckpointError(f"it is compressed, and unpacks to {unpacked:,} bytes; torch.save compresses nothing")
+    if "constants.pkl" in files:
+        raise CheckpointError("it is a program of TorchScript; save the state_dict() of its module alone")
+    if "data.pkl" not in files:
+        raise CheckpointError("it is an archive, but torch.save did not write it")
+
+
+def _why_not(path: Path, error: Exception) -> str:
+    """What is wrong with a file; torch's own words are of its reader, and of loading what is not trusted."""
+    if isinstance(error, OSError | MemoryError):
+        return one_line(error)
+    needed = _NEEDED.search(str(error))
+    if needed is not None:
+        return (
+            f"it holds {one_line(needed[1])}, which is neither a tensor nor a plain value, and no code of a file is "
+            "run here; save the state_dict() alone"
+        )
+    if zipfile.is_zipfile(path):
+        stumbled = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        what = one_line(stumbled or type(error).__name__)
+        return f"it is damaged, or holds more than tensors and plain values ({what})"
+    return "it is empty" if not path.stat().st_size else "torch.save did not write it, or it was cut off"

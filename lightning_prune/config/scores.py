@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from lightning_prune.errors import ConfigError, shown
+from lightning_prune.errors import ConfigError, one_line, shown
 
 __all__ = ["Score", "check_score", "score_name"]
 
@@ -51,10 +52,10 @@ class Score(Protocol):
 
 
 def check_score(score: Any, initial_sparsity: float) -> None:
-    """Refuse what is no function, and a sparsity that would be needed before there is anything to score by.
+    """Refuse what is no function of two arguments, and weights to prune before there is anything to score by.
 
     Raises:
-        ConfigError: It is no function; or weights are to be pruned when the model is prepared.
+        ConfigError: It is no such function; or weights are to be pruned when the model is prepared.
     """
     if score is None:
         return
@@ -65,6 +66,14 @@ def check_score(score: Any, initial_sparsity: float) -> None:
         )
     if not callable(score) or isinstance(score, type):
         raise ConfigError(f"score must be a function score(weight, parameter) that gives a tensor, got {shown(score)}.")
+    try:
+        inspect.signature(score).bind(None, None)
+    except ValueError:  # a function of C that does not say
+        pass
+    except TypeError as error:
+        raise ConfigError(
+            f"score must take two arguments, score(weight, parameter), got {score_name(score)}: {one_line(error)}."
+        ) from error
     if initial_sparsity:
         raise ConfigError(
             f"initial_sparsity must be 0.0 with a score, got {initial_sparsity}: before training there is nothing to "

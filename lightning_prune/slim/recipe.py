@@ -204,9 +204,8 @@ def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
             metadata, tensors = read_safetensors(file)
         else:
             content = load_tensors(file)
-            if not isinstance(content, dict):
-                raise ValueError("it is no recipe")
-            metadata, tensors = content, content["tensors"]
+            metadata = content if isinstance(content, dict) else {}
+            tensors = content["tensors"] if "tensors" in metadata else {}
             check_claims(tensors.values(), file)
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no recipe of a slim network")

@@ -1,12 +1,17 @@
 """Files that others made: no code of theirs runs, they take no memory or time without bound, and are shown as they are."""
 
+import argparse
 import io
 import json
+import os
+import pickle
+import re
 import sys
 import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +20,7 @@ from lightning_prune import (
     CheckpointError,
     ConfigError,
     CosineDecayScheduler,
+    FixedMasks,
     MagnitudePruner,
     MagnitudePrunerConfig,
     MagnitudePruningCallback,
@@ -254,6 +260,74 @@ ODD = {
     "bits": torch.empty(3, 3, dtype=torch.bits8),
     "eighth": torch.eye(4).to(torch.float8_e4m3fn),
 }
+
+
+class _Command:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+def _cut(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()[: file.tell() // 2]
+
+
+def _archive(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return file.getvalue()
+
+
+NO_CODE = "which is neither a tensor nor a plain value, and no code of a file is run here; save the state_dict() alone"
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (_Command(), f"{os.system.__module__}.system"),
+        ({"hyper_parameters": argparse.Namespace(rate=0.1)}, "argparse.Namespace"),
+        ({"hyper_parameters": {"data": Path("data")}}, r"pathlib\.\w+"),
+        ({"loss": np.float64(3)}, r"numpy\.[\w.]+"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    ],
+    ids=["function", "namespace", "path", "numpy", "module"],
+)
+def test_what_a_file_would_have_to_run_is_named(tmp_path, monkeypatch, content, name, is_archive):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "file.ckpt", _use_new_zipfile_serialization=is_archive)
+    for read in (read_weights, convert_checkpoint, FixedMasks):
+        with pytest.raises((CheckpointError, ConfigError), match=f"it holds {name}, {re.escape(NO_CODE)}") as caught:
+            read("file.ckpt", *(["out.pt"] if read is convert_checkpoint else []))
+        assert "weights_only" not in str(caught.value)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b"hello there", "torch.save did not write it, or it was cut off"),
+        (b"<html>404 Not Found</html>", "torch.save did not write it, or it was cut off"),
+        (b"version https://git-lfs.github.com/spec/v1", "torch.save did not write it, or it was cut off"),
+        (bytes(5000), "torch.save did not write it, or it was cut off"),
+        (pickle.dumps({"a": 1}), "torch.save did not write it, or it was cut off"),
+        (_cut({"weight": torch.ones(1000)}), "torch.save did not write it, or it was cut off"),
+        (_archive("weight.npy"), "it is an archive, but torch.save did not write it"),
+        (_archive("net/data.pkl", "net/constants.pkl"), "it is a program of TorchScript"),
+        (_archive("net/data.pkl", "net/version"), "it is damaged, or holds more than tensors and plain values"),
+    ],
+    ids=["empty", "text", "page", "pointer", "zeros", "pickle", "cut", "numpy", "script", "damaged"],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_checkpoint_is_told_in_plain_words(tmp_path, content, why):
+    (tmp_path / "file.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"file.ckpt cannot be read as a checkpoint: {re.escape(why)}") as caught:
+        read_weights(tmp_path / "file.ckpt")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_inspect_names_what_it_cannot_look_into(tmp_path):

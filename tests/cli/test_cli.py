@@ -281,7 +281,7 @@ def test_nothing_in_a_file_is_executed(folder, capsys):
     ("name", "content", "message"),
     [
         ("missing.ckpt", None, "missing.ckpt does not exist"),
-        ("text.ckpt", b"hello", "cannot be read with weights_only=True"),
+        ("text.ckpt", b"hello", "text.ckpt cannot be read as a checkpoint: torch.save did not write it"),
         ("missing.mlpackage", None, "missing.mlpackage does not exist"),
         ("empty.pt", {}, "got a dict with nothing in it"),
         ("numbers.pt", {"epoch": 1, "loss": 0.5}, "got a dict with epoch, loss"),

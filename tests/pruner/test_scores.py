@@ -2,6 +2,7 @@
 
 import copy
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -323,6 +324,11 @@ def test_what_is_no_function_is_refused():
     for value in (3, Taylor):
         with pytest.raises(ConfigError, match="score must be a function"):
             ModuleMagnitudePrunerConfig(score=value)
+    for function in (lambda weight: weight.abs(), lambda weight, parameter, step: weight.abs()):
+        with pytest.raises(ConfigError, match=r"score must take two arguments, score\(weight, parameter\), got "):
+            ModuleMagnitudePrunerConfig(score=function)
+    ModuleMagnitudePrunerConfig(score=partial(lambda step, weight, parameter: weight.abs(), 3))
+    ModuleMagnitudePrunerConfig(score=torch.dist)  # a function of C does not tell what it takes
     with pytest.raises(ConfigError, match="initial_sparsity must be 0.0 with a score, got 0.2"):
         ModuleMagnitudePrunerConfig(initial_sparsity=0.2, score=hashed)
 

@@ -185,6 +185,8 @@ def test_what_is_no_recipe_is_refused_and_no_code_in_it_runs(tmp_path):
     for content in ({"weight": torch.ones(2)}, [1, 2], "text", {"format": "lightning_prune.slim"}, _Code()):
         torch.save(content, tmp_path / "slim.pt")
         _unchanged(make(), tmp_path / "slim.pt", "cannot be read as a recipe")
+    torch.save({"state_dict": make().state_dict()}, tmp_path / "last.ckpt")
+    _unchanged(make(), tmp_path / "last.ckpt", "it is no recipe of a slim network")
     for data in (b"", b"hello", pickle.dumps(_Code()), b"\xff" * 64):
         for name in ("slim.pt", "slim.safetensors"):
             (tmp_path / name).write_bytes(data)

@@ -118,10 +118,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     try:
         return load_tensors(path)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{path} cannot be read with weights_only=True, and nothing here runs code from a file. "
-            f"Save its state_dict() alone, and inspect that. ({error})"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}.") from error
 
 
 def existing(path: Path) -> Path:
