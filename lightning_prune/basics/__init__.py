@@ -16,6 +16,7 @@ from lightning_prune.basics.locks import check_lock, lock, unlock, unlocked_stat
 from lightning_prune.basics.matching import check_pattern, fullmatch
 from lightning_prune.basics.paths import home
 from lightning_prune.basics.tensor_files import (
+    NotLoaded,
     check_claims,
     has_values,
     import_safetensors,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DottedText",
+    "NotLoaded",
     "as_flag",
     "as_fraction",
     "as_text",

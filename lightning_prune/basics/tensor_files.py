@@ -6,16 +6,18 @@ import importlib
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from lightning_prune.errors import CheckpointError, one_line
 
 __all__ = [
+    "NotLoaded",
     "check_claims",
     "has_values",
     "import_safetensors",
@@ -28,11 +30,34 @@ __all__ = [
 
 _MOST_CLAIMED = 2**28  # bytes that the tensors of a small file may stand for
 _MOST_SHARED = 4  # tensors that may share each byte of a large tensor
+_MOST_CLASSES = 256  # that a file may name without their being imported
 _NEEDED = re.compile(r"GLOBAL ([\w.]+)")  # the function or class that torch would have had to import
 
 
-def load_tensors(path: Path) -> Any:
+class NotLoaded:
+    """An object of a file whose class is not imported, so that nothing but its name is known."""
+
+    def __new__(cls, *args: Any) -> NotLoaded:
+        """As the file says that it is made, with arguments that nobody looks at."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, not loaded>"
+
+
+def load_tensors(path: Path, *, skip_objects: bool = False) -> Any:
     """Load what ``torch.save`` wrote with ``weights_only=True``: no code in it runs.
+
+    Args:
+        path: Of the file.
+        skip_objects: Put a :class:`NotLoaded` where the file has an object of a class that torch does not know as
+            harmless, in place of refusing all of it. Lightning saves such in hyperparameters: paths, enums, losses.
 
     Raises:
         CheckpointError: It is no file, would unpack to more than it is, or cannot be loaded so. It says why alone, to
@@ -44,11 +69,15 @@ def load_tensors(path: Path) -> Any:
         _check_archive(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Validating sparse tensor")  # what it does is what is wanted here
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with safe_globals(_stand_ins(path) if skip_objects else []):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises half a dozen types for files that are no checkpoints
         raise CheckpointError(_why_not(path, error)) from error
+    if isinstance(content, NotLoaded):
+        raise CheckpointError(_needs_code(type(content).__name__))
+    return content
 
 
 def check_claims(tensors: Iterable[Any], path: Path) -> None:
@@ -162,16 +191,30 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError("it is an archive, but torch.save did not write it")
 
 
+def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """A class of nothing for each that a file names and torch does not know as harmless."""
+    if not zipfile.is_zipfile(path):
+        return []
+    names = get_unsafe_globals_in_checkpoint(path)
+    if len(names) > _MOST_CLASSES:
+        raise CheckpointError(f"it names {len(names):,} classes and functions")
+    return [(type(name, (NotLoaded,), {}), name) for name in names]
+
+
+def _needs_code(name: str) -> str:
+    return (
+        f"it holds {one_line(name)}, which is neither a tensor nor a plain value, and no code of a file is run here; "
+        "save the state_dict() alone"
+    )
+
+
 def _why_not(path: Path, error: Exception) -> str:
     """What is wrong with a file; torch's own words are of its reader, and of loading what is not trusted."""
     if isinstance(error, OSError | MemoryError):
         return one_line(error)
     needed = _NEEDED.search(str(error))
     if needed is not None:
-        return (
-            f"it holds {one_line(needed[1])}, which is neither a tensor nor a plain value, and no code of a file is "
-            "run here; save the state_dict() alone"
-        )
+        return _needs_code(needed[1])
     if zipfile.is_zipfile(path):
         stumbled = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         what = one_line(stumbled or type(error).__name__)

@@ -53,8 +53,8 @@ def refuse_twins(keys: Sequence[str]) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise ConfigError(
-                f"The Trainer has {keys.count(key)} pruning callbacks with the same rules, {key}: one parameter can "
-                "have one pruner. Give it one of them, and write all rules into its configuration."
+                f"The Trainer has {keys.count(key)} pruning callbacks with rules of the same names, {key}: one "
+                "parameter can have one pruner. Give it one of them, and write all rules into its configuration."
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.analysis import read_checkpoint, read_tensors
-from lightning_prune.basics import uncompiled_name
+from lightning_prune.basics import NotLoaded, uncompiled_name
 from lightning_prune.errors import CheckpointError, ConfigError, did_you_mean, first_names, one_line, shown
 
 __all__ = ["load_model"]
@@ -114,11 +114,30 @@ def _hyperparameters(factory: Any, checkpoint: str | os.PathLike[str]) -> dict[s
     content = read_checkpoint(checkpoint)
     saved = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     if not isinstance(saved, Mapping):
+        _need_plain("hyper_parameters", saved)
         return {}
     parameters = inspect.signature(factory).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
-    return {str(name): value for name, value in saved.items() if takes_all or name in names}
+    taken = {str(name): value for name, value in saved.items() if takes_all or name in names}
+    for name, value in taken.items():
+        _need_plain(f"the hyperparameter {shown(name)}", value)
+    return taken
+
+
+def _need_plain(name: str, value: Any) -> None:
+    """Refuse a hyperparameter of a class that is not imported for a file."""
+    due, seen = [value], set()
+    while due:
+        value = due.pop()
+        if isinstance(value, NotLoaded):
+            raise CheckpointError(
+                f"In the checkpoint {name} holds {shown(value)}, for no code of a file is run here. Give the arguments "
+                "of the model by --args as JSON."
+            )
+        if isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            due += [*value, *value.values()] if isinstance(value, Mapping) else value
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files that others made: no code of theirs runs, they take no memory or time without bound, and are shown as they are."""
 
 import argparse
+import enum
 import io
 import json
 import os
@@ -284,26 +285,90 @@ def _archive(*names):
 NO_CODE = "which is neither a tensor nor a plain value, and no code of a file is run here; save the state_dict() alone"
 
 
+OBJECTS = [
+    (_Command(), rf"{os.system.__module__}\.system"),
+    ({"hyper_parameters": argparse.Namespace(rate=0.1)}, r"argparse\.Namespace"),
+    ({"hyper_parameters": {"data": Path("data")}}, r"pathlib\.\w+"),
+    ({"loss": np.float64(3)}, r"numpy\.[\w.]+"),
+    (nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear"),
+]
+
+
 @pytest.mark.parametrize("is_archive", [True, False])
-@pytest.mark.parametrize(
-    ("content", "name"),
-    [
-        (_Command(), f"{os.system.__module__}.system"),
-        ({"hyper_parameters": argparse.Namespace(rate=0.1)}, "argparse.Namespace"),
-        ({"hyper_parameters": {"data": Path("data")}}, r"pathlib\.\w+"),
-        ({"loss": np.float64(3)}, r"numpy\.[\w.]+"),
-        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-    ],
-    ids=["function", "namespace", "path", "numpy", "module"],
-)
+@pytest.mark.parametrize(("content", "name"), OBJECTS, ids=["function", "namespace", "path", "numpy", "module"])
 def test_what_a_file_would_have_to_run_is_named(tmp_path, monkeypatch, content, name, is_archive):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "file.ckpt", _use_new_zipfile_serialization=is_archive)
-    for read in (read_weights, convert_checkpoint, FixedMasks):
+    reads = [lambda: FixedMasks("file.ckpt"), lambda: convert_checkpoint("file.ckpt", "out.pt")]
+    if not isinstance(content, dict) or not is_archive:
+        reads.append(lambda: read_weights("file.ckpt"))
+    for read in reads:
         with pytest.raises((CheckpointError, ConfigError), match=f"it holds {name}, {re.escape(NO_CODE)}") as caught:
-            read("file.ckpt", *(["out.pt"] if read is convert_checkpoint else []))
+            read()
         assert "weights_only" not in str(caught.value)
     assert not Path("executed").exists()
+
+
+class _Kind(enum.Enum):
+    LARGE = "large"
+
+
+class _Own:
+    def __init__(self, values):
+        self.values = values
+
+
+def test_the_weights_of_a_checkpoint_are_read_beside_objects_that_are_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weight = torch.eye(3)
+    objects = {
+        "root": Path("data"),
+        "kind": _Kind.LARGE,
+        "options": argparse.Namespace(rate=0.1, parts=[_Own({"a": np.arange(3)})]),
+        "loss": nn.CrossEntropyLoss(weight=torch.ones(3)),
+        "optimizer": torch.optim.SGD,
+        "rate": np.float64(0.5),
+        "_Own": _Own(_Own),
+    }
+    content = {"state_dict": {"weight": weight, "extra": _Own(1)}, "hyper_parameters": objects, "epoch": Path("1")}
+    content |= {"pytorch-lightning_version": "2.6.0", "callbacks": {"Pruning": _Own(2)}, "global_step": np.int64(3)}
+    torch.save(content, "last.ckpt")
+    before = set(torch.serialization.get_safe_globals())
+    assert torch.equal(read_weights("last.ckpt")["weight"], weight)
+    assert set(torch.serialization.get_safe_globals()) == before
+    inspected = inspect_file("last.ckpt")
+    assert (inspected.kind, [row.name for row in inspected.tensors]) == ("Lightning checkpoint", ["weight"])
+    assert "Not looked into: extra" in inspected.notes[-1]
+    assert said(capsys, "page", "last.ckpt", "-o", "page.html")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "named"),
+    [
+        ({"in_features": 3, "out_features": 3, "bias": _Kind.LARGE}, "the hyperparameter 'bias' holds <"),
+        ({"in_features": 3, "out_features": [{"size": _Own(3)}]}, "the hyperparameter 'out_features' holds <"),
+        (_Own({"in_features": 3}), "hyper_parameters holds <"),
+    ],
+)
+def test_a_model_is_not_built_from_objects_that_are_not_loaded(tmp_path, capsys, monkeypatch, saved, named):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": nn.Linear(3, 3).state_dict(), "hyper_parameters": saved}, "last.ckpt")
+    code, text, error = said(capsys, "plan", "torch.nn:Linear", "--checkpoint", "last.ckpt")
+    assert (code, text) == (1, "")
+    assert f"In the checkpoint {named}" in error
+    assert error.strip().endswith("Give the arguments of the model by --args as JSON.")
+    assert said(capsys, "plan", "torch.nn:Linear", "--checkpoint", "last.ckpt", "--args", "[3, 3]")[0] == 0
+
+
+def test_a_file_that_names_more_classes_than_any_program_is_refused(tmp_path):
+    content = {"weight": torch.eye(3)}
+    content |= {f"{i}": type(f"Class{i}", (), {"__module__": __name__}) for i in range(300)}
+    for name, value in content.items():
+        if name != "weight":
+            setattr(sys.modules[__name__], value.__name__, value)
+    torch.save(content, tmp_path / "file.ckpt")
+    with pytest.raises(CheckpointError, match="it names 300 classes and functions"):
+        read_weights(tmp_path / "file.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,9 @@ def test_a_copy_of_a_locked_configuration_can_be_changed_and_saved(tmp_path):
 def test_the_same_pruner_twice_is_refused_when_the_trainer_is_built(tmp_path, is_same):
     first = MagnitudePruningCallback(POLYNOMIAL)
     second = first if is_same else MagnitudePruningCallback({"global_config": {"target_sparsity": 0.25}})
-    with pytest.raises(ConfigError, match=r"has 2 pruning callbacks with the same rules, .*\[global\]: one parameter"):
+    with pytest.raises(
+        ConfigError, match=r"has 2 pruning callbacks with rules of the same names, .*\[global\]: one parameter"
+    ):
         make_trainer(tmp_path, callbacks=[first, second])
     make_trainer(tmp_path, callbacks=[first])
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.basics import (
+    NotLoaded,
     check_claims,
     home,
     import_safetensors,
@@ -88,11 +89,12 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, Tensor], 
 
 def countable(found: Mapping[Any, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors whose zeros can be counted, by name, and a note on the others."""
-    tensors = {name if isinstance(name, str) else shown(name): value for name, value in found.items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    values = {name if isinstance(name, str) else shown(name): value for name, value in found.items()}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     check_claims(tensors.values(), path)
     left = [name for name, tensor in tensors.items() if not (is_plain(tensor) and _has_zeros(tensor.dtype))]
-    why = "sparse, quantized, without values or of a type that torch cannot compare"
+    left += [name for name, value in values.items() if isinstance(value, NotLoaded)]
+    why = "sparse, quantized, without values, or of a type that torch cannot compare or would have to import"
     notes = [f"Not looked into: {first_names(left)} ({why})."] if left else []
     # as plain numbers: a tensor may say that its numbers are to be read with the other sign, or conjugate
     return {name: tensor.resolve_conj().resolve_neg() for name, tensor in tensors.items() if name not in left}, notes
@@ -109,14 +111,16 @@ def _has_zeros(dtype: torch.dtype) -> bool:
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """Load a file of torch with ``weights_only=True``: no code in it runs.
 
+    Objects whose classes would have to be imported, such as a path among hyperparameters, are :class:`NotLoaded`.
+
     Raises:
-        CheckpointError: There is no such file, or it needs code to be loaded.
+        CheckpointError: There is no such file, or it is none of torch.
     """
     path = existing(home(path))
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. Give a file, or a Core ML package that ends in .mlpackage.")
     try:
-        return load_tensors(path)
+        return load_tensors(path, skip_objects=True)
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}.") from error
 
