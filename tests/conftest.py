@@ -6,6 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ def coremltools() -> Any:
         module = pytest.importorskip("coremltools")
         import coremltools.optimize.torch.pruning  # noqa: F401
     return module
+
+
+@pytest.fixture(scope="session")
+def extras() -> None:
+    """What the extra [all] installs, for examples and pages."""
+    wanted = ("coremltools", "jsonargparse", "matplotlib", "safetensors", "sklearn", "tensorboard")
+    if missing := [package for package in wanted if find_spec(package) is None]:
+        pytest.skip(f"lightning-prune[all] is not installed: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="session")

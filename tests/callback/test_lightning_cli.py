@@ -15,7 +15,10 @@ RULES = {
     "module_name_configs": {"fc2": None},
 }
 CALLBACK = "lightning_prune.MagnitudePruningCallback"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+    pytest.mark.usefixtures("extras"),
+]
 
 
 def parse(tmp_path, *arguments: str, config: object = RULES) -> MagnitudePruningCallback:

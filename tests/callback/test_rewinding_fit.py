@@ -102,6 +102,7 @@ def test_a_run_that_begins_after_the_early_step_is_refused(tmp_path):
         fit(tmp_path, ckpt_path=tmp_path / "plain.ckpt")
 
 
+@pytest.mark.usefixtures("extras")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of LightningCLI
 def test_rewinding_is_written_in_yaml_as_a_step_or_as_settings(tmp_path):
     rules = {

@@ -185,6 +185,7 @@ def test_a_file_of_masks_runs_no_code(tmp_path):
     torch.save({"0.weight": Harmful()}, tmp_path / "masks.pt")
     with pytest.raises(ConfigError, match=r"masks\.pt cannot be read as masks"):
         FixedMasks(tmp_path / "masks.pt")
+    pytest.importorskip("safetensors")
     with pytest.raises(ConfigError, match="it does not exist"):
         FixedMasks(tmp_path / "none.safetensors")
 

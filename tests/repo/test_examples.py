@@ -29,6 +29,7 @@ def test_every_example_is_run():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("extras")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name, tmp_path):
     arguments, ending = EXAMPLES[name]
@@ -73,6 +74,7 @@ def test_lines_of_the_tutorial_are_compared_as_they_should_be(shown, printed, sa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("extras")
 def test_the_tutorial_shows_what_its_script_prints(tmp_path):
     command = [sys.executable, "examples/tutorial.py", "--out", tmp_path]
     wide = {**os.environ, "COLUMNS": "200"}
@@ -92,6 +94,7 @@ def test_the_tutorial_shows_what_its_script_prints(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("extras")
 def test_the_demo_makes_what_it_names(tmp_path):
     subprocess.run(
         [sys.executable, "examples/demo.py", "--epochs", "4", "--out", tmp_path],

@@ -36,6 +36,7 @@ def test_every_notebook_is_run():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("extras")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_prints_what_it_shows(name, monkeypatch):
     monkeypatch.chdir(FOLDER)

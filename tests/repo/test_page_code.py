@@ -59,6 +59,7 @@ def run_session(code, names, page):
     assert not said, "".join(said)
 
 
+@pytest.mark.usefixtures("extras")
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=WARNS.get(page, ())) for page in pages_with("python", "pycon")]
 )
