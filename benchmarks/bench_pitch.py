@@ -244,7 +244,8 @@ def main() -> None:
             f"{HIGHEST:.0f} Hz with {NOISE[0]:.0f} to {NOISE[1]:.0f} dB of signal over noise; {FRAMES:,} other frames "
             f"to fine-tune. As published, not fine-tuned: {curves.entry(SHORT, RAW, 0.0)}. All convolutions and the "
             f"linear layer are pruned. Gradual: {methods.WINDOW}; Core ML Tools by the same steps. Channels: the "
-            "column is the share of coupled channels that was cut out of every layer but the last.",
+            "column is the share of coupled channels that was cut out of every layer but the last. In training the "
+            "first convolution is computed as a matrix product.",
             more="## Files and latency\n\nOf the first seed. Sizes are those of the whole file, beside the same file "
             "with every weight stored densely in the same precision; each file was read back and compared with the "
             "network. The last columns are milliseconds of a call in PyTorch on one thread, of this network and of the "
