@@ -23,6 +23,7 @@ __all__ = [
     "import_safetensors",
     "is_plain",
     "load_checkpoint",
+    "load_content",
     "load_tensors",
     "read_safetensors",
     "write_safetensors",
@@ -148,16 +149,25 @@ def write_safetensors(tensors: Mapping[str, Tensor], place: Path, metadata: Mapp
     place.chmod(mode)  # the package makes files that others cannot read
 
 
+def load_content(path: Path, *, skip_objects: bool = False) -> Any:
+    """What :func:`load_tensors` loads.
+
+    Raises:
+        CheckpointError: As there, and it names the path.
+    """
+    try:
+        return load_tensors(path, skip_objects=skip_objects)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}.") from error
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     """What ``torch.save`` wrote of a checkpoint or a state dict, and the state dict in it, which may be all of it.
 
     Raises:
         CheckpointError: It is neither, or stands for far more numbers than it holds.
     """
-    try:
-        content = load_tensors(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    content = load_content(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a state dict or a checkpoint, got {type(content).__name__}.")
     state = content["state_dict"] if isinstance(content.get("state_dict"), Mapping) else content
@@ -197,7 +207,10 @@ def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any]
         return []
     names = get_unsafe_globals_in_checkpoint(path)
     if len(names) > _MOST_CLASSES:
-        raise CheckpointError(f"it names {len(names):,} classes and functions")
+        raise CheckpointError(
+            f"it names {len(names):,} classes and functions, of which at most {_MOST_CLASSES} are passed over; save "
+            "the state_dict() alone"
+        )
     return [(type(name, (NotLoaded,), {}), name) for name in names]
 
 

@@ -199,13 +199,14 @@ def _check_features(
 
 def _read(file: Path) -> tuple[Recipe, dict[str, Tensor]]:
     """A recipe and its tensors, as data alone."""
+    metadata: Mapping[str, Any]
     try:
         if file.suffix == ".safetensors":
             metadata, tensors = read_safetensors(file)
         else:
             content = load_tensors(file)
             metadata = content if isinstance(content, dict) else {}
-            tensors = content["tensors"] if "tensors" in metadata else {}
+            tensors = metadata.get("tensors", {})
             check_claims(tensors.values(), file)
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no recipe of a slim network")

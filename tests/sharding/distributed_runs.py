@@ -29,7 +29,7 @@ class WorkerError(Exception):
 
 
 def launch(
-    function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 240.0, raises: bool = True
+    function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 90.0, raises: bool = True
 ) -> list:
     """Call ``function(*arguments)`` in ``world`` processes, and give what each returned, or its traceback as text.
 

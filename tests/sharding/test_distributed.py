@@ -171,7 +171,8 @@ def launcher_of_lightning(folder, strategy):
 
 @pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)])
 def test_processes_that_lightning_starts_end_with_the_same_masks(tmp_path, strategy):
-    ((weights, logged),) = launch(launcher_of_lightning, 1, tmp_path, strategy)
+    # a process that is spawned imports torch and Lightning itself, which takes long where much else is done
+    ((weights, logged),) = launch(launcher_of_lightning, 1, tmp_path, strategy, timeout=240)
     masks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     single = outcome(*fit(tmp_path))
     assert_same({"masks": masks[0]}, {"masks": masks[1]}, "masks")

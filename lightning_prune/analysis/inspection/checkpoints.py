@@ -17,7 +17,7 @@ from lightning_prune.basics import (
     home,
     import_safetensors,
     is_plain,
-    load_tensors,
+    load_content,
     read_safetensors,
 )
 from lightning_prune.errors import CheckpointError, first_names, shown
@@ -119,10 +119,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     path = existing(home(path))
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. Give a file, or a Core ML package that ends in .mlpackage.")
-    try:
-        return load_tensors(path, skip_objects=True)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}.") from error
+    return load_content(path, skip_objects=True)
 
 
 def existing(path: Path) -> Path:
